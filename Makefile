@@ -1,0 +1,32 @@
+# make demo   set up .venv, then run the embedded benchmark and print its table
+# make test   set up .venv, then lint, type-check and test everything
+# SERVE=0 leaves out the environment with vLLM's CPU build; the tests that need it then skip with that reason.
+
+PYTHON ?= python3
+SERVE ?= 1
+JOBS ?= 2
+BIN := .venv/bin
+
+.PHONY: demo test lint serve-env-cpu clean
+
+demo: .venv/.installed
+	$(BIN)/vipbench demo --out demo_out --jobs $(JOBS)
+
+test: lint $(if $(filter 1,$(SERVE)),serve-env-cpu)
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Written last, so that an interrupted installation is not taken for a whole one.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"vipbench needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ..." if v < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-serve demo_out

@@ -1,0 +1,318 @@
+"""open_clip models seen as an image tower and a text tower that accepts embeddings.
+
+All knowledge of open_clip's kinds of models is here: `CLIP` (ViT and ResNet image towers), `CustomTextCLIP` with
+open_clip's own text transformer, and `CustomTextCLIP` with a Hugging Face text tower (as BiomedCLIP has). Sizes: d is
+the joint embedding size, w the text tower's width; they differ in several models.
+"""
+
+import hashlib
+import json
+import logging
+import pickle
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+from harness.config import BackboneConfig
+from harness.errors import UserError
+from harness.files import digest_json, read_json
+from harness.prompts import PromptBatch
+
+log = logging.getLogger(__name__)
+
+UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
+TEXTS_PER_PASS = 256
+CONFIG_FILE = "open_clip_config.json"
+
+
+class TextTower(nn.Module):
+    """A frozen text tower that reads token embeddings.
+
+    Attributes:
+        width: w, the size of a token embedding.
+        context_length: the most tokens that a prompt may have, start and end included.
+        start, end: the special tokens around every text.
+        pad: the token that fills up short prompts.
+        pads_to_context_length: whether padding takes part in attention, so that it must be what the model saw.
+    """
+
+    width: int
+    context_length: int
+    pads_to_context_length = False
+
+    def __init__(self, tokenizer: Any, pad: int) -> None:
+        super().__init__()
+        self.tokenizer, self.pad = tokenizer, pad
+        # What surrounds a text: what "" and "a" have in common in front, and what "" has after that.
+        empty, letter = self._ids(""), self._ids("a")
+        shared = [left == right for left, right in zip(empty, letter, strict=False)]
+        self.start = empty[: shared.index(False) if False in shared else len(shared)]
+        self.end = empty[len(self.start) :]
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of a prompt are start and end tokens."""
+        return len(self.start) + len(self.end)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token numbers of a text, without start and end tokens, never truncated."""
+        ids = self._ids(text)
+        return ids[len(self.start) : len(ids) - len(self.end)]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings without positions: [P, L] int64 -> [P, L, w]."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Un-normalised text features of prompts given as token embeddings.
+
+        Args:
+            embeddings: [P, L, w] without positions; L may be shorter than the context length.
+            lengths: [P] int64, the tokens of each prompt; what comes after is padding.
+
+        Returns:
+            [P, d] features.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Tensor:
+        """Un-normalised features [P, d] (float32) of P texts; `names` describe them in the error for one that is too long."""
+        names = names or [f"text {text!r}" for text in texts]
+        features = []
+        for first in range(0, len(texts), TEXTS_PER_PASS):
+            part = slice(first, first + TEXTS_PER_PASS)
+            batch = PromptBatch(self, [self.tokenize(text) for text in texts[part]], names[part])
+            features.append(self(batch.embeddings, batch.lengths).float())
+        return torch.cat(features)
+
+    def _ids(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+
+class ClipTextTower(TextTower):
+    """The text side of open_clip's `CLIP`, or its `TextTransformer`, from embeddings on."""
+
+    def __init__(self, text: Any, pool_type: str, tokenizer: Any) -> None:
+        self.eot = getattr(tokenizer, "eot_token_id", None)
+        padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
+        super().__init__(tokenizer, padding)
+        if getattr(text, "cls_emb", None) is not None:
+            raise UserError(
+                "backbone: a text tower with an appended class embedding (CoCa) is not supported; use a CLIP"
+            )
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.attn_mask: Tensor | None
+        self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+        self.pool_type = pool_type
+        self.width = self.token_embedding.embedding_dim
+        self.context_length = self.positional_embedding.shape[0]
+        # A causal tower cannot see what comes after its end token. Elsewhere padding is part of the input.
+        self.pads_to_context_length = text.attn_mask is None or pool_type == "last"
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.token_embedding(tokens)
+
+    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        length = embeddings.shape[1]
+        x = embeddings + self.positional_embedding[:length]
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        x = self.ln_final(self.transformer(x, attn_mask=mask))
+        if self.pool_type == "first":
+            x = x[:, 0]
+        elif self.pool_type == "last":
+            x = x[:, -1]
+        else:  # "argmax" and "eos" both point at the end token
+            x = x[torch.arange(len(x), device=x.device), lengths - 1]
+        if self.text_projection is None:
+            return x
+        return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.tokenizer([text], context_length=UNTRUNCATED)[0].tolist()
+        if self.eot is not None:  # open_clip's own tokenizer pads with 0, which is also a token
+            return ids[: ids.index(self.eot) + 1]
+        return _without_padding(ids, self.pad)
+
+
+class HuggingFaceTextTower(TextTower):
+    """open_clip's `HFTextEncoder` (BERT and relatives): bidirectional, padding masked, its own pooling and projection."""
+
+    def __init__(self, text: HFTextEncoder, tokenizer: Any) -> None:
+        super().__init__(tokenizer, text.config.pad_token_id)
+        self.transformer, self.pooler, self.proj = text.transformer, text.pooler, text.proj
+        self.width = self.transformer.get_input_embeddings().embedding_dim
+        self.context_length = min(tokenizer.context_length, text.context_length or tokenizer.context_length)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.transformer.get_input_embeddings()(tokens)
+
+    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        mask = (torch.arange(embeddings.shape[1], device=lengths.device) < lengths[:, None]).long()
+        output = self.transformer(inputs_embeds=embeddings, attention_mask=mask)
+        return self.proj(self.pooler(output, mask))
+
+    def _ids(self, text: str) -> list[int]:
+        return _without_padding(self.tokenizer([text], context_length=UNTRUNCATED)[0].tolist(), self.pad)
+
+
+class Backbone(nn.Module):
+    """A frozen CLIP-like model.
+
+    Attributes:
+        image: the image tower, pixels [B, 3, H, W] -> un-normalised features [B, d].
+        text: the text tower.
+        logit_scale: float32 scalar tensor, already exponentiated.
+        dim: d. image_size: pixels per side. mean, std: of the three channels.
+        eval_transform: the model's own preprocessing, PIL image -> float32 [3, H, W].
+        digest: SHA-256 over architecture, preprocessing and every weight.
+    """
+
+    logit_scale: Tensor
+
+    def __init__(self, model: CLIP | CustomTextCLIP, tokenizer: Any, architecture: Any) -> None:
+        super().__init__()
+        self.digest = _digest(model, architecture)
+        self.image = model.visual
+        self.text = _text_tower(model, tokenizer)
+        self.register_buffer("logit_scale", model.logit_scale.detach().exp().float().reshape(()))
+        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
+        self.image_size, self.mean, self.std = size, tuple(preprocess.mean), tuple(preprocess.std)
+        self.eval_transform = image_transform_v2(preprocess, is_train=False)
+        self.requires_grad_(False)
+        self.eval()
+        with torch.no_grad():
+            self.dim = self.text.encode_texts(["a"]).shape[-1]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode: a frozen tower keeps its batch statistics and has no dropout."""
+        return super().train(False)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """L2-normalised image features: [B, 3, H, W] -> [B, d] float32."""
+        return F.normalize(self.image(pixels).float(), dim=-1)
+
+
+def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
+    """Build a backbone and load its weights.
+
+    `config.name` is an open_clip name ("ViT-B-16"; `pretrained` is a tag or a checkpoint file), an "hf-hub:" id, a folder
+    with open_clip_config.json and weights, or a model JSON of one's own (`pretrained` is its safetensors file). Without
+    `pretrained` a named or JSON model gets random weights, the same ones each time. Files are read as safetensors or with
+    torch's weights-only reader; nothing is unpickled.
+
+    Raises:
+        UserError: no such model, tag or file, or the file does not fit the model.
+    """
+    try:
+        model, tokenizer, architecture = _create(config)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        what = f"{config.name!r} (pretrained {config.pretrained!r})"
+        raise UserError(f"backbone {what} cannot be loaded: {reason[:400]}") from error
+    return Backbone(model, tokenizer, architecture).to(device)
+
+
+def backbone_digest(config: BackboneConfig) -> str:
+    """The digest of the backbone that a config names (loads it)."""
+    return load_backbone(config).digest
+
+
+def _create(config: BackboneConfig) -> tuple[Any, Any, Any]:
+    path, name, options = Path(config.name), config.name, {}
+    if name.startswith("hf-hub:"):
+        architecture: Any = name
+    elif path.is_dir():
+        name = f"local-dir:{path}"
+        architecture = read_json(path / CONFIG_FILE)
+        if config.pretrained:
+            raise UserError(f"backbone.pretrained: the folder {path} holds the weights; leave pretrained out")
+    elif path.suffix == ".json":
+        architecture = read_json(path)
+        options["force_preprocess_cfg"] = architecture.get("preprocess_cfg", {})
+        name = _register(path, architecture.get("model_cfg", architecture))
+    else:
+        architecture = open_clip.get_model_config(name.replace("/", "-"))
+        if architecture is None:
+            raise UserError(
+                f"backbone.name: {name!r} is no open_clip model, hf-hub: id, folder or model JSON; {_nearest(name)}"
+            )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model(
+            name, config.pretrained, pretrained_image=False, pretrained_text=False, weights_only=True, **options
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    if not name.startswith(("hf-hub:", "local-dir:")) and not config.pretrained:
+        log.warning("backbone %s: no pretrained weights named, so its weights are random", config.name)
+    if not isinstance(model, CLIP | CustomTextCLIP):
+        raise UserError(
+            f"backbone.name: {config.name!r} is a {type(model).__name__}; only CLIP and CustomTextCLIP are supported"
+        )
+    return model, tokenizer, architecture
+
+
+def _register(path: Path, model_config: dict[str, Any]) -> str:
+    """Make a model JSON of the user's known to open_clip, under a name of its own; paths in it are relative to it."""
+    text = model_config.get("text_cfg", {})
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if key in text and (path.parent / text[key]).exists():
+            text[key] = str((path.parent / text[key]).resolve())
+    name = f"{path.stem}-{digest_json(model_config)[:12]}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.json"
+        file.write_text(json.dumps(model_config))
+        open_clip.add_model_config(file)
+    return name
+
+
+def _text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
+    if isinstance(model, CLIP):
+        return ClipTextTower(model, model.text_pool_type, tokenizer)
+    if isinstance(model.text, TextTransformer):
+        return ClipTextTower(model.text, model.text.pool_type, tokenizer)
+    return HuggingFaceTextTower(model.text, tokenizer)
+
+
+def _digest(model: Any, architecture: Any) -> str:
+    settings = json.dumps([architecture, model.visual.preprocess_cfg], sort_keys=True, default=str)
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _without_padding(ids: list[int], pad: int) -> list[int]:
+    length = len(ids)
+    while length and ids[length - 1] == pad:
+        length -= 1
+    return ids[:length]
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists the names"

@@ -1,0 +1,85 @@
+"""The `vipbench` command; each verb is a few lines that call a module. Heavy packages are imported inside the verbs."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.data import cli as data_cli
+from harness.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")]
+
+
+app.command()(data_cli.prepare)
+app.command()(data_cli.inspect)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="run again although it is finished")] = False,
+) -> None:
+    """Run one config: train, test, write the run directory."""
+    from harness.config import Config
+    from harness.run import execute
+
+    execute(Config.load(config, overrides or []), force)
+
+
+@app.command("config")
+def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print a config resolved: every default filled in."""
+    from harness.config import Config
+
+    typer.echo(Config.load(config, overrides or []).to_yaml(), nl=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a finished run directory")],
+    data: Annotated[Path, typer.Option(help="a prepared dataset")],
+    split: Annotated[str, typer.Option(help="the split to score")] = "test",
+    symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Score a run's saved prompts on another dataset."""
+    from harness.transfer import evaluate_run
+
+    evaluate_run(run, data, split, symptoms, device)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print a user's error as one line and exit with status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def setup_logging(is_main: bool = True) -> None:
+    """Our own messages from rank 0, nobody's chatter."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    for name in ("harness", "baselines", "sweeps"):
+        logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
+
+
+def main() -> None:
+    """Entry point of the `vipbench` command."""
+    setup_logging()
+    with user_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

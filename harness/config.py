@@ -1,0 +1,279 @@
+"""Typed, validated configs: YAML and dotted overrides in, a resolved config and a run's identity out.
+
+`vipbench config CONFIG.yaml [key=value ...]` prints one resolved. Paths are relative to the current directory.
+"""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+)
+
+from harness.errors import UserError
+from harness.files import digest_json
+
+log = logging.getLogger(__name__)
+
+# Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
+RESULT_VERSION = 1
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+class DataConfig(Section):
+    """What is trained and tested on."""
+
+    path: Path  # a folder that `vipbench prepare` wrote
+    shots: NonNegativeInt | Literal["all"] = "all"  # training images per class; 0 for methods that do not train
+    split_seed: NonNegativeInt | None = None  # which images the few shots are; default: the run's seed
+
+
+class BackboneConfig(Section):
+    """Which frozen model; see `harness.backbone.load_backbone`."""
+
+    name: str = "ViT-B-16"
+    pretrained: str | None = None
+
+
+class MethodConfig(Section):
+    """What every method's own config has; a method adds its options in a subclass."""
+
+    name: str
+
+
+class TrainConfig(Section):
+    """The recipe. Each method's `recipe` states its paper's values; what stands here is Dassl's, which most share."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.002
+    batch_size: PositiveInt = 32  # over all processes together
+    epochs: PositiveInt = 50
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # SGD only
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup_epochs: NonNegativeInt = 1
+    warmup_lr: PositiveFloat = 1e-5
+    select: Literal["best", "last"] = "last"  # the epoch that is kept; "best" is by validation accuracy, first of ties
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
+    flip: bool = True
+    augmentation_seed: NonNegativeInt | None = None  # default: the run's seed
+
+
+class RunConfig(Section):
+    """Where and how it runs; nothing here changes a result."""
+
+    out: Path = Path("runs")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: NonNegativeInt = 2  # image loading processes per rank
+    eval_batch_size: PositiveInt = 64  # images per process
+    log_every: PositiveInt = 10  # steps
+
+
+class Config(Section):
+    """A resolved run: every default is filled in, so that the config alone says what was done."""
+
+    seed: NonNegativeInt = 1
+    precision: Precision = "fp32"
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    symptoms: Path | None = None
+    method: SerializeAsAny[MethodConfig]
+    train: TrainConfig | None  # None for methods that do not train
+    run: RunConfig = RunConfig()
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply `key.subkey=value` overrides, resolve.
+
+        Raises:
+            UserError: no such file, not YAML, unknown or misspelt key, wrong type or impossible value.
+        """
+        try:
+            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(mapping, dict):
+            raise UserError(
+                f"{path}: a config is a mapping of keys such as data, backbone, method; found {type(mapping).__name__}"
+            )
+        return cls.from_mapping(override(mapping, overrides))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Validate and resolve a plain mapping. Raises UserError as `load` does."""
+        from harness.method import method_class  # methods import torch; a config alone does not
+
+        given = {key: _longhand(key, value) for key, value in mapping.items()}
+        draft = _validate(_Draft, given)
+        method_type = method_class(draft.method.get("name"))
+        method = _validate(method_type.Config, draft.method, "method.")
+        values = {name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "run")}
+        values["method"] = method
+        if method_type.uses_symptoms(method):
+            if draft.symptoms is None:
+                raise UserError(f"symptoms: method {method.name!r} reads a symptom set; give symptoms: FILE.json")
+        else:
+            values["symptoms"] = None
+        if method_type.trains:
+            values |= _resolve_training(draft, method_type.recipe(method, draft.data.shots, draft.backbone.name))
+        else:
+            values |= _resolve_training_free(draft, method.name)
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON types, in the order of the fields."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def shots_label(self) -> str:
+        return "all" if self.data.shots == "all" else f"{self.data.shots}shot"
+
+
+class Digests(NamedTuple):
+    """SHA-256 of the content that a run reads."""
+
+    dataset: str
+    backbone: str
+    symptoms: str | None
+
+
+def run_name(config: Config, digests: Digests) -> str:
+    """The run's identity as a directory name: readable front, then 12 hex digits of everything that determines the result.
+
+    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does.
+    """
+    settings = config.model_dump(
+        mode="json", exclude={"run": True, "data": {"path"}, "backbone": True, "symptoms": True}
+    )
+    identity = digest_json({"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()})
+    return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"
+
+
+def override(mapping: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `key.subkey=value` (the value is YAML) to a nested mapping; returns a new one."""
+    result: dict[str, Any] = {key: _longhand(key, value) for key, value in mapping.items()}
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"override {assignment!r}: write key=value, such as data.shots=4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"override {assignment!r}: the value is not YAML: {' '.join(str(error).split())}"
+            ) from error
+        set_key(result, dotted, value)
+    return result
+
+
+def set_key(mapping: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key in a nested mapping in place; mappings on the way are copied, so that others' are not changed."""
+    *path, last = dotted.split(".")
+    for key in path:
+        inner = mapping.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise UserError(f"{dotted}: {key} is a value, not a section")
+        mapping[key] = dict(inner or {})
+        mapping = mapping[key]
+    mapping[last] = _longhand(dotted, value)
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """A hint for an error message: the nearest right word, or all of them."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(choices))}"
+
+
+class _Draft(Section):
+    """A config as written, before the method's defaults are known."""
+
+    seed: NonNegativeInt = 1
+    precision: Precision = "fp32"
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    symptoms: Path | None = None
+    method: dict[str, Any]
+    train: dict[str, Any] | None = None
+    run: RunConfig = RunConfig()
+
+
+def _resolve_training(draft: _Draft, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    if draft.data.shots == 0:
+        raise UserError(f"data.shots: method {draft.method['name']!r} trains and needs images; give a number or 'all'")
+    train = _validate(TrainConfig, {**recipe, **(draft.train or {})}, "train.")
+    low, high = train.crop_scale
+    if not low <= high <= 1:
+        raise UserError(f"train.crop_scale: [{low}, {high}] is no range within (0, 1]; the papers use [0.08, 1.0]")
+    if train.augmentation_seed is None:
+        train = train.model_copy(update={"augmentation_seed": draft.seed})
+    split_seed = draft.seed if draft.data.split_seed is None else draft.data.split_seed
+    return {"train": train, "data": draft.data.model_copy(update={"split_seed": split_seed})}
+
+
+def _resolve_training_free(draft: _Draft, name: str) -> dict[str, Any]:
+    if draft.train:
+        log.warning("train: ignored, method %r does not train", name)
+    # Seeds and shots do not change what such a method computes; pinning them lets equal runs be one run.
+    return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
+
+
+def _longhand(key: str, value: Any) -> Any:
+    return {"name": value} if key in ("method", "backbone") and isinstance(value, str) else value
+
+
+def _validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first, *more = error.errors()
+        key = prefix + ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained"))
+        )
+        text = f"config: {key}: {_explain(model, first)}"
+        raise UserError(text + (f" (and {len(more)} more)" if _distinct(error) > 1 else "")) from error
+
+
+def _distinct(error: ValidationError) -> int:
+    return len({detail["loc"][:2] for detail in error.errors()})
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    if detail["type"] == "extra_forbidden":
+        for part in detail["loc"][:-1]:
+            model = _section(model, str(part))
+        return f"unknown key; {nearest(str(detail['loc'][-1]), list(model.model_fields))}"
+    if detail["type"] == "missing":
+        return "is missing"
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{message}; found {detail['input']!r}"
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
+    annotation = model.model_fields[name].annotation
+    candidates = [annotation, *get_args(annotation)]
+    return next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))

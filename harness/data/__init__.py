@@ -1,0 +1,1 @@
+"""Images in: sources -> shards and index -> reader."""

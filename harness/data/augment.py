@@ -1,0 +1,73 @@
+"""Training views: random resized crop and flip whose randomness is keyed by (augmentation seed, epoch, sample id)."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.data.keyed import keyed_generator
+
+RATIO = (3 / 4, 4 / 3)  # width to height
+TRIES = 10
+
+
+class TrainTransform:
+    """Random resized crop (bicubic), horizontal flip, normalisation; the same view whoever computes it, and when.
+
+    Args:
+        size: pixels of a side of the view.
+        mean, std: of each channel, for pixels in 0..1.
+        seed: the augmentation seed.
+        epoch: which view of a sample.
+        scale: smallest and largest part of the image's area that a crop covers.
+        flip: mirror half of the views.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        epoch: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+    ) -> None:
+        self.size, self.seed, self.epoch, self.scale, self.flip = size, seed, epoch, scale, flip
+        # (pixel / 255 - mean) / std as one product and one sum
+        self.gain = np.array([1 / (255 * s) for s in std], dtype=np.float32).reshape(3, 1, 1)
+        self.bias = np.array([-m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32).reshape(3, 1, 1)
+
+    def __call__(self, image: Image.Image, key: str) -> Tensor:
+        """View of an RGB image: float32 [3, size, size]."""
+        random = keyed_generator("augment", self.seed, self.epoch, key)
+        box = random_crop(random, *image.size, self.scale)
+        view = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        if self.flip and random.random() < 0.5:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = np.empty((3, self.size, self.size), dtype=np.float32)
+        np.multiply(np.asarray(view).transpose(2, 0, 1), self.gain, out=pixels)
+        pixels += self.bias
+        return torch.from_numpy(pixels)
+
+
+def random_crop(
+    random: np.random.Generator, width: int, height: int, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a crop, by the rule of torchvision's RandomResizedCrop.get_params."""
+    for _ in range(TRIES):
+        area = width * height * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(random.integers(width - crop_width + 1))
+            top = int(random.integers(height - crop_height + 1))
+            return left, top, left + crop_width, top + crop_height
+    # No try fitted: the largest crop from the centre whose ratio is allowed.
+    crop_width = min(width, round(height * RATIO[1]))
+    crop_height = min(height, round(width / RATIO[0]))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height

@@ -1,0 +1,106 @@
+"""The data verbs: `vipbench prepare SOURCE --format folder --out DIR` and `vipbench inspect DIR`."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.data.shards import DatasetInfo
+
+
+class Format(StrEnum):
+    """How a source names its images and labels."""
+
+    folder = "folder"
+    csv = "csv"
+    coop_split = "coop-split"
+
+
+class OnError(StrEnum):
+    """What to do with an image that cannot be used."""
+
+    stop = "raise"
+    skip = "skip"
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(help="a folder, a CSV or Parquet manifest, or a CoOp-style split JSON")],
+    out: Annotated[Path, typer.Option(help="the dataset's folder, which this makes")],
+    format: Annotated[Format, typer.Option(help="what SOURCE is")] = Format.folder,
+    image_root: Annotated[Path | None, typer.Option(help="where paths in SOURCE start; default: its folder")] = None,
+    name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
+    modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="class names in order: A,B,C; default: sorted, or by label")
+    ] = None,
+    val_fraction: Annotated[float, typer.Option(help="part of train for a missing val split; 0: none")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="part of train for a missing test split; 0: none")] = 0.2,
+    seed: Annotated[int, typer.Option(help="of the splits that are made")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="about this many MiB of images per shard")] = 256,
+    on_error: Annotated[OnError, typer.Option(help="what to do with an image that cannot be used")] = OnError.stop,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the dataset at --out")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes that decode; default: one per core")] = None,
+) -> None:
+    """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
+    from harness.data import sources
+    from harness.data.shards import write_dataset
+    from harness.data.splits import HoldOut
+    from harness.errors import UserError
+
+    hold_out = HoldOut(val_fraction, test_fraction, seed)
+    order = [part.strip() for part in classes.split(",")] if classes else None
+    if format is Format.folder:
+        if image_root:
+            raise UserError("--image-root: a folder source has its images inside; leave the option out")
+        listed = sources.read_folder(source, order)
+    else:
+        read = sources.read_manifest if format is Format.csv else sources.read_coop_split
+        listed = read(source, image_root, order)
+    info = write_dataset(
+        listed,
+        out,
+        name=name or out.resolve().name,
+        modality=modality,
+        shard_bytes=shard_size * 2**20,
+        on_error="skip" if on_error is OnError.skip else "raise",
+        overwrite=overwrite,
+        hold_out=hold_out,
+        workers=workers or _cores(),
+    )
+    _show(info, out)
+
+
+def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder that `prepare` wrote")]) -> None:
+    """Print a dataset's counts, and verify the checksums of its shards and images."""
+    from harness.data.shards import DatasetInfo, verify
+
+    _show(DatasetInfo.load(folder), folder)
+    verify(folder)
+    typer.echo("all checksums are right")
+
+
+def _cores() -> int:
+    """How many cores this process may use; not all of the machine's under Slurm or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _show(info: "DatasetInfo", folder: Path) -> None:
+    """Print counts per split and class, and what was decided."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("label", "class", *info.splits, title=f"{info.name} ({info.modality or 'modality not given'})")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for label, name in enumerate(info.classes):
+        table.add_row(str(label), name, *(str(split.counts[name]) for split in info.splits.values()))
+    table.add_section()
+    table.add_row("", "all", *(str(sum(split.counts.values())) for split in info.splits.values()))
+    Console(markup=False, highlight=False).print(table)
+    for note in info.notes:
+        typer.echo(f"note: {note}")
+    shards = sum(len(split.shards) for split in info.splits.values())
+    typer.echo(f"{folder}: {shards} shards, digest {info.digest}")

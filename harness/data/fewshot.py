@@ -1,0 +1,24 @@
+"""Few-shot draws: k images per class, keyed by (seed, class), so that a larger draw holds every smaller one."""
+
+import numpy as np
+
+from harness.data.keyed import keyed_generator
+from harness.data.reader import Samples
+from harness.errors import UserError
+
+
+def draw(samples: Samples, classes: list[str], k: int, seed: int, fewer: bool = False) -> Samples:
+    """Draw k samples of each class, in key order; with `fewer`, all of a class that has fewer.
+
+    Raises:
+        UserError: a class has fewer than k, and `fewer` is false.
+    """
+    by_key = np.argsort(samples.keys)
+    chosen = []
+    for label, name in enumerate(classes):
+        members = by_key[samples.labels[by_key] == label]
+        if len(members) < k and not fewer:
+            raise UserError(f"class {name!r} has {len(members)} images, fewer than the {k} shots asked for")
+        chosen.append(keyed_generator("few-shot", seed, name).permutation(members)[:k])
+    positions = np.concatenate(chosen)
+    return samples.select(positions[np.argsort(samples.keys[positions])])

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to see."""
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message is one line: what is wrong, where, and what would be right.
+
+    The command line prints it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,104 @@
+"""What the equations do not say: memory, caching, class order, what fits, what is refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.backbone import Backbone
+from harness.errors import UserError
+from harness.method import Method, Task, method_class, method_names
+from harness.prompts import PromptBatch
+
+CLASSES = ["melanoma", "nevus"]
+TASK = Task(CLASSES, [["jagged border"], ["round", "small"]])
+
+
+def build(backbone: Backbone, name: str, task: Task = TASK, **options: object) -> Method:
+    torch.manual_seed(0)
+    cls = method_class(name)
+    return cls(cls.Config(name=name, **options), task, backbone)
+
+
+@contextmanager
+def count_saved() -> Iterator[dict[int, int]]:
+    """Bytes that autograd keeps for the backward pass, by storage."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def test_cocoop_keeps_no_activations_of_its_prompts(vit_backbone: Backbone) -> None:
+    """A batch of 32 with 100 classes is 3200 prompts; what is kept for the backward pass is far less than their activations."""
+    task = Task([f"finding number {index}" for index in range(100)])
+    method = build(vit_backbone, "cocoop", task, chunk_size=64)
+    inputs = F.normalize(torch.randn(32, vit_backbone.dim), dim=-1)
+    weights = sum(parameter.numel() * 4 for parameter in vit_backbone.parameters())
+    with count_saved() as kept:
+        loss = method.loss(inputs, torch.zeros(32, dtype=torch.long)).sum()
+    held = sum(kept.values())
+    assert isinstance(method.prompts, PromptBatch)
+    embeddings = method.prompts.embeddings.requires_grad_()
+    with count_saved() as direct:
+        vit_backbone.text(embeddings, method.prompts.lengths)  # 100 of the 3200 prompts, plainly
+    embeddings.requires_grad_(False)
+    assert held < 0.5 * (sum(direct.values()) * 32), "nothing would have been saved"
+    assert held - weights < 32 * 100 * vit_backbone.dim * 4 * 8 + 10_000_000
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in method.trainable().values())
+
+
+def test_class_features_are_computed_once_in_evaluation(vit_backbone: Backbone) -> None:
+    method, inputs = build(vit_backbone, "vip"), torch.randn(3, vit_backbone.dim)
+    method.eval()
+    first = method(inputs)
+    with torch.no_grad():
+        method.trainable()["context"].add_(1.0)
+    assert torch.equal(method(inputs), first), "nothing is computed again within evaluation"
+    method.eval()
+    assert not torch.equal(method(inputs), first), "what was learned since is seen at the next call of eval"
+
+
+def test_symptom_order_of_classes_is_the_datasets(vit_backbone: Backbone) -> None:
+    inputs = F.normalize(torch.randn(5, vit_backbone.dim), dim=-1)
+    forth = build(vit_backbone, "zero_shot", text="symptoms").eval()(inputs)
+    assert TASK.symptoms is not None
+    back = Task(CLASSES[::-1], TASK.symptoms[::-1])
+    assert torch.allclose(
+        build(vit_backbone, "zero_shot", back, text="symptoms").eval()(inputs).flip(1), forth, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "vip", "zero_shot"])
+def test_a_text_that_is_too_long_is_named(vit_backbone: Backbone, name: str) -> None:
+    long = "very " * 90
+    task = Task(["nevus", long], [["round"], [long]])
+    options = {"text": "symptoms"} if name == "zero_shot" else {}
+    with pytest.raises(UserError, match=r"class .*very .* takes 77; shorten it"):
+        build(vit_backbone, name, task, **options)
+
+
+def test_all_methods_are_found_by_name() -> None:
+    assert {"zero_shot", "coop", "cocoop", "vip"} <= set(method_names())
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "vip"])
+def test_only_prompts_are_trainable(vit_backbone: Backbone, name: str) -> None:
+    method = build(vit_backbone, name)
+    assert not any(key.startswith("backbone") for key in method.trainable())
+    assert sum(value.numel() for value in method.trainable().values()) < 20_000
+
+
+def test_names_with_underscores_read_as_words(vit_backbone: Backbone) -> None:
+    spaced, under = (build(vit_backbone, "coop", Task([name, "nevus"])) for name in ("basal cell", "basal_cell"))
+    assert isinstance(spaced.prompts, PromptBatch) and isinstance(under.prompts, PromptBatch)
+    assert torch.equal(spaced.prompts.embeddings, under.prompts.embeddings)

@@ -1,0 +1,192 @@
+"""Listing images and labels: three formats, and one clear line for what is wrong in each."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.data.sources import Record, Source, read_coop_split, read_folder, read_manifest, sample_key
+from harness.errors import UserError
+from tests.data.drawn_images import image_folder, save
+
+
+def listed(source: Source) -> set[tuple[str, str, str | None]]:
+    return {(record.key, source.classes[record.label], record.split) for record in source.records}
+
+
+def test_folder_with_splits_and_nested_folders(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train/nev": 1, "train/mel/clinic a": 1, "validation/nev": 1, "test/mel": 1})
+    source = read_folder(tmp_path)
+    assert source.classes == ["mel", "nev"]
+    assert listed(source) == {
+        ("train/nev/000", "nev", "train"),
+        ("train/mel/clinic a/000", "mel", "train"),
+        ("validation/nev/000", "nev", "val"),
+        ("test/mel/000", "mel", "test"),
+    }
+
+
+def test_folder_without_splits_and_classes_in_a_given_order(tmp_path: Path) -> None:
+    source = read_folder(image_folder(tmp_path, {"mel": 1, "nev": 2}), ["nev", "mel"])
+    assert [record.split for record in source.records] == [None] * 3
+    assert listed(source) == {("mel/000", "mel", None), ("nev/000", "nev", None), ("nev/001", "nev", None)}
+    assert {source.classes[record.label] for record in source.records if record.label == 0} == {"nev"}
+
+
+def test_hidden_files_and_others_are_ignored_and_counted(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"mel": 1, "nev": 1, "nev/.cache": 1, ".git/mel": 1})
+    (tmp_path / "mel" / ".DS_Store").touch()
+    (tmp_path / "mel" / "notes.txt").touch()
+    (tmp_path / "README.txt").touch()
+    source = read_folder(tmp_path)
+    assert len(source.records) == 2
+    assert source.notes == ["2 hidden files or files that are no images were ignored"]
+
+
+def test_folder_of_an_unknown_class_is_named_with_the_nearest(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"melanoma": 1, "nevos": 1})
+    with pytest.raises(UserError, match=r"nevos/000.jpg: 'nevos' is no class; did you mean 'nevus'"):
+        read_folder(tmp_path, ["melanoma", "nevus"])
+
+
+def test_zero_images(tmp_path: Path) -> None:
+    (tmp_path / "mel").mkdir()
+    with pytest.raises(UserError, match="no images found"):
+        read_folder(tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_folders_that_cannot_be_understood(tmp_path: Path) -> None:
+    image_folder(tmp_path / "mixed", {"train/mel": 1, "nev": 1})
+    with pytest.raises(UserError, match=r"splits and also \['nev'\]"):
+        read_folder(tmp_path / "mixed")
+    image_folder(tmp_path / "twice", {"val/mel": 1, "valid/mel": 1})
+    with pytest.raises(UserError, match="one split twice"):
+        read_folder(tmp_path / "twice")
+    image_folder(tmp_path / "inside", {"mel/train": 1, "mel/test": 1})
+    with pytest.raises(UserError, match="a split inside mel/"):
+        read_folder(tmp_path / "inside")
+    image_folder(tmp_path / "loose", {"mel": 1})
+    save(tmp_path / "loose" / "x.png")
+    with pytest.raises(UserError, match=r"x\.png: an image outside the class folders"):
+        read_folder(tmp_path / "loose")
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.b.jpg", "a_b.jpg")])
+def test_duplicate_names_are_both_named(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        save(tmp_path / "mel" / name)
+    with pytest.raises(UserError) as caught:
+        read_folder(tmp_path)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_classes_given_twice_or_empty(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"mel": 1})
+    for classes in (["mel", "mel"], ["mel", " "]):
+        with pytest.raises(UserError, match="distinct"):
+            read_folder(tmp_path, classes)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_manifest(tmp_path: Path, suffix: str) -> None:
+    table = pd.DataFrame(
+        {
+            "path": ["x/a.v1.jpg", "b.jpg", "c.jpg"],
+            "label": ["nev", "mel", "mel"],
+            "split": ["train", "Valid", "test"],
+            "patient": [12, None, 7],
+            "age": [1, 2, 3],
+        }
+    ).astype({"patient": "Int64"})
+    file = tmp_path / f"all{suffix}"
+    table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
+    source = read_manifest(file, tmp_path / "images")
+    assert source.classes == ["mel", "nev"]
+    assert source.records == [
+        Record("x/a_v1", tmp_path / "images/x/a.v1.jpg", 1, "train", "12"),
+        Record("b", tmp_path / "images/b.jpg", 0, "val", None),
+        Record("c", tmp_path / "images/c.jpg", 0, "test", "7"),
+    ]
+    assert read_manifest(file).records[1].path == tmp_path / "b.jpg"
+
+
+MANIFEST_ERRORS = {
+    "no label column": ("path,class\na.jpg,mel\n", "no column 'label'"),
+    "unknown split": ("path,label,split\na.jpg,mel,holdout\n", "row 2: 'holdout' is no split"),
+    "some without split": ("path,label,split\na.jpg,mel,train\nb.jpg,mel,\n", "row 3: no split"),
+    "empty label": ("path,label\na.jpg,mel\nb.jpg,\n", "row 3: the label is empty"),
+    "empty path": ("path,label\n,mel\n", "row 2: the path is empty"),
+    "outside": ("path,label\n../a.jpg,mel\n", "row 2: '../a.jpg' must be a path relative to the image root"),
+    "absolute": ("path,label\n/a.jpg,mel\n", "relative to the image root"),
+    "listed twice": ("path,label,split\na.jpg,mel,train\na.jpg,mel,test\n", "'a'.*listed once"),
+    "no rows": ("path,label\n", "no images"),
+    "nothing": ("", "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MANIFEST_ERRORS.values(), ids=MANIFEST_ERRORS.keys())
+def test_manifest_errors(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path / "all.csv")
+
+
+def test_manifest_label_that_is_no_class_and_broken_parquet(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,label\na.jpg,mel\nb.jpg,nvus\n")
+    with pytest.raises(UserError, match=r"all\.csv, row 3: 'nvus' is no class; did you mean 'nevus'"):
+        read_manifest(tmp_path / "all.csv", classes=["mel", "nevus"])
+    (tmp_path / "all.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        read_manifest(tmp_path / "all.parquet")
+
+
+def write_split(tmp_path: Path, **splits: object) -> Path:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(splits))
+    return file
+
+
+def test_coop_split(tmp_path: Path) -> None:
+    file = write_split(
+        tmp_path, train=[["b/1.jpg", 1, "nev"], ["a/1.jpg", 0, "zos"]], val=[], test=[["b/2.jpg", 1, "nev"]]
+    )
+    source = read_coop_split(file, tmp_path / "images")
+    assert source.classes == ["zos", "nev"]  # by label, not by name
+    assert source.records[0] == Record("b/1", tmp_path / "images/b/1.jpg", 1, "train")
+    assert listed(source) == {("b/1", "nev", "train"), ("a/1", "zos", "train"), ("b/2", "nev", "test")}
+    assert [record.label for record in read_coop_split(file, classes=["nev", "zos"]).records] == [0, 1, 0]
+
+
+COOP_ERRORS = {
+    "two names": ([["1.jpg", 0, "a"], ["2.jpg", 0, "b"]], "entry 1: label 0 is 'b' here and 'a' elsewhere"),
+    "one name twice": ([["1.jpg", 0, "a"], ["2.jpg", 1, "a"]], "distinct"),
+    "gap": ([["1.jpg", 0, "a"], ["2.jpg", 2, "b"]], r"labels are \[0, 2\]"),
+    "negative": ([["1.jpg", -1, "a"], ["2.jpg", 0, "b"]], r"labels are \[-1, 0\]"),
+    "short entry": ([["1.jpg", 0]], "not a CoOp split: train / 0"),
+    "label is no number": ([["1.jpg", "x", "a"]], "train / 0 / 1"),
+}
+
+
+@pytest.mark.parametrize(("entries", "message"), COOP_ERRORS.values(), ids=COOP_ERRORS.keys())
+def test_coop_split_errors(tmp_path: Path, entries: list[list[object]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_coop_split(write_split(tmp_path, train=entries))
+
+
+def test_coop_split_that_is_no_split(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a CoOp split"):
+        read_coop_split(write_split(tmp_path, training=[]))
+    with pytest.raises(UserError, match="no such file"):
+        read_coop_split(tmp_path / "none.json")
+    with pytest.raises(UserError, match="'b' is no class"):
+        read_coop_split(write_split(tmp_path, train=[["1.jpg", 0, "b"]]), classes=["aaaa"])
+
+
+def test_sample_key() -> None:
+    assert sample_key("./a.b/c.d.jpg", "here") == "a_b/c_d"
+    with pytest.raises(UserError, match=r"here: .* is not valid UTF-8"):
+        sample_key(os.fsdecode(b"caf\xe9.jpg"), "here")

@@ -1,0 +1,57 @@
+"""On a CUDA device: the same numbers as on a CPU, half precision, and CoCoOp's memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.backbone import load_backbone
+from harness.config import BackboneConfig, Config, override
+from harness.method import Task, method_class
+from harness.results import read_runs
+from harness.run import execute
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and none is visible here"),
+]
+
+
+def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
+    return execute(Config.from_mapping(override(base, [f"run.out={out}", *overrides])))
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vip"])
+def test_a_gpu_gives_the_numbers_of_a_cpu(base_config: dict[str, Any], tmp_path: Path, method: str) -> None:
+    logits = []
+    for device in ("cpu", "cuda"):
+        path = run(base_config, tmp_path / device, f"method={method}", f"run.device={device}")
+        logits.append(np.stack(pd.read_parquet(path / "predictions.parquet")["logits"].to_list()))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
+def test_half_precision_trains(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
+    run(base_config, tmp_path, f"method={method}", f"precision={precision}", "run.device=cuda", "train.epochs=6")
+    row = read_runs(tmp_path).iloc[0]
+    assert row["metrics.samples"] == 21
+    assert np.isfinite(row["metrics.ece"])
+
+
+def test_cocoop_with_batch_32_and_100_classes_fits() -> None:
+    backbone = load_backbone(BackboneConfig(name="ViT-B-16"), "cuda")
+    cls = method_class("cocoop")
+    method = cls(cls.Config(name="cocoop"), Task([f"finding number {index}" for index in range(100)]), backbone).cuda()
+    inputs = F.normalize(torch.randn(32, backbone.dim, device="cuda"), dim=-1)
+    torch.cuda.reset_peak_memory_stats()
+    with torch.autocast("cuda", torch.float16):
+        loss = method.loss(inputs, torch.zeros(32, dtype=torch.long, device="cuda")).mean()
+    loss.backward()
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    print(f"CoCoOp, ViT-B-16, fp16, batch 32, 100 classes: peak {peak:.2f} GiB on {torch.cuda.get_device_name()}")
+    assert peak < 8

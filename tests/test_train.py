@@ -1,0 +1,177 @@
+"""The schedule, the order of samples, and the loop itself on a method small enough to follow."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.config import TrainConfig
+from harness.errors import UserError
+from harness.features import Batch, global_batches
+from harness.topology import Topology, announced_launcher, announced_world
+from harness.train import fit, learning_rate, make_optimizer, restore
+
+
+def test_learning_rate_is_dassls_constant_warm_up_and_cosine() -> None:
+    """Against torch's own scheduler, stepped as Dassl does: constant in epoch 1, then the cosine from its start."""
+    train = TrainConfig(lr=0.002, epochs=10)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.002)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    expected = [1e-5]
+    for _ in range(9):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    assert [learning_rate(epoch, train) for epoch in range(1, 11)] == pytest.approx(expected, rel=1e-9)
+    assert learning_rate(10, train) == pytest.approx(0.001 * (1 + math.cos(math.pi * 8 / 10)))
+
+
+def test_global_batches_are_keyed_and_drop_a_short_rest() -> None:
+    batches = global_batches(10, 4, seed=1, epoch=3)
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert len({*np.concatenate(batches).tolist()}) == 8
+    again, other = global_batches(10, 4, 1, 3), global_batches(10, 4, 1, 4)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not np.array_equal(batches[0], other[0])
+    assert [len(batch) for batch in global_batches(3, 32, 1, 1)] == [3], "fewer than a batch: all of them"
+    assert [len(batch) for batch in global_batches(8, 4, 1, 1)] == [4, 4]
+
+
+class Line(nn.Module):
+    """The smallest "method": one weight; the loss of a sample is (w x - y)^2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+        self.frozen = nn.Parameter(torch.tensor(5.0), requires_grad=False)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"weight": self.weight}
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return (self.weight * inputs - labels) ** 2
+
+
+class Views:
+    steps_per_epoch = 2
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        for _ in range(2):
+            yield Batch(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), torch.tensor([0.5, 0.5]))
+
+
+class Validation:
+    """Stands for a validation set whose accuracies are given; notes the weight that it was asked about."""
+
+    def __init__(self, accuracies: list[float]) -> None:
+        self.accuracies = accuracies
+        self.weights: list[float] = []
+
+    def predict(self, method: Any) -> "Validation":
+        self.weights.append(method.weight.item())
+        return self
+
+    def accuracy(self) -> float:
+        return self.accuracies[len(self.weights) - 1]
+
+
+@pytest.fixture
+def topology(monkeypatch: pytest.MonkeyPatch) -> Iterator[Topology]:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    topology = Topology("cpu", "fp32")
+    yield topology
+    topology.close()
+
+
+def run(topology: Topology, validation: Any = None, **recipe: Any) -> tuple[Line, Any, list[dict[str, Any]]]:
+    line = Line()
+    rows: list[dict[str, Any]] = []
+    train = TrainConfig(**{"lr": 0.02, "epochs": 4, "warmup_lr": 0.01, **recipe})
+    kept = fit(line, Views(), validation, train, topology, rows.append, log_every=1)  # type: ignore[arg-type]
+    return line, kept, rows
+
+
+def test_the_loop_is_sgd_with_the_schedule(topology: Topology) -> None:
+    line, kept, rows = run(topology, momentum=0.5, weight_decay=0.1)
+    weight, velocity = 0.0, 0.0
+    for epoch in range(1, 5):
+        rate = learning_rate(epoch, TrainConfig(lr=0.02, epochs=4, warmup_lr=0.01))
+        for _ in range(2):
+            gradient = sum(0.5 * 2 * (weight * x - y) * x for x, y in ((1, 3), (2, 6))) + 0.1 * weight
+            velocity = 0.5 * velocity + gradient
+            weight -= rate * velocity
+    assert line.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert line.frozen.item() == 5.0
+    assert kept.epoch == 4
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[0]["loss"] == pytest.approx((9 + 36) / 2)
+    assert rows[0]["lr"] == 0.01
+
+
+def test_best_keeps_the_first_of_the_best_epochs(topology: Topology) -> None:
+    validation = Validation([0.1, 0.7, 0.7, 0.2])
+    line, kept, rows = run(topology, validation, select="best")
+    assert (kept.epoch, kept.validation_accuracy) == (2, 0.7)
+    assert line.weight.item() == validation.weights[1] != validation.weights[3]
+    assert [row["validation_accuracy"] for row in rows if "validation_accuracy" in row] == [0.1, 0.7, 0.7, 0.2]
+
+
+def test_last_ignores_validation(topology: Topology) -> None:
+    line, kept, _ = run(topology, None, select="last")
+    assert kept.validation_accuracy is None
+    assert line.weight.item() != 0
+
+
+def test_best_without_validation_is_refused(topology: Topology) -> None:
+    with pytest.raises(UserError, match="never used to select"):
+        run(topology, None, select="best")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(topology: Topology) -> None:
+    with pytest.raises(UserError, match=r"the loss is (inf|nan) at epoch \d+, step \d+; try a lower train\.lr"):
+        run(topology, lr=1e30, warmup_lr=1e30)
+
+
+def test_adamw_gets_the_recipe() -> None:
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], TrainConfig(optimizer="adamw", lr=0.1, weight_decay=0.3))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.1, 0.3)
+
+
+def test_restoring_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="they must agree"):
+        restore(Line(), {"weight": torch.zeros(3)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "world"),
+    [
+        ({}, "python", 1),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, "torchrun", 4),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2"}, "accelerate", 2),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate", 1),
+    ],
+)
+def test_launchers_are_told_by_their_variables(environment: dict[str, str], launcher: str, world: int) -> None:
+    assert (announced_launcher(environment), announced_world(environment)) == (launcher, world)
+
+
+def test_a_world_that_is_not_the_announced_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="started one; use torchrun"):
+        announced_world({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"})
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but no launcher: nobody else is there
+    with pytest.raises(UserError, match="python announced 2 processes, but 1 found each other"):
+        Topology("cpu", "fp32")
+
+
+def test_what_the_device_cannot_do_is_refused() -> None:
+    with pytest.raises(UserError, match="fp16 trains on a GPU only"):
+        Topology("cpu", "fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            Topology("cuda", "fp32")
