@@ -11,6 +11,8 @@ import typer
 
 from harness.data import cli as data_cli
 from harness.errors import UserError
+from harness.report import cli as report_cli
+from sweeps import cli as sweep_cli
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -20,6 +22,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 app.command()(data_cli.prepare)
 app.command()(data_cli.inspect)
+app.command()(report_cli.table)
+app.add_typer(sweep_cli.app, name="sweep")
 
 
 @app.command()

@@ -76,7 +76,7 @@ def new_run(final: Path) -> Iterator[RunDirectory]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(final.parent / f".{final.name}.lock").acquire(blocking=False)
+        lock = _lock(final).acquire(blocking=False)
     except Timeout as error:
         raise UserError(f"{final}: another process is working on this run; wait for it, or stop it first") from error
     partial = final.with_name(final.name + PARTIAL)
@@ -96,6 +96,21 @@ def new_run(final: Path) -> Iterator[RunDirectory]:
 def is_finished(path: Path) -> bool:
     """Whether a run directory is whole."""
     return not path.name.endswith(PARTIAL) and (path / METRICS).is_file()
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process on this machine is working on a run."""
+    if not path.with_name(path.name + PARTIAL).is_dir():
+        return False
+    try:
+        with _lock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def _lock(run: Path) -> FileLock:
+    return FileLock(run.parent / f".{run.name}.lock")
 
 
 def read_prompts(run: Path) -> "dict[str, Tensor]":

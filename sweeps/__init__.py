@@ -1,1 +1,1 @@
-"""Grids of runs and what runs them."""
+"""Grids of runs, and the runner that works through them."""

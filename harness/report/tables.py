@@ -1,0 +1,206 @@
+"""From runs to a comparison table: mean and sample standard deviation over seeds, as Markdown, CSV or LaTeX.
+
+vipbench table DIR --rows method --columns shots --metric accuracy --format md
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.config import nearest
+from harness.errors import UserError
+from harness.files import read_json
+from harness.results import read_runs
+
+METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
+NOT_RESULTS = ("data.path", "symptoms", "run")  # where things lie
+SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
+LOWER_IS_BETTER = ("ece",)
+NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in their seeds alone: mean and sample standard deviation (None for one run) of a metric."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by (row, column); both are tuples of values, and a column starts with its metric."""
+
+    row_names: list[str]
+    rows: list[tuple[Any, ...]]
+    columns: list[tuple[Any, ...]]
+    cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], Cell]
+
+    def is_best(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> bool:
+        """Whether a cell has the best mean of its column."""
+        means = [self.cells[other, column].mean for other in self.rows if (other, column) in self.cells]
+        best = min(means) if column[0] in LOWER_IS_BETTER else max(means)
+        return self.cells[row, column].mean == best
+
+
+def load_runs(directory: Path) -> pd.DataFrame:
+    """The runs of a sweep in the order of its plan, or of a plain directory of run directories.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    plan = directory / "sweep.json"
+    runs = read_runs(directory / "runs" if plan.is_file() else directory)
+    if runs.empty:
+        raise UserError(f"{directory}: no finished run here")
+    if plan.is_file():
+        order = {name: place for place, name in enumerate(read_json(plan)["runs"])}
+        runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
+    return runs.reset_index(drop=True)
+
+
+def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str]) -> Table:
+    """Group runs into cells.
+
+    Args:
+        rows, columns: names of config values, short ("shots") or whole ("data.shots"); "method" is the method with the
+            options in which its runs differ.
+
+    Raises:
+        UserError: an unknown name, or a cell would mix runs that differ in more than their seeds.
+    """
+    runs = runs.assign(**{METHOD: _method_labels(runs)})
+    row_names, column_names = ([_resolve(name, runs) for name in names] for names in (rows, columns))
+    for metric in metrics:
+        known = [name.removeprefix("metrics.") for name in runs.columns if name.startswith("metrics.")]
+        if metric not in known:
+            raise UserError(f"--metric: there is no metric {metric!r}; {nearest(metric, known)}")
+    cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], Cell] = {}
+    row_keys: list[tuple[Any, ...]] = []
+    column_keys: list[tuple[Any, ...]] = []
+    for key, group in runs.groupby(row_names + column_names, sort=False, dropna=False):
+        row, column = tuple(key[: len(row_names)]), tuple(key[len(row_names) :])
+        _refuse_mixture(group, key)
+        row_keys += [row] if row not in row_keys else []
+        column_keys += [column] if column not in column_keys else []
+        for metric in metrics:
+            values = group[f"metrics.{metric}"].astype(float)
+            deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+            cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values))
+    column_keys.sort(key=lambda column: [_place(value) for value in column])
+    short = [METHOD if name == METHOD else name.rpartition(".")[2] for name in row_names]
+    return Table(short, row_keys, [(metric, *column) for metric in metrics for column in column_keys], cells)
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table with a note on how to read it."""
+    header = table.row_names + [" ".join(map(_show, column)) for column in table.columns]
+    lines = [header, ["---"] * len(table.row_names) + ["---:"] * len(table.columns)]
+    for row in table.rows:
+        cells = [_text(table, row, column, "**{}**", "–", " ± ") for column in table.columns]
+        lines.append([*map(_show, row), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table; needs \\usepackage{booktabs}."""
+    header = table.row_names + [" ".join(map(_show, column)) for column in table.columns]
+    body = []
+    for row in table.rows:
+        cells = [_text(table, row, column, r"\textbf{{{}}}", "--", r" $\pm$ ") for column in table.columns]
+        body.append([*(_escape(_show(value)) for value in row), *cells])
+    lines = [rf"\begin{{tabular}}{{{'l' * len(table.row_names)}{'r' * len(table.columns)}}}", r"\toprule"]
+    lines += [" & ".join(map(_escape, header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(line) + r" \\" for line in body]
+    note = NOTE.replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """One line per cell with raw numbers: rows, columns, metric, mean, std, n."""
+    lines = []
+    for row in table.rows:
+        for column in table.columns:
+            if cell := table.cells.get((row, column)):
+                named = dict(zip(table.row_names, map(_show, row), strict=True))
+                extra = {"column": " ".join(map(_show, column[1:])), "metric": column[0]}
+                lines.append(named | extra | {"mean": cell.mean, "std": cell.deviation, "n": cell.count})
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
+
+
+def _method_labels(runs: pd.DataFrame) -> pd.Series:
+    """Each run's method, with the options in which runs of that method differ: "vip (merge=mean)"."""
+    labels = {index: str(name) for index, name in runs["method.name"].items()}
+    options = [name for name in runs.columns if name.startswith("method.") and name != "method.name"]
+    for _, group in runs.groupby("method.name", sort=False):
+        differing = [name for name in options if group[name].map(repr).nunique() > 1]
+        for index, run in group[differing].iterrows():
+            shown = ", ".join(f"{name.removeprefix('method.')}={_show(run[name])}" for name in differing)
+            labels[index] += f" ({shown})" if shown else ""
+    return pd.Series(labels)
+
+
+def _resolve(name: str, runs: pd.DataFrame) -> str:
+    columns = [str(column) for column in runs.columns if not str(column).startswith("metrics.")]
+    if name in columns:
+        return name
+    ends = [column for column in columns if column.rpartition(".")[2] == name]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise UserError(f"{name!r} may be {' or '.join(ends)}; give the whole name")
+    raise UserError(
+        f"the runs have no {name!r}; {nearest(name, columns + [column.rpartition('.')[2] for column in columns])}"
+    )
+
+
+def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
+    where = " / ".join(map(_show, key))
+    ignored = (*NOT_RESULTS, *SEEDS, METHOD)
+    for name in map(str, group.columns):
+        if name in ignored or name.startswith(("metrics.", "run.")):
+            continue
+        values = list(dict.fromkeys(_show(value) for value in group[name]))
+        if len(values) > 1:
+            raise UserError(f"cell {where} would mix {name}={', '.join(values)}; add {name} to --rows or --columns")
+    if group.groupby(list(SEEDS), dropna=False).size().max() > 1:
+        raise UserError(
+            f"cell {where} holds several runs of one seed, whose data, backbone or symptoms differ in content"
+        )
+
+
+def _place(value: Any) -> tuple[int, float, str]:
+    """Numbers in order, then words, then "all"."""
+    if isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value)):
+        return 0, float(value), ""
+    return (2, 0.0, "") if value == "all" else (1, 0.0, str(value))
+
+
+def _show(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _text(table: Table, row: Any, column: Any, bold: str, missing: str, between: str) -> str:
+    cell = table.cells.get((row, column))
+    if cell is None:
+        return missing
+    if math.isnan(cell.mean):
+        return "undefined"
+    text = f"{100 * cell.mean:.2f}"
+    text = bold.format(text) if table.is_best(row, column) else text
+    deviation = "" if cell.deviation is None else f"{between}{100 * cell.deviation:.2f}"
+    return f"{text}{deviation} ({cell.count})"
+
+
+def _escape(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text

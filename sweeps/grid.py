@@ -1,0 +1,110 @@
+"""A grid of runs in YAML: a base config, axes that are crossed, runs to add and combinations to leave out.
+
+base: {data: {path: data/derm7pt}, backbone: ViT-B-16, ...}      # or the path of a config
+axes:
+  method: [coop, {name: vip, merge: mean}]
+  data.shots: [1, 4, 16]
+  seed: [1, 2, 3]
+exclude: [{method.name: coop, data.shots: 1}]                    # combinations that match in every key
+include: [{method: zero_shot}]                                   # single runs, as changes to the base
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from harness.config import Config, Section, nearest, override, set_key
+from harness.errors import UserError
+from harness.results import flatten
+
+
+class Adjustment(Section):
+    """Changes to the runs that match in every key of `where`."""
+
+    where: dict[str, Any]
+    set: dict[str, Any]
+
+
+class Grid(Section):
+    """A grid as written; all keys within its parts are dotted."""
+
+    base: dict[str, Any] | str
+    axes: dict[str, list[Any]] = Field(default_factory=dict)
+    adjust: list[Adjustment] = Field(default_factory=list)
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    include: list[dict[str, Any]] = Field(default_factory=list)
+
+
+def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
+    """The resolved configs of a grid, in its order: the last axis varies fastest, then what is included.
+
+    `overrides` (key=value) change every run. Configs that resolve to the same one appear once.
+
+    Raises:
+        UserError: the file or one of its configs is wrong.
+    """
+    grid = _load(path)
+    base = _base(grid.base, path)
+    points = [dict(zip(grid.axes, values, strict=True)) for values in product(*grid.axes.values())] if grid.axes else []
+    mappings = [_apply(base, point) for point in points]
+    for rule in grid.adjust:
+        mappings = [_apply(mapping, rule.set) if _matches(mapping, rule.where) else mapping for mapping in mappings]
+    kept = [mapping for mapping in mappings if not any(_matches(mapping, pattern) for pattern in grid.exclude)]
+    kept += [_apply(base, changes) for changes in grid.include]
+    if not kept:
+        raise UserError(f"{path}: the grid is empty; give axes or include, and exclude less")
+    configs: list[Config] = []
+    for mapping in kept:
+        config = Config.from_mapping(override(mapping, overrides))
+        if config not in configs:
+            configs.append(config)
+    return configs
+
+
+def _load(path: Path) -> Grid:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a grid is a mapping with base and axes")
+    keys = list(Grid.model_fields)
+    for key in content:
+        if key not in keys:
+            raise UserError(f"{path}: {key}: unknown key; {nearest(str(key), keys)}")
+    try:
+        return Grid(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def _base(base: dict[str, Any] | str, grid: Path) -> dict[str, Any]:
+    if isinstance(base, dict):
+        return base
+    try:
+        content = yaml.safe_load(Path(base).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{grid}: base: {base} cannot be read as a config: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{grid}: base: {base} is no mapping")
+    return content
+
+
+def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    mapping = override(dict(base), [])
+    for key, value in changes.items():
+        set_key(mapping, key, value)
+    return mapping
+
+
+def _matches(mapping: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    values = flatten(mapping)
+    return all(key in values and values[key] == value for key, value in pattern.items())

@@ -1,0 +1,73 @@
+"""Grids: axes are crossed, combinations adjusted, left out and added, and equal runs appear once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.errors import UserError
+from sweeps.grid import read_grid
+
+BASE = {"data": {"path": "data"}, "backbone": "ViT-B-16", "symptoms": "set.json"}
+ROOT = Path(__file__).parents[2]
+
+
+def grid(folder: Path, **content: Any) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"base": BASE, **content}, sort_keys=False))
+    return path
+
+
+def test_axes_are_crossed_in_order(tmp_path: Path) -> None:
+    axes = {"method": ["coop", {"name": "vip", "merge": "mean"}], "data.shots": [1, 16], "seed": [1, 2]}
+    configs = read_grid(grid(tmp_path, axes=axes))
+    points = [(config.method.name, config.data.shots, config.seed) for config in configs]
+    assert points == [(method, shots, seed) for method in ("coop", "vip") for shots in (1, 16) for seed in (1, 2)]
+    assert [config.train.epochs for config in configs[:4] if config.train] == [50, 50, 200, 200]
+
+
+def test_adjust_exclude_include_and_overrides(tmp_path: Path) -> None:
+    path = grid(
+        tmp_path,
+        axes={"method": ["coop", "cocoop"], "data.shots": [1, "all"]},
+        adjust=[{"where": {"method.name": "coop", "data.shots": "all"}, "set": {"train.lr": 0.001}}],
+        exclude=[{"method.name": "cocoop", "data.shots": 1}],
+        include=[{"method": "vip", "data.shots": 2}],
+    )
+    configs = read_grid(path, ["train.epochs=3"])
+    found = [(config.method.name, config.data.shots, config.train.lr) for config in configs if config.train]
+    assert found == [("coop", 1, 0.002), ("coop", "all", 0.001), ("cocoop", "all", 0.002), ("vip", 2, 0.002)]
+    assert {config.train.epochs for config in configs if config.train} == {3}
+
+
+def test_runs_that_resolve_to_the_same_appear_once(tmp_path: Path) -> None:
+    configs = read_grid(grid(tmp_path, axes={"method": ["zero_shot", "coop"], "data.shots": [1, 4], "seed": [1, 2, 3]}))
+    assert [config.method.name for config in configs] == ["zero_shot"] + ["coop"] * 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"axis": {}}, "axis: unknown key; did you mean 'axes'"),
+        ({"axes": {"seed": 1}}, "axes.seed: input should be a valid list"),
+        ({"axes": {"method": ["coop"], "data.shot": [1]}}, "data.shot: unknown key; did you mean 'shots'"),
+        ({"axes": {"method": ["coop"]}, "exclude": [{"method.name": "coop"}]}, "the grid is empty"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_grid(grid(tmp_path, **content))
+
+
+@pytest.mark.parametrize(("name", "runs"), [("demo", 29), ("few_shot", 47), ("ablation", 10), ("vip_paper", 30)])
+def test_the_grids_that_come_along_resolve(name: str, runs: int) -> None:
+    configs = read_grid(ROOT / "sweeps" / f"{name}.yaml")
+    assert len(configs) == runs
+    if name == "vip_paper":
+        rates = {
+            config.method.name: config.train.lr
+            for config in configs
+            if config.train and config.backbone.name == "ViT-B-16"
+        }
+        assert rates == {"coop": 0.001, "cocoop": 0.001, "vip": 0.002}
