@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from harness.data import cli as data_cli
+from harness.demo import cli as demo_cli
 from harness.errors import UserError
 from harness.report import cli as report_cli
 from sweeps import cli as sweep_cli
@@ -23,6 +24,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 app.command()(data_cli.prepare)
 app.command()(data_cli.inspect)
 app.command()(report_cli.table)
+app.command()(demo_cli.demo)
 app.add_typer(sweep_cli.app, name="sweep")
 
 

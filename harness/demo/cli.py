@@ -1,0 +1,39 @@
+"""The demo verb: `vipbench demo --out demo_out` (which is what `make demo` runs)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).parents[2]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="where data, run directories and table go")] = Path("demo_out"),
+    jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 2,
+) -> None:
+    """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
+    from harness.data.shards import INFO
+    from harness.demo.benchmark import make_dataset
+    from harness.files import write_text
+    from harness.report.tables import load_runs, make_table, to_markdown
+    from sweeps.runner import run_sweep
+
+    data, sweep, file = out / "data", out / "sweep", out / "table.md"
+    if not (data / INFO).is_file():
+        make_dataset(data)
+    places = {
+        "data.path": data,
+        "backbone.name": Path(__file__).parent / "model",
+        "symptoms": ROOT / "symptoms_cache" / "demo" / "lesions.json",
+    }
+    overrides = [f"{key}={place}" for key, place in places.items()]
+    states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, jobs, overrides)
+    table = to_markdown(make_table(load_runs(sweep), ["method"], ["shots"], ["accuracy"]))
+    write_text(file, table)
+    typer.echo(f"\nTest accuracy on drawn lesions, by shots per class (chance is 25.00):\n\n{table}")
+    typer.echo(f"table: {file}\nrun directories: {sweep / 'runs'}\ndataset: {data}")
+    failed = [state for state in states if state.state != "done"]
+    for state in failed:
+        typer.echo(f"{state.state}: {state.name}: {state.reason}", err=True)
+    raise typer.Exit(1 if failed else 0)
