@@ -13,6 +13,8 @@ from harness.data import cli as data_cli
 from harness.demo import cli as demo_cli
 from harness.errors import UserError
 from harness.report import cli as report_cli
+from harness.symptoms import cli as symptoms_cli
+from harness.symptoms import serve_cli
 from sweeps import cli as sweep_cli
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -26,6 +28,8 @@ app.command()(data_cli.inspect)
 app.command()(report_cli.table)
 app.command()(demo_cli.demo)
 app.add_typer(sweep_cli.app, name="sweep")
+app.command()(serve_cli.serve)
+app.add_typer(symptoms_cli.app, name="symptoms")
 
 
 @app.command()

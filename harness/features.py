@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from harness.backbone import Backbone
 from harness.config import TrainConfig
@@ -68,34 +68,68 @@ class TrainingViews:
     def steps_per_epoch(self) -> int:
         return len(global_batches(len(self.samples), self.train.batch_size, self.seed, epoch=1))
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """This rank's batches of an epoch (counted from 1). Every rank gets as many, each with at least one sample."""
+    def epochs(self, count: int) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Epochs 1 to `count`, each with this rank's batches. Every rank gets as many, each with at least one sample."""
+        # One loader for all epochs: its processes start once, and decode ahead over the end of an epoch.
+        loader = DataLoader(
+            _Views(self.samples, self.backbone, self.train),
+            batch_sampler=_Schedule(self, count),
+            num_workers=self.workers,
+            pin_memory=self.topology.device.type == "cuda",
+        )
+        loaded = iter(loader)
+        for epoch in range(1, count + 1):
+            yield epoch, self._batches(epoch, loaded)
+
+    def parts(self, epoch: int) -> Iterator[tuple[list[int], float]]:
+        """This rank's positions in each global batch of an epoch, and what each sample's loss counts."""
         world, rank = self.topology.world, self.topology.rank
-        parts, weights = [], []
         for batch in global_batches(len(self.samples), self.train.batch_size, self.seed, epoch):
-            mine = batch[rank::world]
+            mine = batch[rank::world].tolist()
             # The ranks' gradients are averaged, so a sample counts world / (global batch size). A rank with no sample
             # of its own takes part with one that does not count.
-            weights.append(torch.full((max(len(mine), 1),), world / len(batch) if len(mine) else 0.0))
-            parts.append(mine.tolist() or batch[:1].tolist())
-        loader = DataLoader(
-            ImageDataset(self.samples, self._transform(epoch)), batch_sampler=parts, num_workers=self.workers
-        )
+            yield mine or batch[:1].tolist(), world / len(batch) if mine else 0.0
+
+    def _batches(self, epoch: int, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
         device = self.topology.device
-        for (pixels, labels, _), weight in zip(loader, weights, strict=True):
-            inputs = pixels.to(device)
+        for _, weight in self.parts(epoch):
+            pixels, labels = next(loaded)
+            inputs = pixels.to(device, non_blocking=True)
             if self.needs == "features":
                 with torch.no_grad(), self.topology.autocast():
                     inputs = self.backbone.encode_images(inputs)
-            yield Batch(inputs, labels.to(device), weight.to(device))
+            yield Batch(inputs, labels.to(device), torch.full((len(labels),), weight, device=device))
 
-    def _transform(self, epoch: int) -> TrainTransform:
-        seed = self.train.augmentation_seed
-        assert seed is not None, "a resolved config has an augmentation seed"
-        backbone = self.backbone
-        return TrainTransform(
-            backbone.image_size, backbone.mean, backbone.std, seed, epoch, self.train.crop_scale, self.train.flip
-        )
+
+class _Schedule:
+    """The (epoch, position) pairs of each batch of this rank, epoch after epoch; for a loader."""
+
+    def __init__(self, views: TrainingViews, epochs: int) -> None:
+        self.views, self.epochs = views, epochs
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(1, self.epochs + 1):
+            for positions, _ in self.views.parts(epoch):
+                yield [(epoch, position) for position in positions]
+
+    def __len__(self) -> int:
+        return self.epochs * self.views.steps_per_epoch
+
+
+class _Views(Dataset[tuple[Tensor, int]]):
+    """(epoch, position) -> the view of a sample that the epoch shows, float32 [3, H, W], and its label."""
+
+    def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig) -> None:
+        assert train.augmentation_seed is not None, "a resolved config has an augmentation seed"
+        self.samples = samples
+        self.settings = (backbone.image_size, backbone.mean, backbone.std, train.augmentation_seed)
+        self.crop = (train.crop_scale, train.flip)
+
+    def __getitem__(self, view: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, position = view
+        transform = TrainTransform(*self.settings, epoch, *self.crop)
+        view_of_image = transform(self.samples.image(position), str(self.samples.keys[position]))
+        return view_of_image, int(self.samples.labels[position])
 
 
 @torch.no_grad()

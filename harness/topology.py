@@ -6,6 +6,7 @@ accelerate launch --multi_gpu --num_processes 2 harness/run.py CONFIG.yaml
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -63,7 +64,9 @@ class Topology:
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wrap for this topology and precision: gradients become means over the ranks."""
-        return self._accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
+            return self._accelerator.prepare(model, optimizer)
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
@@ -114,10 +117,16 @@ def announced_world(environment: Mapping[str, str]) -> int:
     """How many processes the launcher says there are.
 
     Raises:
-        UserError: `accelerate launch --num_processes N` without `--multi_gpu`, which starts one process and says nothing.
+        UserError: WORLD_SIZE without a launcher, or `accelerate launch --num_processes N` without `--multi_gpu`, which starts
+            one process and says nothing.
     """
     if "WORLD_SIZE" in environment:
-        return int(environment["WORLD_SIZE"])
+        world = int(environment["WORLD_SIZE"])
+        if world > 1 and "MASTER_ADDR" not in environment:
+            raise UserError(
+                f"WORLD_SIZE says {world} processes, but no launcher started them; use torchrun, or unset WORLD_SIZE"
+            )
+        return world
     # accelerate's simple launcher sets an address only when several processes were asked for, yet starts one.
     if announced_launcher(environment) == "accelerate" and "MASTER_ADDR" in environment:
         raise UserError(

@@ -72,12 +72,12 @@ def fit(
     step_model, optimizer = topology.prepare(_Loss(method), make_optimizer(parameters, train))
     kept, kept_state, step = Trained(train.epochs, None), None, 0
     with Progress("train", train.epochs * views.steps_per_epoch, "steps") as progress:
-        for epoch in range(1, train.epochs + 1):
+        for epoch, batches in views.epochs(train.epochs):
             rate = learning_rate(epoch, train)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             step_model.train()
-            for batch in views.batches(epoch):
+            for batch in batches:
                 step += 1
                 optimizer.zero_grad(set_to_none=True)
                 loss = step_model(batch.inputs, batch.labels, batch.weights)

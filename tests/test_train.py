@@ -59,9 +59,9 @@ class Line(nn.Module):
 class Views:
     steps_per_epoch = 2
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        for _ in range(2):
-            yield Batch(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), torch.tensor([0.5, 0.5]))
+    def epochs(self, count: int) -> Iterator[tuple[int, list[Batch]]]:
+        for epoch in range(1, count + 1):
+            yield epoch, [Batch(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), torch.tensor([0.5, 0.5]))] * 2
 
 
 class Validation:
@@ -152,8 +152,8 @@ def test_restoring_what_does_not_fit_is_refused() -> None:
     ("environment", "launcher", "world"),
     [
         ({}, "python", 1),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, "torchrun", 4),
-        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2"}, "accelerate", 2),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, "torchrun", 4),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2", "MASTER_ADDR": "node1"}, "accelerate", 2),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate", 1),
     ],
 )
@@ -164,7 +164,9 @@ def test_launchers_are_told_by_their_variables(environment: dict[str, str], laun
 def test_a_world_that_is_not_the_announced_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="started one; use torchrun"):
         announced_world({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"})
-    monkeypatch.setenv("WORLD_SIZE", "2")  # but no launcher: nobody else is there
+    with pytest.raises(UserError, match="WORLD_SIZE says 2 processes, but no launcher started them"):
+        announced_world({"WORLD_SIZE": "2"})
+    monkeypatch.setattr("harness.topology.announced_world", lambda environment: 2)
     with pytest.raises(UserError, match="python announced 2 processes, but 1 found each other"):
         Topology("cpu", "fp32")
 

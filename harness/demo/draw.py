@@ -289,4 +289,4 @@ class _Pen:
         self.drawing.line([((x + 1) * SIZE, (y + 1) * SIZE) for x, y in points], fill=255, width=width)
 
     def mask(self) -> Field:
-        return np.asarray(self.image.reduce(FINE // SIZE), np.float32) / 255
+        return np.asarray(self.image.reduce(FINE // SIZE), np.float32) / np.float32(255)

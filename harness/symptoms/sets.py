@@ -1,25 +1,273 @@
-"""temporary"""
+"""Symptom sets: for each class of a task a few short phrases that say what is seen in its images.
 
+A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
+
+    {"format": "vipbench-symptoms/1", "task": "derm7pt", "modality": "dermoscopy",
+     "classes": [{"name": "nevus", "symptoms": [{"text": "round even shape", "agreement": 3}]}],
+     "provenance": {"kind": "hand-written", "author": "...", "created": "2026-01-31", "how": "..."}}
+"""
+
+import difflib
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from harness.files import digest_json, read_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from harness.errors import UserError
+from harness.files import digest_json, read_json, write_json
+from harness.symptoms.words import names_class, same_words
+
+if TYPE_CHECKING:
+    from harness.backbone import TextTower
+
+CONTEXT_VECTORS = 4  # ViP's default; they take room in a prompt beside the symptom
 
 
-class SymptomSet:
-    def __init__(self, data: dict) -> None:
-        self.data = data
+def fold(name: str) -> str:
+    """A class name as names are compared: case, underscores and runs of spaces make no difference."""
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is one line of printable characters (letters of any script, no control or format characters)."""
+    return text.isprintable() and not any(unicodedata.category(sign) in ("Co", "Cn", "Cs") for sign in text)
+
+
+def _one_line(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError(f"{text!r} holds control characters; it must be one line of printable text")
+    if not text.strip():
+        raise ValueError("is empty")
+    return text.strip()
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+
+
+class Symptom(BaseModel):
+    """A phrase; `agreement` counts the answers of an LLM that said it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Line
+    agreement: NonNegativeInt | None = None
+
+
+class ClassSymptoms(BaseModel):
+    """A class and its symptoms, the best one first. None at all: none was found, and the set cannot be used as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Line
+    symptoms: list[Symptom]
+
+    @property
+    def texts(self) -> list[str]:
+        return [symptom.text for symptom in self.symptoms]
+
+
+class Provenance(BaseModel):
+    """Who or what wrote a set, when and how; a generated set adds all that went into it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Literal["hand-written", "generated", "imported"]
+    author: Line
+    created: Line  # ISO date or time
+    how: Line
+
+
+class SymptomSet(BaseModel):
+    """The symptoms of all classes of a task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["vipbench-symptoms/1"] = "vipbench-symptoms/1"
+    task: Line
+    modality: Line | None = None
+    classes: list[ClassSymptoms] = Field(min_length=1)
+    provenance: Provenance
 
     @classmethod
-    def load(cls, path: Path) -> "SymptomSet":
-        return cls(read_json(Path(path)))
+    def load(cls, path: Path | str) -> Self:
+        """Read a set.
+
+        Raises:
+            UserError: no such file, or not a symptom set (names the file, the place in it and what is wrong there).
+        """
+        content = read_json(Path(path))
+        if isinstance(content, dict) and "format" not in content:
+            raise UserError(
+                f'{path}: no symptom set (no "format"); `vipbench symptoms import` reads the form {{"class": [...]}}'
+            )
+        try:
+            loaded = cls.model_validate(content)
+        except ValidationError as error:
+            raise UserError(f"{path}: {first_problem(error)}") from error
+        _refuse_twins([entry.name for entry in loaded.classes], path)
+        return loaded
+
+    def save(self, path: Path | str) -> None:
+        """Write the set as JSON; the same set gives the same bytes."""
+        write_json(Path(path), self.model_dump(mode="json", exclude_none=True))
 
     def digest(self) -> str:
-        return digest_json(self.data["classes"])
+        """SHA-256 (hex) over class names and their texts in order; neither provenance nor the classes' order counts."""
+        return digest_json(sorted([fold(entry.name), entry.texts] for entry in self.classes))
 
-    def texts(self, classes: list[str]) -> list[list[str]]:
-        from harness.errors import UserError
+    def texts(self, classes: Sequence[str]) -> list[list[str]]:
+        """Texts of each of `classes`, in their order. Names match but for case and underscores.
 
-        own = {c["name"]: [s["text"] for s in c["symptoms"]] for c in self.data["classes"]}
-        if set(classes) - set(own):
-            raise UserError("symptoms: missing class")
-        return [own[c] for c in classes]
+        Raises:
+            UserError: a class is not in the set (names the nearest that is), or has no symptom.
+        """
+        found = {fold(entry.name): entry.texts for entry in self.classes}
+        names = {fold(entry.name): entry.name for entry in self.classes}
+        missing = [name for name in classes if fold(name) not in found]
+        if missing:
+            raise UserError(
+                f"symptom set of {self.task!r}: no class {', '.join(map(repr, missing[:5]))}; {_nearest(missing[0], names)}"
+            )
+        empty = [name for name in classes if not found[fold(name)]]
+        if empty:
+            raise UserError(
+                f"symptom set of {self.task!r}: no symptom for {', '.join(map(repr, empty[:5]))}; generate or write some"
+            )
+        return [found[fold(name)] for name in classes]
+
+
+def import_plain(path: Path, *, task: str, modality: str | None, author: str) -> SymptomSet:
+    """Read the plain form `{"class": ["symptom", ...]}`, which the ViP repository uses.
+
+    Raises:
+        UserError: the file is not of that form, or names a class twice.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise UserError(f'{path}: not of the form {{"class": ["symptom", ...]}}')
+    # once more as pairs, since of two entries for one class a dict keeps the last only
+    pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    for name, texts in pairs:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path}: class {name!r}: its value must be a list of texts")
+    _refuse_twins([name for name, _ in pairs], path)
+    classes = [{"name": name, "symptoms": [{"text": text} for text in texts]} for name, texts in pairs]
+    provenance = {
+        "kind": "imported",
+        "author": author,
+        "created": datetime.now(UTC).date().isoformat(),
+        "how": f"vipbench symptoms import {path.name}",
+    }
+    try:
+        return SymptomSet.model_validate(
+            {"task": task, "modality": modality, "classes": classes, "provenance": provenance}
+        )
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_problem(error)}") from error
+
+
+def difference(left: SymptomSet, right: SymptomSet) -> list[str]:
+    """What two sets do not share, as lines: "  class", then "- text" (only left) and "+ text" (only right), or that the
+    order differs. Texts match but for case and a full stop."""
+    classes = {fold(entry.name): entry.name for entry in (*left.classes, *right.classes)}
+    lines = []
+    for key, name in classes.items():
+        old, new = _keyed_texts(left, key), _keyed_texts(right, key)
+        if list(old) == list(new):
+            continue
+        lines.append(f"  {name}")
+        lines += [f"- {text}" for key, text in old.items() if key not in new]
+        lines += [f"+ {text}" for key, text in new.items() if key not in old]
+        if old.keys() == new.keys():
+            lines.append(f"the same in another order: {'; '.join(new.values())}")
+    return lines
+
+
+def _keyed_texts(symptoms: SymptomSet, key: str) -> dict[str, str]:
+    return {
+        fold(text).rstrip(". "): text for entry in symptoms.classes if fold(entry.name) == key for text in entry.texts
+    }
+
+
+def check(symptoms: SymptomSet, classes: Sequence[str] | None = None, tower: "TextTower | None" = None) -> list[str]:
+    """What is wrong with a set, one line each: classes that do not match `classes` (a dataset's), classes without a
+    symptom, texts that occur twice (in a class, or in several), that name their own class, or that are too long for `tower`."""
+    problems = _class_problems(symptoms, classes) if classes is not None else []
+    for entry in symptoms.classes:
+        if not entry.symptoms:
+            problems.append(f"class {entry.name!r}: no symptom")
+        problems += _duplicates(entry)
+        problems += [
+            f"class {entry.name!r}: {text!r} names the class" for text in entry.texts if names_class(text, [entry.name])
+        ]
+        if tower is not None:
+            problems += [problem for text in entry.texts if (problem := _too_long(entry.name, text, tower))]
+    return problems + _shared(symptoms)
+
+
+def room(tower: "TextTower") -> int:
+    """The most tokens a symptom (with its full stop) may have beside start, end and ViP's context vectors."""
+    return tower.context_length - tower.special_tokens - CONTEXT_VECTORS
+
+
+def _class_problems(symptoms: SymptomSet, classes: Sequence[str]) -> list[str]:
+    own = {fold(entry.name): entry.name for entry in symptoms.classes}
+    wanted = {fold(name): name for name in classes}
+    problems = [
+        f"class {name!r} of the dataset is not in the set; {_nearest(name, own)}"
+        for key, name in wanted.items()
+        if key not in own
+    ]
+    return problems + [f"class {name!r} is no class of the dataset" for key, name in own.items() if key not in wanted]
+
+
+def _duplicates(entry: ClassSymptoms) -> list[str]:
+    return [
+        f"class {entry.name!r}: {text!r} says the same as {earlier!r}"
+        for position, text in enumerate(entry.texts)
+        for earlier in entry.texts[:position]
+        if same_words(text, earlier)
+    ]
+
+
+def _shared(symptoms: SymptomSet) -> list[str]:
+    said: dict[str, list[str]] = {}
+    for entry in symptoms.classes:
+        for text in dict.fromkeys(fold(text).rstrip(".") for text in entry.texts):
+            said.setdefault(text, []).append(entry.name)
+    return [f"{text!r} is said of {', '.join(map(repr, names))}" for text, names in said.items() if len(names) > 1]
+
+
+def _too_long(name: str, text: str, tower: "TextTower") -> str | None:
+    tokens = len(tower.tokenize(f"{text.rstrip('. ')}."))
+    if tokens <= room(tower):
+        return None
+    place = f"room for {room(tower)} beside {CONTEXT_VECTORS} context vectors"
+    return f"class {name!r}: {text!r} has {tokens} tokens; the text tower has {place}"
+
+
+def _refuse_twins(names: Iterable[str], path: Path | str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if fold(name) in seen:
+            raise UserError(f"{path}: class {name!r} occurs twice (also as {seen[fold(name)]!r})")
+        seen[fold(name)] = name
+
+
+def _nearest(name: str, names: dict[str, str]) -> str:
+    close = difflib.get_close_matches(fold(name), names, n=1)
+    return (
+        f"did you mean {names[close[0]]!r}?" if close else f"it has {', '.join(map(repr, list(names.values())[:10]))}"
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as one line."""
+    details: dict[str, Any] = dict(error.errors()[0])
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).lstrip(".")
+    reason = str(details["msg"]).removeprefix("Value error, ")
+    return f"{place or 'top level'}: {reason}"

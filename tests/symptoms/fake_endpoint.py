@@ -8,7 +8,6 @@ import hashlib
 import json
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
@@ -30,15 +29,18 @@ def answer_to(body: dict[str, Any]) -> str:
 class FakeEndpoint:
     """A server in a thread of its own, as a context manager; it can be stopped and started again on the same port.
 
-    `reply(body, number)` (number: how many requests came before) makes the answer to a chat completion; `asked` holds the
-    bodies in the order of their coming, `headers` the last request's head, `most_at_once` the most that were under way.
+    `reply(body, number)` (number: how many requests came before) makes the answer to a chat completion; `asked` holds
+    the bodies in the order of their coming (unless `keep` is off), `headers` the last request's head, `most_at_once` the
+    most that were under way.
     """
 
     def __init__(self, *, delay: float = 0.0, models: list[str] | None = None, version: str | None = "1.0") -> None:
         self.delay, self.models, self.version = delay, models or ["fake", "fake@r1"], version
         self.metrics: str | None = None
         self.reply: Callable[[dict[str, Any], int], Awaitable[Reply]] = self._usual
+        self.keep = True
         self.asked: list[dict[str, Any]] = []
+        self.count = 0
         self.headers = ""
         self.under_way = self.most_at_once = 0
         self.port = 0
@@ -106,8 +108,10 @@ class FakeEndpoint:
         if path != "/v1/chat/completions":
             return 404, b"not found"
         body = json.loads(content)
-        number = len(self.asked)
-        self.asked.append(body)
+        number = self.count
+        self.count += 1
+        if self.keep:
+            self.asked.append(body)
         self.headers = head
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
@@ -124,8 +128,7 @@ class FakeEndpoint:
 
 if __name__ == "__main__":
     endpoint = FakeEndpoint()
-    endpoint.port = int(sys.argv[1])
+    endpoint.port, endpoint.keep = int(sys.argv[1]), False
     with endpoint:
         print(endpoint.url, flush=True)
-        while sys.stdin.read(1):  # until our starter is gone
-            time.sleep(0.1)
+        sys.stdin.read()  # until our starter is gone

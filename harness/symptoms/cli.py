@@ -1,0 +1,153 @@
+"""`vipbench symptoms`: import, show, check, compare, score and prune symptom sets; `generate` and `cache` beside them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.symptoms.cache_cli import cache_app
+from harness.symptoms.generate_cli import generate
+from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, class_names, load, refuse_existing
+
+app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is seen in the images of each class, in words.")
+app.add_typer(cache_app, name="cache")
+app.command()(generate)
+
+SetFile = Annotated[Path, typer.Argument(metavar="SET", help="a symptom set, a JSON file")]
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help='JSON of the form {"class": ["symptom", ...]}')],
+    task: Annotated[str, typer.Option(help="the task the classes belong to")],
+    out: Out,
+    modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
+    author: Annotated[str, typer.Option(help="who or what wrote the symptoms")] = "unknown",
+    overwrite: Overwrite = False,
+) -> None:
+    """Read symptoms in their plain form and write a symptom set."""
+    from harness.symptoms.sets import import_plain
+
+    refuse_existing(out, overwrite)
+    symptoms = import_plain(file, task=task, modality=modality, author=author)
+    symptoms.save(out)
+    count = sum(len(entry.symptoms) for entry in symptoms.classes)
+    typer.echo(
+        f"{out}: {len(symptoms.classes)} classes, {count} symptoms; `vipbench symptoms check` looks for mistakes"
+    )
+
+
+@app.command()
+def show(file: SetFile) -> None:
+    """Print a set: its symptoms by class, and where it comes from."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.symptoms.sets import SymptomSet
+
+    symptoms = SymptomSet.load(file)
+    table = Table("class", "symptom", title=f"{symptoms.task} ({symptoms.modality or 'modality not given'})")
+    table.add_column("agreement", justify="right")
+    for entry in symptoms.classes:
+        for place, symptom in enumerate(entry.symptoms):
+            agreement = "" if symptom.agreement is None else str(symptom.agreement)
+            table.add_row("" if place else entry.name, symptom.text, agreement)
+        if not entry.symptoms:
+            table.add_row(entry.name, "(none)", "")
+        table.add_section()
+    Console(markup=False, highlight=False).print(table)
+    for name, value in symptoms.provenance.model_dump(mode="json").items():
+        typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    typer.echo(f"digest: {symptoms.digest()}")
+
+
+@app.command()
+def check(
+    file: SetFile,
+    data: Annotated[Path | None, typer.Option(help="a prepared dataset whose classes it must match")] = None,
+    classes: Annotated[str | None, typer.Option(help="or the classes themselves: A,B,C")] = None,
+    backbone: BackboneName = None,
+    pretrained: Pretrained = None,
+) -> None:
+    """Look for mistakes in a set; exit status 1 when there are any."""
+    from harness.symptoms import sets
+
+    symptoms = sets.SymptomSet.load(file)
+    wanted = class_names(data, classes)
+    tower = load(backbone, pretrained).text if backbone else None
+    problems = sets.check(symptoms, wanted, tower)
+    for problem in problems:
+        typer.echo(problem)
+    unlooked = [what for what, given in (("classes (--data)", wanted), ("length (--backbone)", tower)) if not given]
+    left_out = f"; not looked at: {', '.join(unlooked)}" if unlooked else ""
+    typer.echo(f"{file}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''}{left_out}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    left: Annotated[Path, typer.Argument(metavar="A", help="a symptom set")],
+    right: Annotated[Path, typer.Argument(metavar="B", help="another one")],
+) -> None:
+    """Print what B says that A does not (+), and the other way round (-)."""
+    from harness.symptoms.sets import SymptomSet, difference
+
+    lines = difference(SymptomSet.load(left), SymptomSet.load(right))
+    typer.echo("\n".join(lines) if lines else "the same symptoms in the same order")
+
+
+@app.command()
+def score(
+    file: SetFile,
+    data: Annotated[Path, typer.Option(help="a prepared dataset; its training split is used, and no other")],
+    backbone: BackboneName = None,
+    pretrained: Pretrained = None,
+    json: Annotated[Path | None, typer.Option("--json", help="write the scores, which `prune` reads")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="processes that decode images")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Measure on training images how well each symptom tells its class; the worst come first."""
+    from harness.data.reader import Dataset
+    from harness.errors import UserError
+    from harness.files import write_json
+    from harness.symptoms import score as scoring
+    from harness.symptoms.sets import SymptomSet
+
+    if backbone is None:
+        raise UserError("--backbone: name the model whose images and texts are compared")
+    symptoms, dataset = SymptomSet.load(file), Dataset(data)
+    symptoms.texts(dataset.classes)  # before the work begins: every class has its symptoms
+    loaded = load(backbone, pretrained, device)
+    scores = scoring.score_set(symptoms, dataset, loaded, batch_size=batch_size, workers=workers)
+    scoring.show(scores)
+    if json:
+        write_json(json, scores.model_dump(mode="json"))
+        typer.echo(
+            f"{json}: the scores; drop the worst with: vipbench symptoms prune {file} {json} --below 0.5 --out SET"
+        )
+
+
+@app.command()
+def prune(
+    file: SetFile,
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="what `score --json` wrote for this set")],
+    out: Out,
+    below: Annotated[float, typer.Option(min=0, max=1, help="drop symptoms with an AUROC below this")] = 0.5,
+    keep: Annotated[int, typer.Option(min=1, help="but leave each class at least so many, its best")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Drop the symptoms that score worst and write what is left as a new set."""
+    from harness.symptoms.score import Scores, prune_set
+    from harness.symptoms.sets import SymptomSet
+
+    refuse_existing(out, overwrite)
+    symptoms = SymptomSet.load(file)
+    pruned, dropped = prune_set(symptoms, Scores.load(scores), below, keep)
+    pruned.save(out)
+    for name, text in dropped:
+        typer.echo(f"dropped: {name}: {text}")
+    typer.echo(f"{out}: {len(dropped)} symptoms dropped")

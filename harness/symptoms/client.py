@@ -1,0 +1,333 @@
+"""Ask one LLM server or several, through the response cache: what is on record is not asked again.
+
+`Client.complete` is synchronous; below it, requests run concurrently in an event loop of their own thread, where each answer
+is recorded the moment it lands. How many run at a time follows the servers (see endpoint.Window). A server that goes away is
+waited for; when it stays away, the job ends with one clear line and everything answered on record.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+import httpx
+from anyio.abc import TaskStatus
+from anyio.from_thread import start_blocking_portal
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
+
+from harness.errors import UserError
+from harness.symptoms.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.endpoint import Endpoint, TryAgain
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 1.0  # between two looks at a server
+BACKOFF = wait_exponential(multiplier=0.5, max=30.0) + wait_random(0, 0.5)
+ON_RECORD = "what was answered is on record; start the same command again to go on"
+
+
+@dataclass
+class Stats:
+    """What a client did so far. `prefix_hit_rate`: the share of prompt tokens the servers' prefix caches held, if told."""
+
+    asked: int = 0
+    cached: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    prefix_hit_rate: float | None = None
+
+    def note(self) -> str:
+        """A few words for the end of a progress line."""
+        seconds = max(self.seconds, 1e-9)
+        tokens = (self.prompt_tokens + self.completion_tokens) / seconds
+        share = self.cached / max(self.cached + self.asked, 1)
+        rates = f"{self.asked / seconds:.1f} requests/s, {tokens:.0f} tokens/s, " if self.asked else ""
+        prefix = "" if self.prefix_hit_rate is None else f", prefix cache {self.prefix_hit_rate:.0%}"
+        retries = f", {self.retries} retries" if self.retries else ""
+        return f"{rates}{share:.0%} from the cache{prefix}{retries}"
+
+
+class Client:
+    """Answers to requests, from the cache or from the servers at `urls`.
+
+    Args:
+        urls: OpenAI-compatible servers of the same model; none at all means offline: the cache alone answers.
+        model: the name the servers know it by; None takes the one they serve (or that the cache holds answers of).
+        cache: the record.
+        api_key: what the servers want to see, if anything.
+        concurrency: the most requests under way at one server.
+        timeout: seconds for one try of one request.
+        retries: further tries after the first, on connection errors, time-outs, 429, 5xx and answers that are garbage.
+        patience: seconds to wait for servers that went away.
+        revision: the model's revision, where the server does not tell it.
+
+    Raises:
+        UserError: a server is not there or serves another model; servers differ; offline, the cache does not tell who.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        model: str | None,
+        cache: ResponseCache,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 256,
+        timeout: float = 300.0,
+        retries: int = 5,
+        patience: float = 600.0,
+        revision: str | None = None,
+    ) -> None:
+        self.cache, self.retries, self.patience, self.revision = cache, retries, patience, revision
+        self.endpoints = [Endpoint(url, concurrency, api_key, timeout) for url in urls]
+        self.most = concurrency * len(urls)
+        self.stats = Stats()
+        if urls:
+            with start_blocking_portal() as portal:
+                self.identity = portal.call(self._identify, model)
+        else:
+            self.identity = _identity_on_record(cache, model, revision)
+
+    async def _identify(self, model: str | None) -> Identity:
+        found = []
+        for endpoint in self.endpoints:
+            async with endpoint.connect() as http:
+                try:
+                    found.append(await endpoint.identify(http, model, self.revision))
+                except httpx.RequestError as error:
+                    advice = "start one with: vipbench serve MODEL"
+                    raise UserError(f"{endpoint.url}: no server answers ({type(error).__name__}); {advice}") from error
+                await endpoint.observe(http)  # where its counters stand before us
+        for endpoint, identity in zip(self.endpoints, found, strict=True):
+            if identity != found[0]:
+                raise UserError(
+                    f"{endpoint.url} serves {_describe(identity)}, {self.endpoints[0].url} serves {_describe(found[0])}; "
+                    "the servers of one job must be alike"
+                )
+        return found[0]
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+        """Answer requests, in any order; those on record come at once, equal ones are asked once.
+
+        `requests` is consumed as answers are taken, no further ahead than there can be requests under way.
+
+        Raises:
+            UserError: a request was refused or failed too often, the servers stayed away, the disk is full, or (offline)
+                an answer is missing. Requests under way are finished and recorded first.
+        """
+        waiting: dict[str, list[Request]] = {}
+        answers: SimpleQueue[tuple[str, Response | UserError]] = SimpleQueue()
+        job: _Job | None = None
+        failure: UserError | None = None
+
+        def take() -> Iterator[tuple[Request, Response]]:
+            nonlocal failure
+            key, answer = answers.get()
+            if not key:
+                assert job is not None
+                job.future.result()  # raises what ended it
+            asked = waiting.pop(key)
+            if isinstance(answer, UserError):
+                failure = failure or answer
+            else:
+                yield from ((request, answer) for request in asked)
+
+        with ExitStack() as stack:
+            for request in requests:
+                key = request.key(self.identity.revision, self.identity.server_version)
+                if key in waiting:
+                    waiting[key].append(request)
+                    continue
+                recorded = self.cache.get(key)
+                if recorded is not None:
+                    self.stats.cached += 1
+                    yield request, recorded
+                    continue
+                if not self.endpoints:
+                    raise UserError(_missing(self.cache, self.identity, request))
+                job = job or stack.enter_context(_Job(self, answers))
+                waiting[key] = [request]
+                job.submit(key, request)
+                while len(waiting) >= self.most or not answers.empty():
+                    yield from take()
+                if failure:
+                    break
+            while waiting:
+                if failure and job:
+                    job.stopping = True
+                yield from take()
+        if failure:
+            raise failure
+
+
+class _Job:
+    """The requests of one call of `complete`, running in a thread with an event loop; a context manager."""
+
+    def __init__(self, client: Client, answers: SimpleQueue[tuple[str, Response | UserError]]) -> None:
+        self.client, self.answers = client, answers
+        self.stopping = False  # from now on nothing is begun, and nothing tried again
+        self.lost: UserError | None = None
+        self.stack = ExitStack()
+        self.pools: dict[Endpoint, httpx.AsyncClient] = {}
+
+    def __enter__(self) -> Self:
+        portal = self.stack.enter_context(start_blocking_portal())
+        self.future, self.loop = portal.start_task(self._run)
+        self.future.add_done_callback(lambda _: self.answers.put(("", UserError("ended"))))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.loop.call_soon_threadsafe(self.inbox.put_nowait, None)
+            self.future.result()
+        self.stack.__exit__(kind, error, trace)  # cancels what still runs, if there is an error
+
+    def submit(self, key: str, request: Request) -> None:
+        """Hand over a request; its answer comes through `answers`."""
+        self.loop.call_soon_threadsafe(self.inbox.put_nowait, (key, request))
+
+    async def _run(self, *, task_status: TaskStatus[asyncio.AbstractEventLoop]) -> None:
+        self.inbox: asyncio.Queue[tuple[str, Request] | None] = asyncio.Queue()
+        self.changed = asyncio.Condition()
+        self.began = time.monotonic() - self.client.stats.seconds
+        async with AsyncExitStack() as stack:
+            for endpoint in self.client.endpoints:
+                self.pools[endpoint] = await stack.enter_async_context(endpoint.connect())
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            watchers = [tasks.create_task(self._watch(endpoint)) for endpoint in self.pools]
+            task_status.started(asyncio.get_running_loop())
+            while (item := await self.inbox.get()) is not None:
+                tasks.create_task(self._answer(*item))
+            for watcher in watchers:
+                watcher.cancel()
+            for endpoint in self.pools:
+                await self._look_at(endpoint)
+
+    async def _answer(self, key: str, request: Request) -> None:
+        stats, (_, revision, server_version) = self.client.stats, self.client.identity
+        tries = AsyncRetrying(
+            stop=lambda state: self.stopping or state.attempt_number > self.client.retries,
+            wait=_pause,
+            retry=retry_if_exception_type(TryAgain),
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        try:
+            response: Response = await tries(self._try, request)
+            recorded = self.client.cache.put(key, request, revision, server_version, response)
+        except TryAgain as error:
+            asked = request.messages[-1]["content"][-80:]
+            reason = f"{error}, {self.client.retries + 1} tries; the request ended in {asked!r}; {ON_RECORD}"
+            self.answers.put((key, UserError(reason)))
+        except UserError as error:
+            self.answers.put((key, error))
+        else:
+            stats.asked += 1
+            stats.seconds = time.monotonic() - self.began
+            stats.prompt_tokens += response.usage.get("prompt_tokens", 0)
+            stats.completion_tokens += response.usage.get("completion_tokens", 0)
+            self.answers.put((key, recorded))
+
+    async def _try(self, request: Request) -> Response:
+        endpoint = await self._slot()
+        try:
+            return await endpoint.ask(self.pools[endpoint], request)
+        finally:
+            endpoint.under_way -= 1
+            async with self.changed:
+                self.changed.notify(2)  # one for this place, one as the window may have grown
+
+    async def _slot(self) -> Endpoint:
+        """Wait for a place at a server, the least loaded one."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.lost or self.stopping or self._open())
+            if self.lost or self.stopping:
+                raise self.lost or UserError("not asked, since the job is ending")
+            endpoint = min(self._open(), key=lambda endpoint: endpoint.under_way / endpoint.window.size)
+            endpoint.under_way += 1
+            return endpoint
+
+    def _open(self) -> list[Endpoint]:
+        return [place for place in self.pools if not place.down_since and place.under_way < place.window.size]
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        self.client.stats.retries += 1
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """Follow a server's queue; see it come back when it went away; give up when all stay away."""
+        told = False
+        while True:
+            await self._look_at(endpoint)
+            if endpoint.down_since and not told:
+                log.warning("%s does not answer; waiting up to %.0f s for it", endpoint.url, self.client.patience)
+            elif told and not endpoint.down_since:
+                log.warning("%s is back", endpoint.url)
+            told = bool(endpoint.down_since)
+            since = [place.down_since for place in self.pools]
+            if all(since) and time.monotonic() - max(moment or 0.0 for moment in since) > self.client.patience:
+                urls = ", ".join(place.url for place in self.pools)
+                self.lost = UserError(f"{urls}: gone for {self.client.patience:.0f} s; {ON_RECORD}")
+            async with self.changed:
+                self.changed.notify_all()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _look_at(self, endpoint: Endpoint) -> None:
+        client, http = self.client, self.pools[endpoint]
+        if endpoint.down_since is None:
+            await endpoint.observe(http)
+            client.stats.prefix_hit_rate = _prefix_hit_rate(client.endpoints)
+        elif await endpoint.healthy(http):
+            try:
+                identity = await endpoint.identify(http, client.identity.model, client.revision)
+            except httpx.RequestError:
+                return
+            except UserError as error:
+                self.lost = error
+                return
+            if identity != client.identity:
+                self.lost = UserError(
+                    f"{endpoint.url} came back with {_describe(identity)}, the job began with {_describe(client.identity)}"
+                )
+            endpoint.down_since = None
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds before the next try: exponential with jitter, or what the server asks for."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(BACKOFF(state), error.after if isinstance(error, TryAgain) else 0.0)
+
+
+def _prefix_hit_rate(endpoints: list[Endpoint]) -> float | None:
+    queries = sum(endpoint.prefix_queries for endpoint in endpoints)
+    return sum(endpoint.prefix_hits for endpoint in endpoints) / queries if queries else None
+
+
+def _identity_on_record(cache: ResponseCache, model: str | None, revision: str | None) -> Identity:
+    found = cache.matching(model, revision)
+    if len(found) == 1:
+        return found[0]
+    there = "; ".join(_describe(who) for who in found or cache.matching()) or "no answers"
+    wanted = f"{model or 'any model'}{f' at revision {revision}' if revision else ''}"
+    problem = "holds answers of several" if found else f"holds no answers of {wanted}"
+    raise UserError(f"{cache.path} {problem}; without a server one must be meant; there are: {there}")
+
+
+def _describe(who: Identity) -> str:
+    return f"{who.model} (revision {who.revision}, server {who.server_version})"
+
+
+def _missing(cache: ResponseCache, who: Identity, request: Request) -> str:
+    asked = request.messages[-1]["content"][-80:]
+    return (
+        f"{cache.path} holds no answer of {_describe(who)} to the request that ends in {asked!r}, sample {request.sample}; "
+        "import the record, or ask a server"
+    )

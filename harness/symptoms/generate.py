@@ -1,0 +1,319 @@
+"""A local LLM writes a symptom set: elicit, refine, filter; ask again where too little is left; say what is missing.
+
+Classes are taken in groups of those that are hard to tell apart, groups in blocks, so that memory does not grow with the
+number of classes (but for the result). The set is a pure function of the plan and of the answers on record: rebuilt from
+them offline, it is the same byte for byte.
+
+    vipbench symptoms generate --task derm7pt --classes melanoma,nevus --modality dermoscopy --url http://127.0.0.1:8000
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from harness.data.keyed import keyed_generator
+from harness.errors import UserError
+from harness.files import digest_file, digest_json
+from harness.progress import Progress
+from harness.symptoms.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.filters import FILTERS, Rules, Said, Selection, parse, select, tidy
+from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
+from harness.symptoms.sets import ClassSymptoms, Provenance, Symptom, SymptomSet, fold
+from harness.symptoms.words import LISTS, LISTS_FILE
+
+MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
+BLOCK_REQUESTS = 2048  # about so many at a time: enough to keep servers busy
+RANDOM_WORDS = 4  # in a phrase
+CUT_OFF, NO_JSON, NO_ITEM = "answer cut off", "answer not parseable", "answer without a usable item"
+MOST_JARGON = 50  # words in the provenance
+
+Ask = Callable[[Iterable[Request]], Iterator[tuple[Request, Response]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that determines a set, but for the answers.
+
+    Attributes:
+        groups: the classes, in groups of those that are hard to tell apart.
+        classes: all of them in the set's order.
+        samples: k, answers per class and round.
+        count: the symptoms wanted for each class.
+        rounds: how often is asked at most, for the classes that have too few.
+        backbone: name, pretrained and digest of the backbone whose text tower is in `rules`; None: there is none.
+    """
+
+    task: str
+    classes: list[str]
+    groups: list[list[str]]
+    modality: str | None
+    preset: Preset
+    kind: str
+    templates: Templates
+    sampling: dict[str, float | int]
+    rules: Rules
+    samples: int = 4
+    count: int = 4
+    rounds: int = 3
+    backbone: dict[str, Any] | None = None
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return KNOWLEDGE[self.kind]
+
+    @property
+    def most(self) -> int:
+        """Items in an answer."""
+        return 2 * self.count
+
+    def blocks(self) -> Iterator[list["Group"]]:
+        """The groups, so many at a time that they make about `BLOCK_REQUESTS` requests per step."""
+        block: list[Group] = []
+        for names in self.groups:
+            block.append(Group(names))
+            if sum(len(group.names) for group in block) * self.samples >= BLOCK_REQUESTS:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def question(
+        self, group: "Group", name: str, step: Step, sample: int, features: list[str], model: str
+    ) -> "Question":
+        """The request of one step for one class."""
+        variables = {
+            "picture": self.preset.picture,
+            "look_at": self.preset.look_at,
+            "plainly": self.preset.plainly,
+            "classes": group.names,
+            "most": self.most,
+            "name": name,
+            "features": features,
+        }
+        messages = self.templates.messages(step.template, variables)
+        return Question(model, messages, step.schema(self.most), self.sampling, sample, group, name)
+
+
+@dataclass
+class Group:
+    """Classes that are hard to tell apart, and what was said of them so far.
+
+    Attributes:
+        items: what the answers to the latest step list, by class and sample.
+        lost: answers that were of no use, by reason.
+        pending: questions that were not answered (they wait for a batch).
+        created: the time of the latest answer.
+        tokens: prompt and completion tokens of all answers.
+    """
+
+    names: list[str]
+    items: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    lost: Counter[str] = field(default_factory=Counter)
+    answers: int = 0
+    pending: int = 0
+    created: str = ""
+    tokens: Counter[str] = field(default_factory=Counter)
+    selection: Selection = field(default_factory=lambda: Selection({}))
+
+    def short_of(self, count: int) -> list[str]:
+        """The classes with fewer than `count` symptoms; none while answers are awaited."""
+        found = self.selection.symptoms
+        return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
+
+    def take(self, name: str, sample: int, step: Step, response: Response) -> None:
+        """Keep what an answer lists, in place of what the one to the step before listed."""
+        self.answers += 1
+        self.pending -= 1
+        self.created = max(self.created, response.created)
+        for key in ("prompt_tokens", "completion_tokens"):
+            self.tokens[key] += response.usage.get(key, 0)
+        items = parse(response.text, step.key)
+        texts = [tidy(item) for item in items or ()]
+        usable = any(map(step.accepts, texts))
+        if items is None:
+            self.lost[CUT_OFF if response.finish_reason == "length" else NO_JSON] += 1
+        elif not usable:
+            self.lost[NO_ITEM] += 1
+        self.items[name, sample] = texts if usable else []
+
+    def select(self, rules: Rules, count: int) -> None:
+        """Filter and rank what all answers so far list."""
+        said: dict[str, list[Said]] = {name: [] for name in self.names}
+        for (name, sample), texts in self.items.items():
+            said[name] += [Said(sample, place, text) for place, text in enumerate(texts)]
+        self.selection = select(said, rules, count)
+
+    def features(self, name: str, sample: int, step: Step, most: int) -> list[str]:
+        """What a step listed and may be asked about in the next one: at most `most`, all of the form it asked for."""
+        return [text for text in self.items.get((name, sample), ()) if step.accepts(text)][:most]
+
+
+@dataclass(frozen=True, eq=False)
+class Question(Request):
+    """A request, and whom it is about."""
+
+    group: Group
+    name: str
+
+
+def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Groups of at most `MOST_IN_GROUP` neighbours out of (class, label of its group) pairs, of about equal size."""
+    by_label: dict[str, list[str]] = {}
+    for name, label in classes:
+        by_label.setdefault(label, []).append(name)
+    groups = []
+    for names in by_label.values():
+        parts = -(-len(names) // MOST_IN_GROUP)
+        bounds = [len(names) * part // parts for part in range(parts + 1)]
+        groups += [names[begin:end] for begin, end in pairwise(bounds)]
+    return groups
+
+
+def generate(plan: Plan, identity: Identity, ask: Ask, note: Callable[[], str] = str) -> SymptomSet:
+    """Write the set. `ask` answers requests (a client's `complete`); `note` tells the end of the progress line.
+
+    Classes with fewer symptoms than wanted are named in the set's provenance as `missing`.
+
+    Raises:
+        UserError: no class got any symptom (says what was removed), or from `ask`.
+    """
+    symptoms: dict[str, list[Symptom]] = {}
+    total = Group([])
+    with Progress(f"{plan.kind} of {plan.task}", len(plan.classes), "classes") as progress:
+
+        def watched(requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+            for answer in ask(requests):
+                progress.advance(0, note())
+                yield answer
+
+        for block in plan.blocks():
+            _ask_block(plan, block, identity.model, watched)
+            for group in block:
+                symptoms.update(group.selection.symptoms)
+                _add(total, group)
+                progress.advance(len(group.names))
+    if not any(symptoms.values()):
+        raise UserError(f"no class of {plan.task} got a symptom; {_removal(total)}")
+    return _set(plan, symptoms, _provenance(plan, identity, symptoms, total))
+
+
+def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Request]:
+    """The requests that can be made now and are not on record: first those of one step for all classes, then of the next.
+
+    None at all: everything needed for the set is on record.
+    """
+    for block in plan.blocks():
+        missing: list[Request] = []
+
+        def recorded(
+            requests: Iterable[Request], missing: list[Request] = missing
+        ) -> Iterator[tuple[Request, Response]]:
+            for request in requests:
+                response = cache.get(request.key(identity.revision, identity.server_version))
+                if response is None:
+                    missing.append(request)
+                else:
+                    yield request, response
+
+        _ask_block(plan, block, identity.model, recorded)
+        yield from missing
+
+
+def without_llm(plan: Plan, seed: int) -> SymptomSet:
+    """The kinds of knowledge that no LLM is asked for: the class's name, and random words (keyed by seed and class)."""
+    if plan.kind == "class-name":
+        symptoms = {name: [Symptom(text=name.replace("_", " "))] for name in plan.classes}
+    else:
+        symptoms = {name: _random(name, seed, plan.count) for name in plan.classes}
+    how = f"vipbench symptoms generate --knowledge {plan.kind}"
+    provenance = Provenance(kind="generated", author="vipbench", created=datetime.now(UTC).date().isoformat(), how=how)
+    if plan.kind == "random-words":
+        provenance = provenance.model_copy(update={"seed": seed, "words": digest_file(LISTS_FILE)})
+    return _set(plan, symptoms, provenance)
+
+
+def _random(name: str, seed: int, count: int) -> list[Symptom]:
+    numbers, pool = keyed_generator(seed, fold(name)), sorted(LISTS["random"])
+    phrases = [numbers.choice(len(pool), RANDOM_WORDS, replace=False) for _ in range(count)]
+    return [Symptom(text=" ".join(pool[place] for place in phrase)) for phrase in phrases]
+
+
+def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
+    """Ask about the groups of a block, round after round, until their classes have what is wanted or the rounds are over."""
+    for number in range(plan.rounds):
+        short = [(group, name) for group in block for name in group.short_of(plan.count)]
+        samples = range(number * plan.samples, (number + 1) * plan.samples)
+        for step in plan.knowledge.steps:
+            for question, response in ask(_questions(plan, short, step, samples, model)):
+                assert isinstance(question, Question), "an answer comes with the request it was made from"
+                question.group.take(question.name, question.sample, step, response)
+        for group in {id(group): group for group, _ in short}.values():
+            if not group.pending:
+                group.select(plan.rules, plan.count)
+
+
+def _questions(
+    plan: Plan, short: list[tuple[Group, str]], step: Step, samples: range, model: str
+) -> Iterator[Question]:
+    """One step's questions about classes; a later step asks where the one before gave something to ask about."""
+    steps = plan.knowledge.steps
+    before = dict(zip(steps[1:], steps, strict=False)).get(step)
+    for group, name in short:
+        for sample in samples:
+            features = group.features(name, sample, before, plan.most) if before else []
+            if features or not before:
+                group.pending += 1
+                yield plan.question(group, name, step, sample, features, model)
+
+
+def _add(total: Group, group: Group) -> None:
+    total.lost += group.lost
+    total.answers += group.answers
+    total.tokens += group.tokens
+    total.created = max(total.created, group.created)
+    total.selection.removed += group.selection.removed
+    total.selection.jargon += group.selection.jargon
+
+
+def _removal(total: Group) -> str:
+    removed = {**total.lost, **total.selection.removed}
+    counts = ", ".join(f"{reason} {count}" for reason, count in removed.items() if count)
+    return f"{total.answers} answers; removed: {counts or 'nothing'}"
+
+
+def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom]], total: Group) -> Provenance:
+    missing = {name: plan.count - len(symptoms[name]) for name in plan.classes if len(symptoms[name]) < plan.count}
+    removed, rules = {**total.lost, **total.selection.removed}, plan.rules
+    met = sorted(total.selection.jargon.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_JARGON]
+    return Provenance.model_validate(
+        {
+            "kind": "generated",
+            "author": identity.model,
+            "created": total.created,
+            "how": f"vipbench symptoms generate --knowledge {plan.kind}",
+            **identity._asdict(),
+            "templates": plan.templates.digests(plan.knowledge.steps),
+            "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
+            "words": digest_file(LISTS_FILE),
+            "sampling": plan.sampling,
+            "samples": plan.samples,
+            "count": plan.count,
+            "rounds": plan.rounds,
+            "synonyms": digest_json(dict(rules.synonyms)) if rules.synonyms else None,
+            "keep_jargon": rules.keep_jargon,
+            "backbone": plan.backbone,
+            "answers": total.answers,
+            "tokens": dict(sorted(total.tokens.items())),
+            "removed": {reason: removed.get(reason, 0) for reason in (CUT_OFF, NO_JSON, NO_ITEM, *FILTERS)},
+            "jargon": dict(met),
+            "missing": missing,
+        }
+    )
+
+
+def _set(plan: Plan, symptoms: dict[str, list[Symptom]], provenance: Provenance) -> SymptomSet:
+    classes = [ClassSymptoms(name=name, symptoms=symptoms[name]) for name in plan.classes]
+    return SymptomSet(task=plan.task, modality=plan.modality, classes=classes, provenance=provenance)

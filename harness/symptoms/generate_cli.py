@@ -1,0 +1,251 @@
+"""`vipbench symptoms generate`: from options to a plan, and from a plan to a set, an estimate or a batch file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import UserError
+from harness.symptoms.options import BackboneName, Overwrite, Pretrained, load, refuse_existing
+
+if TYPE_CHECKING:
+    from harness.symptoms.cache import Identity, ResponseCache
+    from harness.symptoms.client import Client
+    from harness.symptoms.generate import Plan
+    from harness.symptoms.sets import SymptomSet
+
+SHOWN = 10  # classes that are named when something is missing
+CHARACTERS_PER_TOKEN = 4  # of English, about
+
+
+class Kind(StrEnum):
+    """Kinds of knowledge about classes, as the ViP paper compares them (Figure 5)."""
+
+    symptoms = "symptoms"
+    description = "description"
+    definition = "definition"
+    class_name = "class-name"
+    random_words = "random-words"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where answers come from: servers, one to be started, or the record alone (none of them)."""
+
+    urls: list[str]
+    serve: str | None
+    model: str | None
+    revision: str | None
+    server_version: str
+    cache: Path
+    api_key: str | None
+    concurrency: int
+    gpus: int | None
+    tensor_parallel: int
+
+
+def generate(
+    task: Annotated[str | None, typer.Option(help="the task's name; default: the dataset's")] = None,
+    classes: Annotated[str | None, typer.Option(help="A,B,C")] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="a class per line; a tab and its group may follow")] = None,
+    data: Annotated[Path | None, typer.Option(help="or a prepared dataset, for its classes and modality")] = None,
+    modality: Annotated[str | None, typer.Option(help="dermoscopy, chest X-ray, histopathology, fundus, ...")] = None,
+    knowledge: Annotated[Kind, typer.Option(help="what to ask for")] = Kind.symptoms,
+    url: Annotated[list[str] | None, typer.Option(help="an OpenAI-compatible server; several share the work")] = None,
+    serve: Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
+    model: Annotated[str | None, typer.Option(help="the name the server knows the model by")] = None,
+    revision: Annotated[str | None, typer.Option(help="the model's revision, where the server does not tell")] = None,
+    server_version: Annotated[str, typer.Option(help="of the program that answers a batch file")] = "batch",
+    cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
+    samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
+    count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="how often to ask, where too few are left")] = 3,
+    temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
+    seed: Annotated[int, typer.Option(help="of the sampling, and of random words")] = 0,
+    synonyms: Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')] = None,
+    templates: Annotated[Path | None, typer.Option(help="a folder with templates in place of ours")] = None,
+    presets: Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")] = None,
+    keep_jargon: Annotated[bool, typer.Option("--keep-jargon", help="count medical terms, but keep them")] = False,
+    backbone: BackboneName = None,
+    pretrained: Pretrained = None,
+    name: Annotated[str | None, typer.Option(help="the set's name; default: the model's, or the knowledge's")] = None,
+    out: Annotated[Path, typer.Option(help="the set becomes OUT/TASK/NAME.json")] = Path("symptoms_cache"),
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be asked, and its cost")] = False,
+    tokens_per_second: Annotated[float, typer.Option(min=1, help="of all servers, for --dry-run")] = 2000.0,
+    batch_file: Annotated[Path | None, typer.Option(help="write what can be asked now, for `vllm run-batch`")] = None,
+    from_batch: Annotated[Path | None, typer.Option(help="record the answers of `vllm run-batch` first")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="VIPBENCH_API_KEY", help="what the server wants to see")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="the most requests under way at one server")] = 256,
+    gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
+) -> None:
+    """Let an LLM write a symptom set: elicit, refine, filter. What was answered is on record and never asked again."""
+    from harness.symptoms import plans
+    from harness.symptoms.generate import without_llm
+
+    classes_given = plans.read_classes(task, classes, classes_file, data, modality)
+    plan = plans.make_plan(
+        classes_given,
+        kind=knowledge.value,
+        sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed},
+        samples=samples,
+        count=count,
+        rounds=rounds,
+        synonyms=synonyms,
+        templates=templates,
+        presets=presets,
+        keep_jargon=keep_jargon,
+        backbone=None if backbone is None else (backbone, pretrained, load(backbone, pretrained)),
+    )
+    source = Source(
+        url or [], serve, model, revision, server_version, cache, api_key, concurrency, gpus, tensor_parallel
+    )
+    if dry_run:
+        _estimate(plan, tokens_per_second)
+    elif batch_file or from_batch:
+        _batch(plan, source, batch_file, from_batch)
+    elif not plan.knowledge.steps:
+        file = _file(out, plan.task, name or plan.kind, overwrite)
+        _finish(without_llm(plan, seed), file)
+    else:
+        _check_source(source, offline)
+        if name:
+            _file(out, plan.task, name, overwrite)  # before the work begins
+        _generate(plan, source, out, name, overwrite)
+
+
+def _check_source(source: Source, offline: bool) -> None:
+    if sum([bool(source.urls), source.serve is not None, offline]) != 1:
+        raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
+
+
+def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
+    from harness.symptoms.cache import ResponseCache
+    from harness.symptoms.generate import generate
+
+    if not (source.urls or source.serve) and not source.cache.exists():
+        raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
+    with ResponseCache(source.cache) as cache, _client(source, cache) as client:
+        file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1], overwrite)
+        symptoms = generate(plan, client.identity, client.complete, client.stats.note)
+        typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
+    _finish(symptoms, file)
+
+
+@contextmanager
+def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
+    from harness.symptoms.client import Client
+    from harness.symptoms.server import Server
+
+    options = {"concurrency": source.concurrency, "revision": source.revision}
+    if source.serve is None:
+        yield Client(source.urls, source.model, cache, api_key=source.api_key, **options)  # type: ignore[arg-type]
+        return
+    with Server(source.serve, gpus=source.gpus, tensor_parallel=source.tensor_parallel) as server:
+        yield Client([server.url], server.name, cache, api_key=server.api_key, concurrency=source.concurrency)
+
+
+def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Path | None) -> None:
+    """Record a batch's answers, and write the requests that can be made then."""
+    from harness.symptoms.batch import read_batch, write_batch
+    from harness.symptoms.cache import Identity, ResponseCache
+    from harness.symptoms.generate import pending
+
+    if source.model is None:
+        raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
+    identity = Identity(source.model, source.revision or "unknown", source.server_version)
+    with ResponseCache(source.cache) as cache:
+        if from_batch:
+            result = read_batch(from_batch, pending(plan, identity, cache), cache, identity)
+            typer.echo(f"{from_batch}: {result.recorded} answers recorded, {result.failed} failed")
+        left = write_batch(batch_file, pending(plan, identity, cache)) if batch_file else None
+        if batch_file and left:
+            typer.echo(f"{batch_file}: {left} requests; answer them and give the same command --from-batch ANSWERS")
+        if left == 0 or (left is None and next(pending(plan, identity, cache), None) is None):
+            typer.echo(f"all answers are on record; write the set with --offline {_identity_options(identity)}")
+
+
+def _identity_options(identity: "Identity") -> str:
+    return f"--model {identity.model} --revision {identity.revision}"
+
+
+def _estimate(plan: "Plan", tokens_per_second: float) -> None:
+    """Print requests, tokens and time of the first round, and one request in full."""
+    from harness.symptoms.generate import Group
+
+    questions = answers = prompt = 0
+    example = None
+    for names in plan.groups:
+        group = Group(names)
+        for name in names:
+            for step in plan.knowledge.steps:
+                features = [] if step is plan.knowledge.steps[0] else ["x" * 80] * plan.most
+                question = plan.question(group, name, step, 0, features, "MODEL")
+                example = example or question
+                questions += plan.samples
+                prompt += plan.samples * sum(len(message["content"]) for message in question.messages)
+                answers += plan.samples * plan.most * (80 if step is plan.knowledge.steps[0] else 30)
+    prompt, answers = prompt // CHARACTERS_PER_TOKEN, answers // CHARACTERS_PER_TOKEN
+    seconds = answers / tokens_per_second
+    typer.echo(f"{len(plan.classes)} classes, {plan.samples} samples, {len(plan.knowledge.steps)} steps")
+    typer.echo(f"first round: {questions:,} requests, at most {plan.rounds} rounds ({questions * plan.rounds:,})")
+    typer.echo(f"about {prompt:,} prompt tokens (most of them shared by a group) and {answers:,} answer tokens a round")
+    typer.echo(f"about {_duration(seconds)} a round at {tokens_per_second:g} answer tokens/s (--tokens-per-second)")
+    if example:
+        typer.echo("the first request:")
+        for message in example.messages:
+            typer.echo(f"[{message['role']}]\n{message['content']}")
+        typer.echo(f"[schema]\n{json.dumps(example.schema)}")
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 3600
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )
+
+
+def _file(out: Path, task: str, name: str, overwrite: bool) -> Path:
+    for part in (task, name):
+        if not part or part in (".", "..") or "/" in part or "\0" in part:
+            raise UserError(
+                f"{part!r} cannot be part of the set's file name OUT/TASK/NAME.json; choose --task and --name"
+            )
+    file = out / task / f"{name}.json"
+    refuse_existing(file, overwrite)
+    return file
+
+
+def _finish(symptoms: "SymptomSet", file: Path) -> None:
+    """Write the set; say what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
+    symptoms.save(file)
+    counts = [len(entry.symptoms) for entry in symptoms.classes]
+    typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")
+    details = symptoms.provenance.model_dump()
+    removed = {reason: count for reason, count in details.get("removed", {}).items() if count}
+    if removed:
+        typer.echo("removed: " + ", ".join(f"{reason} {count}" for reason, count in removed.items()))
+    if details.get("jargon"):
+        typer.echo(
+            "jargon met: " + ", ".join(f"{word} ({count})" for word, count in list(details["jargon"].items())[:SHOWN])
+        )
+    missing = details.get("missing", {})
+    if missing:
+        named = ", ".join(f"{name} {count}" for name, count in list(missing.items())[:SHOWN])
+        more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
+        typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
+    if 0 in counts:
+        typer.echo(f"{counts.count(0)} classes have no symptom at all, so the set cannot be used as it is")
+        raise typer.Exit(1)

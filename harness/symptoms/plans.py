@@ -1,0 +1,136 @@
+"""From a user's options to what determines a symptom set: the classes, and the plan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.errors import UserError
+from harness.files import read_json
+from harness.symptoms.filters import Rules
+from harness.symptoms.generate import Plan, groups_of
+from harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
+from harness.symptoms.sets import fold, is_plain
+
+if TYPE_CHECKING:
+    from harness.backbone import Backbone
+
+MOST_CHARACTERS = 200  # of a class name, which goes into prompts
+
+
+class Classes(NamedTuple):
+    """What is described: (class, label of its group) pairs, in the set's order."""
+
+    task: str
+    modality: str | None
+    pairs: list[tuple[str, str]]
+
+
+def read_classes(
+    task: str | None, names: str | None, file: Path | None, data: Path | None, modality: str | None
+) -> Classes:
+    """The classes from one of: a list with commas, a file (a class per line; a tab and its group may follow), a dataset.
+
+    Raises:
+        UserError: none or several are given, no task is named, no class is there, a name is unfit or occurs twice.
+    """
+    if sum(given is not None for given in (names, file, data)) != 1:
+        raise UserError("say which classes: one of --classes A,B,C, --classes-file FILE and --data DIR")
+    if data is not None:
+        from harness.data.shards import DatasetInfo
+
+        info = DatasetInfo.load(data)
+        task, modality = task or info.name, modality or info.modality
+        pairs = [(name, "") for name in info.classes]
+    elif file is not None:
+        pairs = _read_lines(file)
+    else:
+        pairs = [(name.strip(), "") for name in (names or "").split(",")]
+    if not task:
+        raise UserError("--task: name the task that the classes belong to")
+    _check_names([name for name, _ in pairs])
+    return Classes(task, modality, pairs)
+
+
+def make_plan(
+    classes: Classes,
+    *,
+    kind: str,
+    sampling: dict[str, float | int],
+    samples: int = 4,
+    count: int = 4,
+    rounds: int = 3,
+    synonyms: Path | None = None,
+    templates: Path | None = None,
+    presets: Path | None = None,
+    keep_jargon: bool = False,
+    backbone: "tuple[str, str | None, Backbone] | None" = None,
+) -> Plan:
+    """The plan for a set. `backbone`: its name, its pretrained tag, and the model itself.
+
+    Raises:
+        UserError: no preset for the modality, faulty templates, presets or synonyms.
+    """
+    steps = KNOWLEDGE[kind].steps
+    names = [name for name, _ in classes.pairs]
+    if not classes.modality and steps:
+        raise UserError("--modality: say what kind of picture it is, such as dermoscopy or chest X-ray")
+    modality, preset = (
+        find_preset(classes.modality, presets) if steps and classes.modality else ("", Preset(picture="", look_at=[]))
+    )
+    rules = Rules(
+        accepts=steps[-1].accepts if steps else bool,
+        visual=KNOWLEDGE[kind].visual,
+        synonyms=_read_synonyms(synonyms, names) if synonyms else {},
+        keep_jargon=keep_jargon,
+        tower=backbone[2].text if backbone else None,
+    )
+    described = {"name": backbone[0], "pretrained": backbone[1], "digest": backbone[2].digest} if backbone else None
+    return Plan(
+        task=classes.task,
+        classes=names,
+        groups=groups_of(classes.pairs),
+        modality=modality or classes.modality,
+        preset=preset,
+        kind=kind,
+        templates=Templates(templates),
+        sampling=sampling,
+        rules=rules,
+        samples=samples,
+        count=count,
+        rounds=rounds,
+        backbone=described,
+    )
+
+
+def _read_lines(file: Path) -> list[tuple[str, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text: {error}") from error
+    parts = [line.rstrip("\r").split("\t", 1) for line in lines if line.strip()]
+    return [(part[0].strip(), part[1].strip() if len(part) > 1 else "") for part in parts]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise UserError("no class is given")
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name or not is_plain(name) or len(name) > MOST_CHARACTERS:
+            raise UserError(f"class {name[:50]!r}: a name has 1 to {MOST_CHARACTERS} printable characters")
+        if fold(name) in seen:
+            raise UserError(f"class {name!r} occurs twice (also as {seen[fold(name)]!r})")
+        seen[fold(name)] = name
+
+
+def _read_synonyms(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    content = read_json(path)
+    known = {fold(name) for name in names}
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: not of the form {{"class": ["other name", ...]}}')
+    for name, others in content.items():
+        if fold(name) not in known:
+            raise UserError(f"{path}: {name!r} is none of the classes")
+        if not isinstance(others, list) or not all(isinstance(other, str) and other.strip() for other in others):
+            raise UserError(f"{path}: class {name!r}: its value must be a list of names")
+    return {fold(name): others for name, others in content.items()}

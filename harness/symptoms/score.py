@@ -1,0 +1,202 @@
+"""Is a symptom set any good? Measured with a backbone on the training images of a dataset, and on no others.
+
+vipbench symptoms score SET --data DIR --backbone ViT-B-16 --pretrained openai [--json SCORES]
+vipbench symptoms prune SET SCORES --below 0.5 --out SET
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from harness.data.reader import Dataset
+from harness.errors import UserError
+from harness.files import read_json
+from harness.symptoms.sets import SymptomSet, first_problem, fold
+
+if TYPE_CHECKING:
+    from harness.backbone import Backbone
+
+SPLIT = "train"
+CHANCE_COVERAGE = 0.05  # of a class by symptoms that know nothing
+
+
+class SymptomScore(BaseModel):
+    """How well a symptom tells its class.
+
+    Attributes:
+        auroc: of its image-text cosine, images of its class against the rest; null where one of them has no image.
+        redundancy: the highest correlation (over images) of its cosine with that of another symptom of the class.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    text: str
+    auroc: float | None
+    redundancy: float | None
+
+
+class Scores(BaseModel):
+    """The scores of a set, the worst symptom first.
+
+    Attributes:
+        symptoms, data, backbone: digests of the set, the dataset and the backbone.
+        coverage: for each class the share of its images that some symptom explains, see `covered`.
+        accuracy, balanced_accuracy: of zero-shot classification by the mean cosine over each class's symptoms.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    symptoms: str
+    data: str
+    backbone: str
+    images: int
+    scores: list[SymptomScore]
+    coverage: dict[str, float | None]
+    accuracy: float
+    balanced_accuracy: float
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `score --json` wrote. Raises UserError where it is something else."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path}: not the scores of a symptom set: {first_problem(error)}") from error
+
+
+def score_set(
+    symptoms: SymptomSet, dataset: Dataset, backbone: "Backbone", *, batch_size: int = 64, workers: int = 0
+) -> Scores:
+    """Score a set on the training split of a dataset.
+
+    Raises:
+        UserError: a class of the dataset is not in the set or has no symptom; there is no training split.
+    """
+    import torch.nn.functional as F
+
+    from harness.features import encode_samples
+    from harness.method import symptom_names
+
+    texts = symptoms.texts(dataset.classes)
+    samples = dataset.split(SPLIT)
+    images = encode_samples(
+        backbone, samples, batch_size=batch_size, workers=workers, description=f"encode {SPLIT} images"
+    )
+    phrases = [f"{text.rstrip('. ')}." for group in texts for text in group]
+    encoded = backbone.text.encode_texts(phrases, symptom_names(dataset.classes, texts))
+    cosines = (images @ F.normalize(encoded, dim=-1).cpu().T).numpy()
+    owners = np.repeat(np.arange(len(texts)), [len(group) for group in texts])
+    scores, coverage = score_cosines(cosines, samples.labels, owners)
+    means = np.stack([cosines[:, owners == label].mean(axis=1) for label in range(len(texts))], axis=1)
+    guesses = means.argmax(axis=1)
+    named = [
+        SymptomScore(name=dataset.classes[owner], text=text, auroc=auroc, redundancy=redundancy)
+        for owner, text, (auroc, redundancy) in zip(owners, (t for group in texts for t in group), scores, strict=True)
+    ]
+    return Scores(
+        symptoms=symptoms.digest(),
+        data=dataset.info.digest,
+        backbone=backbone.digest,
+        images=len(samples),
+        scores=sorted(named, key=lambda score: (score.auroc is None, score.auroc or 0.0, score.name, score.text)),
+        coverage=dict(zip(dataset.classes, coverage, strict=True)),
+        accuracy=float((guesses == samples.labels).mean()),
+        balanced_accuracy=float(balanced_accuracy_score(samples.labels, guesses)),
+    )
+
+
+def score_cosines(
+    cosines: np.ndarray, labels: np.ndarray, owners: np.ndarray
+) -> tuple[list[tuple[float | None, float | None]], list[float | None]]:
+    """AUROC and redundancy of each symptom, and coverage of each class.
+
+    Args:
+        cosines: [N, P] image-text cosines. labels: [N] int64. owners: [P] the class of each symptom.
+    """
+    scores: list[tuple[float | None, float | None]] = []
+    for place, owner in enumerate(owners):
+        of_class = labels == owner
+        auroc = None if of_class.all() or not of_class.any() else float(roc_auc_score(of_class, cosines[:, place]))
+        siblings = np.flatnonzero((owners == owner) & (np.arange(len(owners)) != place))
+        scores.append((auroc, _highest_correlation(cosines[:, place], cosines[:, siblings])))
+    classes = range(int(owners.max()) + 1)
+    return scores, [covered(cosines[:, owners == label], labels == label) for label in classes]
+
+
+def covered(cosines: np.ndarray, of_class: np.ndarray) -> float | None:
+    """The share of a class's images that some of its symptoms explains.
+
+    A symptom explains an image whose cosine with it is above that of all but a few of the other classes' images: a share
+    of `CHANCE_COVERAGE` divided by the number of the class's symptoms, so that symptoms that know nothing cover 5 % or less.
+
+    Args:
+        cosines: [N, S] with the class's symptoms. of_class: [N] bool.
+    """
+    if of_class.all() or not of_class.any():
+        return None
+    thresholds = np.quantile(cosines[~of_class], 1 - CHANCE_COVERAGE / cosines.shape[1], axis=0)
+    return float((cosines[of_class] > thresholds).any(axis=1).mean())
+
+
+def prune_set(
+    symptoms: SymptomSet, scores: Scores, below: float, keep: int
+) -> tuple[SymptomSet, list[tuple[str, str]]]:
+    """The set without symptoms whose AUROC is lower than `below`, but with at least `keep` per class; and what was dropped.
+
+    Raises:
+        UserError: the scores are those of another set.
+    """
+    if scores.symptoms != symptoms.digest():
+        raise UserError(
+            "the scores are those of another symptom set, or of this one before it was changed; score it again"
+        )
+    aurocs = {(fold(score.name), score.text): score.auroc for score in scores.scores}
+    dropped = []
+    pruned = symptoms.model_copy(deep=True)
+    for entry in pruned.classes:
+        worst = sorted(
+            (auroc, symptom.text)
+            for symptom in entry.symptoms
+            if (auroc := aurocs.get((fold(entry.name), symptom.text))) is not None and auroc < below
+        )
+        out = {text for _, text in worst[: max(0, len(entry.symptoms) - keep)]}
+        dropped += [(entry.name, text) for text in entry.texts if text in out]
+        entry.symptoms = [symptom for symptom in entry.symptoms if symptom.text not in out]
+    how = {"from": scores.symptoms, "below": below, "keep": keep, "data": scores.data, "backbone": scores.backbone}
+    pruned.provenance = pruned.provenance.model_copy(update={"pruned": {**how, "dropped": len(dropped)}})
+    return pruned, dropped
+
+
+def show(scores: Scores) -> None:
+    """Print the symptoms, the worst first, then what holds for classes and for the set."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)
+    table = Table("symptom", "class", title=f"{scores.images} training images, worst symptoms first")
+    for column in ("AUROC", "redundancy"):
+        table.add_column(column, justify="right")
+    for score in scores.scores:
+        table.add_row(score.text, score.name, _number(score.auroc), _number(score.redundancy))
+    console.print(table)
+    for name, coverage in scores.coverage.items():
+        console.print(
+            f"coverage of {name}: {_number(coverage)} (symptoms that know nothing: at most about {CHANCE_COVERAGE})"
+        )
+    console.print(f"zero-shot accuracy {scores.accuracy:.3f}, balanced {scores.balanced_accuracy:.3f}; chance "
+                  f"{1 / len(scores.coverage):.3f}")  # fmt: skip
+
+
+def _highest_correlation(column: np.ndarray, others: np.ndarray) -> float | None:
+    """Pearson's; None where there is no other, or a column is constant."""
+    if not others.size or column.std() == 0 or (others.std(axis=0) == 0).any():
+        return None
+    return float(max(np.corrcoef(column, other)[0, 1] for other in others.T))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

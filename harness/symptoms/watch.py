@@ -1,0 +1,59 @@
+"""Run a command and end it, with all that it started, as soon as whoever started this script is gone.
+
+    python watch.py COMMAND ...   with a pipe on standard input, which the starter keeps open as long as the command is wanted
+
+The starter may be killed in any way: the system closes the pipe, and that is what is waited for. The exit status is the
+command's own. Standard library only, since it runs as a plain script.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+GRACE_SECONDS = 20.0  # between the request to end and the kill
+PR_SET_PDEATHSIG = 1
+
+
+def main(command: list[str]) -> int:
+    """Run `command` in a session of its own until it ends or standard input does; returns its exit status."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: _end(child))
+    threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
+    status = child.wait()
+    _signal(child, signal.SIGKILL)  # what it left behind in its group
+    return status if status >= 0 else 128 - status
+
+
+def _end_with_input(child: subprocess.Popen[bytes]) -> None:
+    while os.read(0, 1024):  # not sys.stdin, whose lock would be held when we end
+        pass
+    _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    # The leader alone, as from a terminal's `kill`: vLLM ends its engines itself, and complains when they go first.
+    if child.poll() is None:
+        child.terminate()
+        killer = threading.Timer(GRACE_SECONDS, _signal, (child, signal.SIGKILL))
+        killer.daemon = True
+        killer.start()
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # all gone
+        os.killpg(child.pid, number)
+
+
+def _die_with_parent() -> None:
+    """On Linux: should this script itself be killed, the command gets a SIGTERM."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

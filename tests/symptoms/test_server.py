@@ -1,0 +1,254 @@
+"""Starting and ending a server, with a stub in vLLM's place that starts a stubborn child and may fail to come up.
+
+The real one is in tests/integration/test_vllm_server.py.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from harness.errors import UserError
+from harness.symptoms import server as server_module
+from harness.symptoms.server import Server, identify, interpreter
+
+STUB = """
+import json, os, signal, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+options = sys.argv[1:]
+if "--fail" in options:
+    print("loading weights"); print("torch.OutOfMemoryError: no room"); sys.exit(3)
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+child.stdout.readline()
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        key, children = os.environ.get("VLLM_API_KEY"), [os.getpid(), child.pid]
+        content = json.dumps({"options": options, "key": key, "children": children})
+        self.send_response(200); self.end_headers(); self.wfile.write(content.encode())
+HTTPServer(("127.0.0.1", int(options[options.index("--port") + 1])), Handler).serve_forever()
+"""
+SERVE = """
+import sys
+from harness.cli import user_errors
+from harness.symptoms.serve_cli import serve
+import typer
+app = typer.Typer(); app.command()(serve)
+with user_errors():
+    app()
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter for which vLLM's server is the stub above."""
+    module = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    module.mkdir(parents=True)
+    (module / "api_server.py").write_text(STUB)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(server_module, "LOOK_SECONDS", 0.05)
+    return python
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def state(url: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(httpx.get(url).text)
+    return content
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(children: list[int], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(running(child) for child in children)
+
+
+def test_it_is_up_when_entered_and_gone_when_left(stub: Path, model: Path) -> None:
+    with Server(str(model), python=stub, arguments=["--max-model-len", "512"]) as server:
+        told = state(server.url)
+        options = told["options"]
+        assert options[options.index("--host") + 1] == "127.0.0.1"
+        assert options[options.index("--served-model-name") + 1 :][:2] == ["tiny", f"tiny@{server.revision}"]
+        assert options[-2:] == ["--max-model-len", "512"]
+        assert told["key"] is server.api_key is None
+        assert all(running(child) for child in told["children"])
+        log = server.log
+        assert log.exists()
+    assert gone(told["children"])
+    assert not log.exists()
+
+
+def test_it_is_gone_after_an_error(stub: Path, model: Path) -> None:
+    server = Server(str(model), python=stub)
+    children: list[int] = []
+
+    def fail() -> None:
+        with server:
+            children.extend(state(server.url)["children"])
+            raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        fail()
+    assert gone(children)
+
+
+def test_a_server_that_dies_shows_the_end_of_its_log(
+    stub: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(UserError, match=r"the server of tiny ended \(status 3\); its log") as caught,
+        Server(str(model), python=stub, arguments=["--fail"]),
+    ):
+        pass
+    assert "torch.OutOfMemoryError: no room" in capsys.readouterr().err
+    Path(str(caught.value).split()[-1]).unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_orphan_however_the_command_ends(stub: Path, model: Path, number: signal.Signals) -> None:
+    """Ctrl-C goes to the whole foreground group, as from a terminal; the child of the server ignores SIGTERM."""
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        str(model),
+        "--python",
+        str(stub),
+        "--port",
+        str(server_module._free_port()),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout
+    line = process.stdout.readline()
+    assert "is served on http://127.0.0.1:" in line, process.communicate()
+    children = state(line.split("is served on ")[1].split(";")[0])["children"]
+    assert all(running(child) for child in children)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert gone(children)
+    assert "Traceback" not in errors
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends a process with its parent on Linux only")
+def test_the_server_goes_when_its_watcher_is_killed(stub: Path, model: Path) -> None:
+    with Server(str(model), python=stub) as server:
+        leader, child = state(server.url)["children"]
+        server.process.kill()
+        assert gone([leader])
+    server.log.unlink()
+    os.kill(child, signal.SIGKILL)  # deaf, and out of reach; vLLM's own end with their leader
+
+
+def test_a_key_is_made_and_not_shown_when_it_listens_to_others(stub: Path, model: Path) -> None:
+    server = Server(str(model), python=stub, host="0.0.0.0")
+    assert server.api_key and len(server.api_key) > 30
+    assert server.url.startswith("http://127.0.0.1:")
+    assert server.api_key not in " ".join(server.command)
+    with server:
+        assert state(server.url)["key"] == server.api_key
+
+
+def test_gpus_are_split(stub: Path, model: Path) -> None:
+    def sizes(**how: int) -> list[str]:
+        command = Server(str(model), python=stub, **how).command  # type: ignore[arg-type]
+        return [command[command.index(f"--{kind}-parallel-size") + 1] for kind in ("tensor", "data")]
+
+    assert sizes() == ["1", "1"]
+    assert sizes(gpus=8) == ["1", "8"]
+    assert sizes(gpus=8, tensor_parallel=2) == ["2", "4"]
+    assert sizes(tensor_parallel=4) == ["4", "1"]
+    with pytest.raises(UserError, match=r"6 GPUs are not 1 \(data parallel\) x 4"):
+        sizes(gpus=6, tensor_parallel=4)
+
+
+def test_a_model_is_named_and_its_content_is_its_revision(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, revision, options = identify(str(model), None)
+    assert (name, options) == ("tiny", [])
+    (model / "README.md").write_text("no part of the model")
+    assert identify(str(model), None)[1] == revision
+    (model / "config.json").write_text('{"layers": 3}')
+    assert identify(str(model), None)[1] != revision
+    with pytest.raises(UserError, match="is for a model on the hub"):
+        identify(str(model), "main")
+    with pytest.raises(UserError, match="no such directory"):
+        identify("./nowhere/tiny", None)
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
+    """Offline, from the hub's local cache; in a process of its own, since the hub's settings are read once."""
+    commit = "a" * 40
+    snapshot = tmp_path / "hub" / "models--org--llm" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    program = (
+        "from harness.symptoms.server import identify\nprint(identify('org/llm', None))\n"
+        "try: identify('org/other', None)\nexcept ValueError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    first, second = result.stdout.splitlines()
+    assert first == str(("org/llm", commit, ["--revision", commit, "--tokenizer-revision", commit]))
+    assert second.startswith("org/other: no directory here, and not to be had from the hub")
+
+
+def test_a_port_that_is_taken_is_named(stub: Path, model: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken"), Server(str(model), python=stub, port=port):
+            pass
+
+
+def test_the_interpreter_is_looked_for(stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIPBENCH_SERVE_PYTHON", raising=False)
+    with pytest.raises(UserError, match=r"no vLLM here; .* make serve-env-cpu"):
+        interpreter()
+    with pytest.raises(UserError, match="no such interpreter"):
+        interpreter(tmp_path / "missing")
+    own = tmp_path / ".venv-serve" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(stub)
+    assert interpreter() == own
+    monkeypatch.setenv("VIPBENCH_SERVE_PYTHON", str(stub))
+    assert interpreter() == stub

@@ -1,0 +1,86 @@
+"""Words: same, naming, unseen, jargon."""
+
+import pytest
+
+from harness.symptoms.words import is_common, is_jargon, is_unseen, names_class, same_words, words
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("jagged uneven border", "uneven, jagged borders", True),
+        ("a jagged border", "Jagged-border", True),
+        ("dark brown colour", "brown and dark", True),
+        ("dark brown colour", "light brown colour", False),
+        ("sharp border", "no sharp border", False),
+        ("without a sharp border", "sharp border absent", True),
+        ("of the", "of the", True),
+        ("of the", "in a", False),
+        ("暗い", "暗い", True),
+        ("暗い", "明るい", False),
+    ],
+)
+def test_same_words(left: str, right: str, same: bool) -> None:
+    assert same_words(left, right) is same is same_words(right, left)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "named"),
+    [
+        ("looks like melanoma", "melanoma", True),
+        ("melanocytic dots", "melanoma", True),
+        ("several nevi", "nevus", True),
+        ("like a naevus", "nevus", True),
+        ("never round", "nevus", False),
+        ("pneumonic patch", "Pneumonia", True),
+        ("round cells", "basal cell carcinoma", False),
+        ("a carcinoma in the middle", "basal cell carcinoma", True),
+        ("Basal-cell carcinomas", "basal_cell_carcinoma", True),
+        ("clear lungs", "normal lung", False),
+        ("two normal lungs", "normal lung", True),
+        ("anemic", "anaemia", True),
+        ("das ist ein 黒色腫 hier", "黒色腫", True),
+        ("dark", "", False),
+    ],
+)
+def test_naming_a_class(text: str, name: str, named: bool) -> None:
+    assert names_class(text, [name]) is named
+
+
+UNSEEN = (
+    "fever and cough|CRP above 10 mg/L|elevated white blood cell count|family history|warm to the touch|grows over time"
+)
+SEEN = "smoky grey veil|number of dots|painted look|patches touching the border|transparent edge|raised border|pale optic nerve"
+
+
+@pytest.mark.parametrize(
+    ("text", "unseen"), [(t, True) for t in UNSEEN.split("|")] + [(t, False) for t in SEEN.split("|")]
+)
+def test_what_no_picture_shows(text: str, unseen: bool) -> None:
+    assert is_unseen(text) is unseen
+
+
+PLAIN = """
+speckled jagged brownish blotchy feathery whitish cobblestone streaks bluish ragged uneven fuzzy hazy patchy doughnut
+honeycomb flaky scaly bumpy dots wavy crusty freckles threads asymmetrical lopsided blurry waxy ribs lungs diaphragm retina
+spiky pigmented vessels milky glands mottled lumpy crescent skull kidney unevenly
+"""
+JARGON = """
+erythematous pleomorphism hyperchromatic telangiectasia opacity consolidation effusion atelectasis reticular acanthosis
+papule exudate drusen hypoechoic pedunculated ulceration infiltrate parenchyma edema cardiomegaly interstitial hilar
+melanocytic atypical necrosis hyperkeratosis spiculation microaneurysms stenosis bilateral lateral fibrosis
+"""
+
+
+def test_jargon_is_told_from_plain_words() -> None:
+    assert [word for word in PLAIN.split() if is_jargon(word)] == []
+    assert [word for word in JARGON.split() if not is_jargon(word)] == []
+
+
+def test_gibberish_is_not_common() -> None:
+    assert [word for word in ("xqz", "zzkj", "vbnq", "ab") if is_common(word)] == []
+    assert all(map(is_common, ("brown", "streaks", "scaly", "speckled")))
+
+
+def test_words_of_any_script() -> None:
+    assert words("Dark-brown, ＡＢ it's_ 漢字\x00") == ["dark", "brown", "ab", "its", "漢字"]
