@@ -1,17 +1,13 @@
 """The `vipbench` command; each verb is a few lines that call a module. Heavy packages are imported inside the verbs."""
 
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.console import setup_logging, user_errors
 from harness.data import cli as data_cli
 from harness.demo import cli as demo_cli
-from harness.errors import UserError
 from harness.report import cli as report_cli
 from harness.symptoms import cli as symptoms_cli
 from harness.symptoms import serve_cli
@@ -65,23 +61,6 @@ def evaluate(
     from harness.transfer import evaluate_run
 
     evaluate_run(run, data, split, symptoms, device)
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Print a user's error as one line and exit with status 2."""
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-
-
-def setup_logging(is_main: bool = True) -> None:
-    """Our own messages from rank 0, nobody's chatter."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    for name in ("harness", "baselines", "sweeps"):
-        logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
 
 
 def main() -> None:

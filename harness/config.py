@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from harness.errors import UserError
-from harness.files import digest_json
+from harness.files import digest_json, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -108,17 +108,7 @@ class Config(Section):
         Raises:
             UserError: no such file, not YAML, unknown or misspelt key, wrong type or impossible value.
         """
-        try:
-            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(mapping, dict):
-            raise UserError(
-                f"{path}: a config is a mapping of keys such as data, backbone, method; found {type(mapping).__name__}"
-            )
-        return cls.from_mapping(override(mapping, overrides))
+        return cls.from_mapping(override(read_yaml(path), overrides))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:

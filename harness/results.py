@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError
-from harness.files import atomic_path, read_json, write_json, write_text
+from harness.files import atomic_path, read_json, read_yaml, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +139,7 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     rows = []
     for path in sorted(directory.iterdir()):
         if path.is_dir() and is_finished(path):
-            config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+            config = read_yaml(path / CONFIG)
             metrics = {name: value for name, value in read_json(path / METRICS).items() if not isinstance(value, dict)}
             dataset = read_json(path / PROVENANCE)["dataset"]
             row = flatten(config) | flatten({"metrics": metrics}) | {"dataset": dataset, "run": str(path)}

@@ -17,8 +17,8 @@ import torch
 import typer
 
 from harness.backbone import Backbone, load_backbone
-from harness.cli import setup_logging, user_errors
 from harness.config import Config, Digests, run_name
+from harness.console import setup_logging, user_errors
 from harness.data.fewshot import draw
 from harness.data.reader import Dataset, Samples
 from harness.evaluate import EvaluationSet

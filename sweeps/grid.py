@@ -14,11 +14,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from harness.config import Config, Section, nearest, override, set_key
 from harness.errors import UserError
+from harness.files import read_yaml
 from harness.results import flatten
 
 
@@ -48,7 +48,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
         UserError: the file or one of its configs is wrong.
     """
     grid = _load(path)
-    base = _base(grid.base, path)
+    base = read_yaml(Path(grid.base)) if isinstance(grid.base, str) else grid.base
     points = [dict(zip(grid.axes, values, strict=True)) for values in product(*grid.axes.values())] if grid.axes else []
     mappings = [_apply(base, point) for point in points]
     for rule in grid.adjust:
@@ -66,14 +66,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
 
 
 def _load(path: Path) -> Grid:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a grid is a mapping with base and axes")
+    content = read_yaml(path)
     keys = list(Grid.model_fields)
     for key in content:
         if key not in keys:
@@ -84,18 +77,6 @@ def _load(path: Path) -> Grid:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
-
-
-def _base(base: dict[str, Any] | str, grid: Path) -> dict[str, Any]:
-    if isinstance(base, dict):
-        return base
-    try:
-        content = yaml.safe_load(Path(base).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{grid}: base: {base} cannot be read as a config: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{grid}: base: {base} is no mapping")
-    return content
 
 
 def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

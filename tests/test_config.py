@@ -83,7 +83,7 @@ def test_loading_tells_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad\.yaml: not YAML"):
         Config.load(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(UserError, match="a config is a mapping"):
+    with pytest.raises(UserError, match="should be a mapping of keys; found list"):
         Config.load(tmp_path / "list.yaml")
 
 

@@ -5,7 +5,7 @@ The answers are structured, so that both the fake endpoint and vLLM can be asked
 
 import sys
 
-from harness.cli import setup_logging, user_errors
+from harness.console import setup_logging, user_errors
 from harness.symptoms.cache import Request, ResponseCache
 from harness.symptoms.client import Client
 
