@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from harness import bank_cli
 from harness.console import setup_logging, user_errors
 from harness.data import cli as data_cli
 from harness.demo import cli as demo_cli
@@ -24,6 +25,7 @@ app.command()(data_cli.inspect)
 app.command()(report_cli.table)
 app.command()(demo_cli.demo)
 app.add_typer(sweep_cli.app, name="sweep")
+app.add_typer(bank_cli.app, name="bank")
 app.command()(serve_cli.serve)
 app.add_typer(symptoms_cli.app, name="symptoms")
 

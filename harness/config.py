@@ -77,6 +77,9 @@ class TrainConfig(Section):
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
     flip: bool = True
     augmentation_seed: NonNegativeInt | None = None  # default: the run's seed
+    views: PositiveInt | Literal["all"] = (
+        "all"  # views per image: a new one each epoch, or K in turn (an approximation)
+    )
 
 
 class RunConfig(Section):
@@ -87,6 +90,7 @@ class RunConfig(Section):
     workers: NonNegativeInt = 2  # image loading processes per rank
     eval_batch_size: PositiveInt = 64  # images per process
     log_every: PositiveInt = 10  # steps
+    bank: bool = True  # store image features under `out`, shared by all runs there
 
 
 class Config(Section):

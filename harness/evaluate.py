@@ -1,5 +1,6 @@
 """Predictions: every sample exactly once, on any number of ranks. Predictions are written; metrics derive from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.bank import EVALUATION, FeatureBank
 from harness.data.reader import Samples
-from harness.features import evaluation_pixels
+from harness.features import Loading, Views, evaluation_pixels, fill_bank
 from harness.method import Method
 from harness.metrics import compute_metrics
 from harness.progress import Progress
@@ -48,12 +50,12 @@ class EvaluationSet:
         backbone: Backbone,
         needs: str,
         topology: Topology,
-        batch_size: int,
-        workers: int,
+        loading: Loading,
         name: str,
+        bank: FeatureBank | None = None,
     ) -> None:
         self.samples, self.backbone, self.needs, self.topology = samples, backbone, needs, topology
-        self.batch_size, self.workers, self.name = batch_size, workers, name
+        self.loading, self.name, self.bank = loading, name, bank
         self.mine = np.arange(len(samples))[topology.share(len(samples))]
         self.features: Tensor | None = None  # of this rank's samples, [n, d]
 
@@ -62,11 +64,12 @@ class EvaluationSet:
         """Logits of all samples, the same on every rank."""
         method.eval()
         if self.needs == "features" and self.features is None:
-            self.features = self._run(lambda pixels: self.backbone.encode_images(pixels), f"encode {self.name} images")
+            self.features = self._encode(f"encode {self.name} images")
         if self.features is not None:
             with self.topology.autocast():
                 parts = [
-                    method(part.to(self.topology.device)).float().cpu() for part in self.features.split(self.batch_size)
+                    method(part.to(self.topology.device)).float().cpu()
+                    for part in self.features.split(self.loading.batch_size)
                 ]
             logits = torch.cat(parts) if parts else torch.empty(0, len(method.task.classes))
         else:
@@ -81,12 +84,21 @@ class EvaluationSet:
         )
         return Predictions(self.samples.keys, self.samples.labels, stacked)
 
-    def _run(self, forward: "torch.nn.Module | object", description: str) -> Tensor:
+    def _encode(self, description: str) -> Tensor:
+        """Features [n, d] of this rank's samples, from the bank if there is one."""
+        if self.bank is None:
+            return self._run(self.backbone.encode_images, description)
+        dataset = Views(self.samples, self.backbone, None)
+        fill_bank(self.bank, dataset, [EVALUATION], self.backbone, self.topology, self.loading, description)
+        features, present = self.bank.read(EVALUATION, self.bank.rows(self.samples.keys[self.mine]))
+        assert present.all(), "the bank was filled before"
+        return torch.from_numpy(features)
+
+    def _run(self, forward: Callable[[Tensor], Tensor], description: str) -> Tensor:
         """Pass this rank's images through `forward`: [n, ...] float32 on the CPU."""
-        assert callable(forward)
         samples, parts = self.samples.select(self.mine), []
         with Progress(description, len(samples), "images") as progress, self.topology.autocast():
-            for pixels in evaluation_pixels(self.backbone, samples, self.batch_size, self.workers):
+            for pixels in evaluation_pixels(self.backbone, samples, self.loading.batch_size, self.loading.workers):
                 parts.append(forward(pixels.to(self.topology.device)).float().cpu())
                 progress.advance(len(pixels))
         return torch.cat(parts) if parts else torch.empty(0, self.backbone.dim)

@@ -1,22 +1,28 @@
-"""What a method reads: image features (or images) of augmented training views, and of test images once.
+"""What a method reads: views of samples, as features from the bank, or as images where the method trains the image tower.
 
-Today each epoch's views pass through the image tower as they come; a stored bank of the same views takes the same place.
+View e of a sample is what epoch e shows of it, view 0 the sample as it is evaluated. Without a bank features are computed as
+they are needed, from the same views.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.backbone import Backbone
+from harness.bank import EVALUATION, FeatureBank
 from harness.config import TrainConfig
 from harness.data.augment import TrainTransform
 from harness.data.reader import ImageDataset, Samples
 from harness.progress import Progress
 from harness.topology import Topology
+
+SECONDS_TO_ASK_AGAIN = 60.0
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,45 @@ def global_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[n
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
-class TrainingViews:
-    """Augmented views of the training samples, epoch by epoch.
+class Views(Dataset[tuple[Tensor, int]]):
+    """(view, position) -> that view of a sample, float32 [3, H, W], and its label.
 
-    Order is keyed by (seed, epoch) and augmentation by (augmentation seed, epoch, sample), so that the global batches are
-    the same for any number of ranks and loader processes.
+    Augmentation is keyed by (augmentation seed, view, sample), so a view is the same whoever computes it, and when.
+    """
+
+    def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig | None) -> None:
+        self.samples, self.evaluate = samples, backbone.eval_transform
+        self.sizes = (backbone.image_size, backbone.mean, backbone.std)
+        self.train = train
+
+    def __getitem__(self, view: tuple[int, int]) -> tuple[Tensor, int]:
+        number, position = view
+        image, label = self.samples.image(position), int(self.samples.labels[position])
+        if number == EVALUATION:
+            return self.evaluate(image), label
+        assert self.train is not None and self.train.augmentation_seed is not None, "a resolved recipe is needed"
+        size, mean, std = self.sizes
+        seed, scale, flip = self.train.augmentation_seed, self.train.crop_scale, self.train.flip
+        transform = TrainTransform(size, mean, std, seed, number, scale, flip)
+        return transform(image, str(self.samples.keys[position])), label
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are loaded: per process, images at a time and processes that decode."""
+
+    batch_size: int = 64
+    workers: int = 0
+
+
+class TrainingViews:
+    """This rank's batches of training views, epoch by epoch.
+
+    Order is keyed by (seed, epoch), so that the global batches are the same for any number of ranks and loader processes.
+
+    Args:
+        needs: "features" or "images".
+        bank: where features are stored; None computes them anew.
     """
 
     def __init__(
@@ -59,27 +99,35 @@ class TrainingViews:
         train: TrainConfig,
         seed: int,
         topology: Topology,
-        workers: int,
+        loading: Loading,
+        bank: FeatureBank | None = None,
     ) -> None:
         self.samples, self.backbone, self.needs, self.train = samples, backbone, needs, train
-        self.seed, self.topology, self.workers = seed, topology, workers
+        self.seed, self.topology, self.loading, self.bank = seed, topology, loading, bank
 
     @property
     def steps_per_epoch(self) -> int:
         return len(global_batches(len(self.samples), self.train.batch_size, self.seed, epoch=1))
 
+    def view(self, epoch: int) -> int:
+        """Which view an epoch shows: its own, or with `train.views` = K one of K in turn."""
+        return epoch if self.train.views == "all" else (epoch - 1) % self.train.views + 1
+
     def epochs(self, count: int) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Epochs 1 to `count`, each with this rank's batches. Every rank gets as many, each with at least one sample."""
+        if self.bank is not None:
+            views = sorted({self.view(epoch) for epoch in range(1, count + 1)})
+            dataset = Views(self.samples, self.backbone, self.train)
+            fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode training views")
+            for epoch in range(1, count + 1):
+                yield epoch, self._from_bank(epoch, self.bank)
+            return
         # One loader for all epochs: its processes start once, and decode ahead over the end of an epoch.
-        loader = DataLoader(
-            _Views(self.samples, self.backbone, self.train),
-            batch_sampler=_Schedule(self, count),
-            num_workers=self.workers,
-            pin_memory=self.topology.device.type == "cuda",
+        loaded = _load(
+            Views(self.samples, self.backbone, self.train), _Schedule(self, count), self.topology, self.loading
         )
-        loaded = iter(loader)
         for epoch in range(1, count + 1):
-            yield epoch, self._batches(epoch, loaded)
+            yield epoch, self._from_images(epoch, loaded)
 
     def parts(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """This rank's positions in each global batch of an epoch, and what each sample's loss counts."""
@@ -90,46 +138,95 @@ class TrainingViews:
             # of its own takes part with one that does not count.
             yield mine or batch[:1].tolist(), world / len(batch) if mine else 0.0
 
-    def _batches(self, epoch: int, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
-        device = self.topology.device
+    def _from_bank(self, epoch: int, bank: FeatureBank) -> Iterator[Batch]:
+        rows = bank.rows(self.samples.keys)
+        for mine, weight in self.parts(epoch):
+            features, present = bank.read(self.view(epoch), rows[mine])
+            assert present.all(), "the bank was filled before"
+            yield self._batch(torch.from_numpy(features), torch.from_numpy(self.samples.labels[mine]), weight)
+
+    def _from_images(self, epoch: int, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
         for _, weight in self.parts(epoch):
             pixels, labels = next(loaded)
-            inputs = pixels.to(device, non_blocking=True)
+            inputs = pixels.to(self.topology.device, non_blocking=True)
             if self.needs == "features":
                 with torch.no_grad(), self.topology.autocast():
                     inputs = self.backbone.encode_images(inputs)
-            yield Batch(inputs, labels.to(device), torch.full((len(labels),), weight, device=device))
+            yield self._batch(inputs, labels, weight)
+
+    def _batch(self, inputs: Tensor, labels: Tensor, weight: float) -> Batch:
+        device = self.topology.device
+        return Batch(inputs.to(device), labels.to(device), torch.full((len(labels),), weight, device=device))
 
 
 class _Schedule:
-    """The (epoch, position) pairs of each batch of this rank, epoch after epoch; for a loader."""
+    """The (view, position) pairs of each batch of this rank, epoch after epoch."""
 
     def __init__(self, views: TrainingViews, epochs: int) -> None:
         self.views, self.epochs = views, epochs
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in range(1, self.epochs + 1):
-            for positions, _ in self.views.parts(epoch):
-                yield [(epoch, position) for position in positions]
-
-    def __len__(self) -> int:
-        return self.epochs * self.views.steps_per_epoch
+            view = self.views.view(epoch)
+            yield from ([(view, position) for position in mine] for mine, _ in self.views.parts(epoch))
 
 
-class _Views(Dataset[tuple[Tensor, int]]):
-    """(epoch, position) -> the view of a sample that the epoch shows, float32 [3, H, W], and its label."""
+def bank_facts(backbone: str, dataset: str, split: str, precision: str, train: TrainConfig | None) -> dict[str, Any]:
+    """What determines the features of a split: digests of backbone and dataset, precision, and the augmentation if any."""
+    facts: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "split": split, "precision": precision}
+    if train is not None:
+        augmentation = {"seed": train.augmentation_seed, "crop_scale": list(train.crop_scale), "flip": train.flip}
+        facts["augmentation"] = augmentation
+    return facts
 
-    def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig) -> None:
-        assert train.augmentation_seed is not None, "a resolved config has an augmentation seed"
-        self.samples = samples
-        self.settings = (backbone.image_size, backbone.mean, backbone.std, train.augmentation_seed)
-        self.crop = (train.crop_scale, train.flip)
 
-    def __getitem__(self, view: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, position = view
-        transform = TrainTransform(*self.settings, epoch, *self.crop)
-        view_of_image = transform(self.samples.image(position), str(self.samples.keys[position]))
-        return view_of_image, int(self.samples.labels[position])
+def fill_bank(
+    bank: FeatureBank,
+    dataset: Views,
+    views: Sequence[int],
+    backbone: Backbone,
+    topology: Topology,
+    loading: Loading,
+    description: str,
+) -> None:
+    """Compute what a bank lacks of some views of samples; all ranks share the work. Waits while another run fills it."""
+    lock = bank.lock()
+    while not topology.from_main(topology.is_main and _acquired(lock)):
+        continue
+    try:
+        rows = bank.rows(dataset.samples.keys)
+        missing = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
+        mine = topology.from_main(missing)[topology.share(len(missing))]
+        batches = [mine[first : first + loading.batch_size] for first in range(0, len(mine), loading.batch_size)]
+        if topology.from_main(bool(missing)):
+            with Progress(description, len(mine), "images") as progress:
+                for batch, (pixels, _) in zip(batches, _load(dataset, batches, topology, loading), strict=True):
+                    with torch.no_grad(), topology.autocast():
+                        features = backbone.encode_images(pixels.to(topology.device, non_blocking=True)).cpu().numpy()
+                    for view in {view for view, _ in batch}:
+                        chosen = [index for index, (own, _) in enumerate(batch) if own == view]
+                        bank.write(view, rows[[batch[index][1] for index in chosen]], features[chosen])
+                    progress.advance(len(batch))
+        topology.gather([])  # nobody reads before everybody has written
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Wait a while for a lock: shorter than the time after which waiting ranks would give up."""
+    try:
+        lock.acquire(timeout=SECONDS_TO_ASK_AGAIN)
+    except Timeout:
+        return False
+    return True
+
+
+def _load(
+    dataset: Views, batches: Iterable[list[tuple[int, int]]], topology: Topology, loading: Loading
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels [b, 3, H, W] and labels [b] of batches of (view, position)."""
+    pinned = topology.device.type == "cuda"
+    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=loading.workers, pin_memory=pinned))
 
 
 @torch.no_grad()

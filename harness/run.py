@@ -17,12 +17,13 @@ import torch
 import typer
 
 from harness.backbone import Backbone, load_backbone
-from harness.config import Config, Digests, run_name
+from harness.bank import FeatureBank
+from harness.config import Config, Digests, TrainConfig, run_name
 from harness.console import setup_logging, user_errors
 from harness.data.fewshot import draw
 from harness.data.reader import Dataset, Samples
 from harness.evaluate import EvaluationSet
-from harness.features import TrainingViews
+from harness.features import Loading, TrainingViews, bank_facts
 from harness.method import Method, Task, method_class
 from harness.provenance import Provenance
 from harness.results import RunDirectory, is_finished, new_run
@@ -32,6 +33,7 @@ from harness.train import fit
 
 log = logging.getLogger("harness.run")
 
+BANK = ".bank"  # under run.out, whose runs share it
 VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
 
 
@@ -96,19 +98,27 @@ def _train_and_test(
 ) -> None:
     """All ranks compute; the one with a directory writes."""
     method = build_method(config, task, backbone)
-    needs, run = method.needs, config.run
+    needs, loading = method.needs, Loading(config.run.eval_batch_size, config.run.workers)
 
-    def evaluation_set(samples: Samples, name: str) -> EvaluationSet:
-        return EvaluationSet(samples, backbone, needs, topology, run.eval_batch_size, run.workers, name)
+    def bank(split: str, train: TrainConfig | None = None) -> FeatureBank | None:
+        if not config.run.bank or needs != "features":
+            return None
+        facts = bank_facts(backbone.digest, dataset.info.digest, split, config.precision, train)
+        return FeatureBank(config.run.out / BANK, facts, dataset.split(split).keys, backbone.dim)
+
+    def evaluation_set(samples: Samples, split: str) -> EvaluationSet:
+        return EvaluationSet(samples, backbone, needs, topology, loading, split, bank(split))
 
     if directory:
         directory.write_config(config)
     if config.train is not None:
         train, validation = training_samples(config, dataset)
-        views = TrainingViews(train, backbone, needs, config.train, config.seed, topology, run.workers)
-        held_out = evaluation_set(validation, "validation") if validation and config.train.select == "best" else None
+        views = TrainingViews(
+            train, backbone, needs, config.train, config.seed, topology, loading, bank("train", config.train)
+        )
+        held_out = evaluation_set(validation, "val") if validation and config.train.select == "best" else None
         write_step = directory.write_step if directory else lambda row: None
-        kept = fit(method, views, held_out, config.train, topology, write_step, run.log_every)
+        kept = fit(method, views, held_out, config.train, topology, write_step, config.run.log_every)
         provenance.add(training_samples=len(train), kept_epoch=kept.epoch, validation_accuracy=kept.validation_accuracy)
     predictions = evaluation_set(dataset.split("test"), "test").predict(method)
     description = provenance.describe()

@@ -8,6 +8,7 @@ from harness.config import Config, Digests
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet, Predictions
+from harness.features import Loading
 from harness.files import atomic_directory, read_json
 from harness.method import Task
 from harness.provenance import Provenance
@@ -49,15 +50,8 @@ def evaluate_run(run: Path, data: Path, split: str, symptoms: Path | None, devic
                 f"{data}: {config.method.name} learned for {trained_classes}; {dataset.classes} are other classes"
             )
         restore(method, prompts)
-        images = EvaluationSet(
-            dataset.split(split),
-            backbone,
-            method.needs,
-            topology,
-            config.run.eval_batch_size,
-            config.run.workers,
-            split,
-        )
+        loading = Loading(config.run.eval_batch_size, config.run.workers)
+        images = EvaluationSet(dataset.split(split), backbone, method.needs, topology, loading, split)
         predictions = _relabel(images.predict(method), dataset.classes, classes)
         digests = Digests(dataset.info.digest, backbone.digest, symptom_set.digest() if symptom_set else None)
         provenance = Provenance(dataset, digests, topology)

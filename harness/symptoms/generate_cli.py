@@ -247,5 +247,5 @@ def _finish(symptoms: "SymptomSet", file: Path) -> None:
         more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
         typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
     if 0 in counts:
-        typer.echo(f"{counts.count(0)} classes have no symptom at all, so the set cannot be used as it is")
+        typer.echo(f"{counts.count(0)} of the classes have no symptom at all, so the set cannot be used as it is")
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from harness.symptoms.cache import Identity, Request, Response, ResponseCache
 from harness.symptoms.cli import app
 from harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
 from harness.symptoms.plans import Classes, make_plan
+from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import SymptomSet
 from tests.symptoms.fake_endpoint import FakeEndpoint, completion
 
@@ -94,6 +96,14 @@ def test_what_is_asked() -> None:
     )
     items = refined.schema["properties"]["symptoms"] if refined.schema else {}
     assert (items["minItems"], items["maxItems"]) == (1, 4) and "pattern" in items["items"]
+
+
+def test_schemas_stay_within_what_vllms_grammars_take() -> None:
+    for knowledge in KNOWLEDGE.values():
+        for step in knowledge.steps:
+            schema = json.dumps(step.schema(most=100))
+            assert all(int(most) <= 128 for most in re.findall(r",(\d+)}", schema)) and step.accepts("A dark spot")
+            assert not step.accepts("x" * 203) and not step.accepts("dark\n") and not step.accepts(3)
 
 
 def test_it_asks_again_only_where_too_little_is_left_and_then_says_so() -> None:

@@ -1,0 +1,108 @@
+"""The feature bank: the same run as from images, filled once, safe against death and damage."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from harness.backbone import Backbone
+from harness.bank import FeatureBank, list_banks, prune
+from harness.cli import app
+from harness.config import Config, override
+from harness.errors import UserError
+from harness.run import execute
+
+KEYS = np.array([f"s{number:03d}" for number in range(10)])
+
+
+def bank(root: Path, **facts: Any) -> FeatureBank:
+    return FeatureBank(root, {"backbone": "b", **facts}, KEYS, dim=4)
+
+
+def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
+    return execute(Config.from_mapping(override(base, [f"run.out={out}", *overrides])))
+
+
+def test_what_was_written_is_read_and_the_rest_is_missing(tmp_path: Path) -> None:
+    store, features = bank(tmp_path), np.arange(8, dtype=np.float32).reshape(2, 4)
+    store.write(3, store.rows(KEYS[[7, 2]]), features)
+    found, present = bank(tmp_path).read(3, np.array([2, 5, 7]))
+    assert present.tolist() == [True, False, True]
+    assert np.array_equal(found[[2, 0]], features)
+    assert not bank(tmp_path).read(4, np.arange(10))[1].any()
+    assert not bank(tmp_path, precision="bf16").read(3, np.arange(10))[1].any(), "other facts are another bank"
+
+
+def test_a_feature_of_zeros_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    store = bank(tmp_path)
+    store.write(0, np.array([1]), np.zeros((1, 4), np.float32))
+    assert store.read(0, np.arange(3))[1].tolist() == [False, True, False]
+
+
+def test_damaged_records_are_missing_and_counted(tmp_path: Path) -> None:
+    store = bank(tmp_path)
+    store.write(0, np.arange(10), np.random.default_rng(0).random((10, 4), np.float32))
+    path = next(tmp_path.glob("*/view-*.bin"))
+    content = bytearray(path.read_bytes())
+    content[20 * 4 + 1] ^= 1  # in the fifth record of 20 bytes
+    path.write_bytes(content)
+    assert store.read(0, np.arange(10))[1].tolist() == [True] * 4 + [False] + [True] * 5
+    (info,) = list_banks(tmp_path)
+    assert (info.records, info.damaged) == (9, 1)
+    assert CliRunner().invoke(app, ["bank", "verify", str(tmp_path)]).exit_code == 1
+
+
+def test_prune_removes_what_was_used_longest_ago(tmp_path: Path) -> None:
+    first, second = bank(tmp_path, name="first"), bank(tmp_path, name="second")
+    for store in (first, second):
+        store.write(0, np.arange(10), np.ones((10, 4), np.float32))
+    (first.folder / "facts.json").touch()
+    assert prune(tmp_path, keep_bytes=5000) == [second.folder]
+    assert [info.folder for info in list_banks(tmp_path)] == [first.folder]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    store = bank(tmp_path)
+    (store.folder / "view-000000.bin").mkdir()
+    with pytest.raises(UserError, match=r"run\.bank=false goes without"):
+        store.write(0, np.array([0]), np.ones((1, 4), np.float32))
+
+
+@pytest.mark.parametrize("method", ["vip", "cocoop"])
+def test_training_from_the_bank_is_training_from_images(
+    base_config: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    overrides = [f"method={method}", "data.shots=4"]
+    stored = run(base_config, tmp_path / "bank", *overrides)
+    plain = run(base_config, tmp_path / "images", *overrides, "run.bank=false")
+    assert stored.name == plain.name, "where features come from is not part of a run's identity"
+    assert not (tmp_path / "images" / ".bank").exists()
+    first, second = (load_file(path / "prompts.safetensors") for path in (stored, plain))
+    assert all((first[name] - second[name]).abs().max() < 1e-5 for name in first)
+    logits = [np.stack(pd.read_parquet(path / "predictions.parquet")["logits"].to_list()) for path in (stored, plain)]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4
+
+
+def test_images_are_encoded_once_for_all_runs_of_a_folder(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = Backbone.encode_images
+    monkeypatch.setattr(
+        Backbone, "encode_images", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    run(base_config, tmp_path, "method=coop", "data.shots=4", "train.epochs=2")
+    assert sum(encoded) == 4 * 3 * 2 + 21, "two views of twelve training images, and the test images"
+    encoded.clear()
+    run(base_config, tmp_path, "method=cocoop", "data.shots=4", "train.epochs=2", "train.lr=0.5")
+    run(base_config, tmp_path, "method=coop", "data.shots=2", "train.epochs=2")
+    assert sum(encoded) == 0, "other methods, rates and smaller draws find all they need"
+    run(base_config, tmp_path, "method=coop", "data.shots=4", "train.epochs=3")
+    assert sum(encoded) == 12, "one more epoch is one more view"
+    encoded.clear()
+    run(base_config, tmp_path, "method=coop", "data.shots=4", "train.epochs=9", "train.views=3")
+    assert sum(encoded) == 0, "three views in turn"
