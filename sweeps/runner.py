@@ -6,6 +6,8 @@
 All state is files under DIR: sweep.json (the plan), configs/, runs/ (the run directories), logs/, failed/ (why a run failed).
 """
 
+import contextlib
+import json
 import logging
 import os
 import signal
@@ -13,10 +15,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import FrameType
+from typing import Literal, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from harness.errors import UserError
 from harness.files import read_json, write_json, write_text
@@ -28,6 +33,7 @@ log = logging.getLogger(__name__)
 PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
 RUN_COMMAND = (sys.executable, str(Path(__file__).parents[1] / "harness" / "run.py"))
 SECONDS_TO_STOP = 10.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C; a lost connection sends SIGHUP
 
 State = Literal["done", "failed", "running", "pending"]
 
@@ -58,51 +64,64 @@ def run_sweep(
         command: starts one run when a config file is added to it.
 
     Raises:
-        UserError: the grid or what it names is wrong. A run that fails is recorded, and the rest go on.
+        UserError: the grid or what it names is wrong, or another process works on this sweep. A run that fails is
+            recorded, and the rest go on.
     """
-    names = plan(grid, out, overrides)
-    missing = [name for name in names if not is_finished(out / RUNS / name)]
-    log.info("%d runs, %d of them finished already", len(names), len(names) - len(missing))
-    for folder in (LOGS, FAILED):
-        (out / folder).mkdir(exist_ok=True)
-    tasks = [
-        Task(name, (*command, str(out / CONFIGS / f"{name}.yaml")), out / LOGS / f"{name}.log") for name in missing
-    ]
-    failures = 0
-    with Progress("sweep", len(tasks), "runs") as progress:
-        for task, status in run_locally(tasks, jobs):
-            record = out / FAILED / f"{task.name}.json"
-            if status == 0 and is_finished(out / RUNS / task.name):
-                record.unlink(missing_ok=True)
-            else:
-                failures += 1
-                write_json(record, {"error": last_line(task.log), "exit_status": status, "log": str(task.log)})
-            progress.advance(note=f"{failures} failed" if failures else None)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(out / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"{out}: another process is working on this sweep; see `vipbench sweep status {out}`"
+        ) from error
+    with lock:
+        names = plan(grid, out, overrides)
+        missing = [name for name in names if not is_finished(out / RUNS / name)]
+        log.info("%d of them are finished already", len(names) - len(missing))
+        _run_all(out, missing, jobs, command)
     return sweep_status(out)
 
 
+def _run_all(out: Path, names: Sequence[str], jobs: int, command: Sequence[str]) -> None:
+    for folder in (LOGS, FAILED):
+        (out / folder).mkdir(exist_ok=True)
+    tasks = [Task(name, (*command, str(out / CONFIGS / f"{name}.yaml")), out / LOGS / f"{name}.log") for name in names]
+    failures = 0
+    with contextlib.closing(run_locally(tasks, jobs)) as ended, Progress("sweep", len(tasks), "runs") as progress:
+        for task, status in ended:
+            record = out / FAILED / f"{task.name}.json"
+            if is_finished(out / RUNS / task.name):
+                record.unlink(missing_ok=True)
+            else:
+                failures += 1
+                write_json(record, {"error": why(status, task.log), "exit_status": status, "log": str(task.log)})
+            progress.advance(note=f"{failures} failed" if failures else None)
+
+
 def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Write a grid's plan and configs under `out`; returns the names of its runs. Reads each backbone once, for its digest."""
+    """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
     from harness.backbone import backbone_digest
-    from harness.config import Digests, run_name
+    from harness.config import Config, Digests, run_name
     from harness.data.shards import DatasetInfo
     from harness.symptoms.sets import SymptomSet
     from sweeps.grid import read_grid
 
-    configs = read_grid(grid, [*overrides, f"run.out={out / RUNS}"])
-    backbones = {config.backbone: "" for config in configs}
-    for backbone in backbones:
-        backbones[backbone] = backbone_digest(backbone)
-    names: list[str] = []
+    configs = read_grid(
+        grid, [*overrides, f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"]
+    )  # quoted: overrides are YAML
+    datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
+    symptoms = {path: SymptomSet.load(path).digest() for path in {config.symptoms for config in configs} if path}
+    backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
+    runs: dict[str, Config] = {}
     for config in configs:
-        symptoms = SymptomSet.load(config.symptoms).digest() if config.symptoms else None
-        digests = Digests(DatasetInfo.load(config.data.path).digest, backbones[config.backbone], symptoms)
-        name = run_name(config, digests)
-        if name not in names:
-            names.append(name)
-            write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())
-    write_json(out / PLAN, {"grid": str(grid), "runs": names})
-    return names
+        symptoms_digest = symptoms[config.symptoms] if config.symptoms else None
+        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms_digest)
+        runs.setdefault(run_name(config, digests), config)
+    for name, config in runs.items():
+        write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())
+    write_json(out / PLAN, {"grid": str(grid), "runs": list(runs)})
+    log.info("%d combinations are %d different runs", len(configs), len(runs))
+    return list(runs)
 
 
 def sweep_status(out: Path) -> list[RunState]:
@@ -118,35 +137,38 @@ def sweep_status(out: Path) -> list[RunState]:
     return [_state(out, name) for name in read_json(out / PLAN)["runs"]]
 
 
-def run_locally(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, int]]:
+def run_locally(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, int], None, None]:
     """Run tasks as processes of this machine, `jobs` at a time; yields each with its exit status when it ends.
 
-    Ends every process, with its children, before it returns for any reason; SIGTERM is such a reason.
+    Ends every process, with its children, before it returns for any reason; SIGTERM and SIGHUP are such reasons.
     """
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // max(1, min(jobs, len(tasks))))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     waiting, running = deque(tasks), dict[Task, subprocess.Popen[bytes]]()
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.popleft()
-                with task.log.open("wb") as file:
-                    running[task] = subprocess.Popen(
-                        task.command,
-                        stdout=file,
-                        stderr=file,
-                        stdin=subprocess.DEVNULL,
-                        env=environment,
-                        start_new_session=True,
-                    )
-            ended = [task for task, process in running.items() if process.poll() is not None]
-            for task in ended:
-                yield task, running.pop(task).returncode
-            if not ended:
-                time.sleep(0.1)
-    finally:
-        _stop(list(running.values()))
-        signal.signal(signal.SIGTERM, previous)
+    with _stop_signals_interrupt():
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    task = waiting.popleft()
+                    running[task] = _start(task, environment)
+                ended = [task for task, process in running.items() if process.poll() is not None]
+                for task in ended:
+                    yield task, running.pop(task).returncode
+                if not ended:
+                    time.sleep(0.1)
+        finally:
+            _stop(list(running.values()))
+
+
+def why(status: int, log_file: Path) -> str:
+    """Why a run that left no result ended, in one line: what it said last, and how it ended where that says more."""
+    line = last_line(log_file)
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}; it said last: {line}"
+    if status == 0:
+        return f"it ended without an error but left no run directory of this name; it said last: {line}"
+    return line
 
 
 def last_line(path: Path) -> str:
@@ -167,16 +189,52 @@ def _state(out: Path, name: str) -> RunState:
     return RunState(name, "pending")
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    with task.log.open("wb") as file:
+        return subprocess.Popen(
+            task.command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # its children are of its process group, so that they can be ended with it
+        )
+
+
+@contextlib.contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """Let signals that ask us to end do what Ctrl-C does; one that is ignored (under nohup) stays ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask process groups to end, then make them."""
-    for number, patience in ((signal.SIGTERM, SECONDS_TO_STOP), (signal.SIGKILL, SECONDS_TO_STOP)):
-        alive = [process for process in processes if process.poll() is None]
-        for process in alive:
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + patience
-        while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
+    """Ask process groups to end, then make them; a second Ctrl-C does not keep us from it."""
+    numbers = (signal.SIGINT, *STOP_SIGNALS)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        for process in processes:
+            _signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for process in processes:
+            _signal_group(process, signal.SIGKILL)  # also what a run that has ended left in its group
+            process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # the whole group has ended
+        os.killpg(process.pid, number)

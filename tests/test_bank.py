@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from harness.backbone import Backbone
@@ -90,11 +91,14 @@ def test_training_from_the_bank_is_training_from_images(
 def test_images_are_encoded_once_for_all_runs_of_a_folder(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded = []
+    encoded: list[int] = []
     encode = Backbone.encode_images
-    monkeypatch.setattr(
-        Backbone, "encode_images", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
-    )
+
+    def counted(self: Backbone, pixels: Tensor) -> Tensor:
+        encoded.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Backbone, "encode_images", counted)
     run(base_config, tmp_path, "method=coop", "data.shots=4", "train.epochs=2")
     assert sum(encoded) == 4 * 3 * 2 + 21, "two views of twelve training images, and the test images"
     encoded.clear()

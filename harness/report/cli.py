@@ -29,9 +29,13 @@ def table(
     from harness.files import write_text
     from harness.report.tables import FORMATS, load_runs, make_table
 
-    made = make_table(load_runs(directory), rows.split(","), columns.split(",") if columns else [], metric.split(","))
+    made = make_table(load_runs(directory), _names(rows), _names(columns), _names(metric))
     text = FORMATS[format.value](made)
     if out:
         write_text(out, text)
     else:
         typer.echo(text, nl=False)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

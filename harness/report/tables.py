@@ -14,18 +14,28 @@ import pandas as pd
 from harness.config import nearest
 from harness.errors import UserError
 from harness.files import read_json
-from harness.results import read_runs
+from harness.results import PROVENANCE, read_runs
 
+NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
-NOT_RESULTS = ("data.path", "symptoms", "run")  # where things lie
+DIGESTS = ("dataset", "backbone", "symptoms")  # of what a run read, from its provenance
+NOT_RESULTS = ("data.path", "symptoms", "run")  # where things lie; their digests tell what they hold
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
+COUNTS = ("samples",)  # in metrics.json, but no metric
 LOWER_IS_BETTER = ("ece",)
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+)
 NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs that differ in their seeds alone: mean and sample standard deviation (None for one run) of a metric."""
+    """Runs that differ in their seeds alone: mean and sample standard deviation (None for one run) of a metric.
+
+    Runs in which the metric is undefined do not count; the mean of none is NaN.
+    """
 
     mean: float
     deviation: float | None
@@ -37,15 +47,16 @@ class Table:
     """Cells by (row, column); both are tuples of values, and a column starts with its metric."""
 
     row_names: list[str]
+    column_names: list[str]
     rows: list[tuple[Any, ...]]
     columns: list[tuple[Any, ...]]
     cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], Cell]
 
     def is_best(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> bool:
         """Whether a cell has the best mean of its column."""
-        means = [self.cells[other, column].mean for other in self.rows if (other, column) in self.cells]
-        best = min(means) if column[0] in LOWER_IS_BETTER else max(means)
-        return self.cells[row, column].mean == best
+        means = [cell.mean for (_, where), cell in self.cells.items() if where == column and not math.isnan(cell.mean)]
+        best = min if column[0] in LOWER_IS_BETTER else max
+        return bool(means) and self.cells[row, column].mean == best(means)
 
 
 def load_runs(directory: Path) -> pd.DataFrame:
@@ -54,10 +65,12 @@ def load_runs(directory: Path) -> pd.DataFrame:
     Raises:
         UserError: there is no finished run.
     """
-    plan = directory / "sweep.json"
-    runs = read_runs(directory / "runs" if plan.is_file() else directory)
+    plan, inside = directory / "sweep.json", directory / "runs"
+    runs = read_runs(inside if inside.is_dir() else directory)
     if runs.empty:
         raise UserError(f"{directory}: no finished run here")
+    found = [read_json(Path(run) / PROVENANCE)["digests"] for run in runs["run"]]
+    runs = runs.assign(**{f"digests.{name}": [digests[name] for digests in found] for name in DIGESTS})
     if plan.is_file():
         order = {name: place for place, name in enumerate(read_json(plan)["runs"])}
         runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
@@ -68,33 +81,35 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     """Group runs into cells.
 
     Args:
-        rows, columns: names of config values, short ("shots") or whole ("data.shots"); "method" is the method with the
-            options in which its runs differ.
+        rows, columns: names of config values, whole ("data.shots", "backbone.name") or short ("shots", "backbone");
+            "method" is the method with those options in which its runs differ and which have no place of their own.
 
     Raises:
         UserError: an unknown name, or a cell would mix runs that differ in more than their seeds.
     """
-    runs = runs.assign(**{METHOD: _method_labels(runs)})
+    if not rows or not metrics:
+        raise UserError("a table needs at least one name in --rows and one in --metric")
     row_names, column_names = ([_resolve(name, runs) for name in names] for names in (rows, columns))
+    known = [name.removeprefix("metrics.") for name in runs.columns if name.startswith("metrics.")]
+    known = [name for name in known if name not in COUNTS]
     for metric in metrics:
-        known = [name.removeprefix("metrics.") for name in runs.columns if name.startswith("metrics.")]
         if metric not in known:
             raise UserError(f"--metric: there is no metric {metric!r}; {nearest(metric, known)}")
+    keys = row_names + column_names
+    runs = runs.assign(**{METHOD: _method_labels(runs, keys)})
+    runs[keys] = runs[keys].astype(object).where(runs[keys].notna(), NO_VALUE)
     cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], Cell] = {}
-    row_keys: list[tuple[Any, ...]] = []
-    column_keys: list[tuple[Any, ...]] = []
-    for key, group in runs.groupby(row_names + column_names, sort=False, dropna=False):
+    for key, group in runs.groupby(keys, sort=False):
         row, column = tuple(key[: len(row_names)]), tuple(key[len(row_names) :])
         _refuse_mixture(group, key)
-        row_keys += [row] if row not in row_keys else []
-        column_keys += [column] if column not in column_keys else []
         for metric in metrics:
-            values = group[f"metrics.{metric}"].astype(float)
+            values = group[f"metrics.{metric}"].astype(float).dropna()
             deviation = float(values.std(ddof=1)) if len(values) > 1 else None
             cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values))
-    column_keys.sort(key=lambda column: [_place(value) for value in column])
-    short = [METHOD if name == METHOD else name.rpartition(".")[2] for name in row_names]
-    return Table(short, row_keys, [(metric, *column) for metric in metrics for column in column_keys], cells)
+    row_keys = list(dict.fromkeys(row for row, _ in cells))
+    column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_place, key)])
+    table_columns = [(metric, *column) for metric in metrics for column in column_keys]
+    return Table([*map(_short, row_names)], [*map(_short, column_names)], row_keys, table_columns, cells)
 
 
 def to_markdown(table: Table) -> str:
@@ -103,7 +118,7 @@ def to_markdown(table: Table) -> str:
     lines = [header, ["---"] * len(table.row_names) + ["---:"] * len(table.columns)]
     for row in table.rows:
         cells = [_text(table, row, column, "**{}**", "–", " ± ") for column in table.columns]
-        lines.append([*map(_show, row), *cells])
+        lines.append([*(_show(value).replace("|", r"\|") for value in row), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
 
 
@@ -128,18 +143,19 @@ def to_csv(table: Table) -> str:
         for column in table.columns:
             if cell := table.cells.get((row, column)):
                 named = dict(zip(table.row_names, map(_show, row), strict=True))
-                extra = {"column": " ".join(map(_show, column[1:])), "metric": column[0]}
-                lines.append(named | extra | {"mean": cell.mean, "std": cell.deviation, "n": cell.count})
+                named |= dict(zip(table.column_names, map(_show, column[1:]), strict=True))
+                figures = {"metric": column[0], "mean": cell.mean, "std": cell.deviation, "n": cell.count}
+                lines.append(named | figures)
     return pd.DataFrame(lines).to_csv(index=False)
 
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
-def _method_labels(runs: pd.DataFrame) -> pd.Series:
-    """Each run's method, with the options in which runs of that method differ: "vip (merge=mean)"."""
+def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
+    """Each run's method, with the options in which runs of that method differ: "vip (merge=mean)"; not those `placed`."""
     labels = {index: str(name) for index, name in runs["method.name"].items()}
-    options = [name for name in runs.columns if name.startswith("method.") and name != "method.name"]
+    options = [name for name in runs.columns if name.startswith("method.") and name not in ("method.name", *placed)]
     for _, group in runs.groupby("method.name", sort=False):
         differing = [name for name in options if group[name].map(repr).nunique() > 1]
         for index, run in group[differing].iterrows():
@@ -149,17 +165,22 @@ def _method_labels(runs: pd.DataFrame) -> pd.Series:
 
 
 def _resolve(name: str, runs: pd.DataFrame) -> str:
-    columns = [str(column) for column in runs.columns if not str(column).startswith("metrics.")]
-    if name in columns:
+    columns = [str(column) for column in runs.columns if not str(column).startswith(("metrics.", "digests."))]
+    if name == METHOD or name in columns:
         return name
+    if f"{name}.name" in columns:
+        return f"{name}.name"
     ends = [column for column in columns if column.rpartition(".")[2] == name]
     if len(ends) == 1:
         return ends[0]
     if ends:
         raise UserError(f"{name!r} may be {' or '.join(ends)}; give the whole name")
-    raise UserError(
-        f"the runs have no {name!r}; {nearest(name, columns + [column.rpartition('.')[2] for column in columns])}"
-    )
+    raise UserError(f"the runs have no {name!r}; {nearest(name, [METHOD, *columns, *map(_short, columns)])}")
+
+
+def _short(name: str) -> str:
+    """The last part of a dotted name that says something: "shots" of data.shots, "backbone" of backbone.name."""
+    return name.removesuffix(".name").rpartition(".")[2]
 
 
 def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
@@ -170,11 +191,21 @@ def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
             continue
         values = list(dict.fromkeys(_show(value) for value in group[name]))
         if len(values) > 1:
+            if name.startswith("digests."):
+                raise UserError(_mixed_content(group, name.removeprefix("digests."), where))
             raise UserError(f"cell {where} would mix {name}={', '.join(values)}; add {name} to --rows or --columns")
-    if group.groupby(list(SEEDS), dropna=False).size().max() > 1:
-        raise UserError(
-            f"cell {where} holds several runs of one seed, whose data, backbone or symptoms differ in content"
-        )
+    seeds = [name for name in SEEDS if name in group.columns]
+    if group.groupby(seeds, dropna=False).size().max() > 1:
+        raise UserError(f"cell {where} holds several runs of one seed: {', '.join(map(str, group['run']))}")
+
+
+def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
+    """What to say where the runs of a cell read different datasets, backbones or symptom sets."""
+    name = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms"}[kind]
+    places = list(dict.fromkeys(_show(value) for value in group[name]))
+    if len(places) > 1:
+        return f"cell {where} would mix {name}={', '.join(places)}; add {name} to --rows or --columns"
+    return f"cell {where} would mix runs before and after {name}={places[0]} changed in content; remove those before"
 
 
 def _place(value: Any) -> tuple[int, float, str]:
@@ -201,6 +232,4 @@ def _text(table: Table, row: Any, column: Any, bold: str, missing: str, between:
 
 
 def _escape(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return text.translate(LATEX)

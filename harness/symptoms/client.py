@@ -66,7 +66,8 @@ class Client:
         timeout: seconds for one try of one request.
         retries: further tries after the first, on connection errors, time-outs, 429, 5xx and answers that are garbage.
         patience: seconds to wait for servers that went away.
-        revision: the model's revision, where the server does not tell it.
+        revision: the model's revision, where the server does not tell it; offline, whose answers are meant.
+        server_version: offline, whose answers are meant, where the record has those of several.
 
     Raises:
         UserError: a server is not there or serves another model; servers differ; offline, the cache does not tell who.
@@ -84,6 +85,7 @@ class Client:
         retries: int = 5,
         patience: float = 600.0,
         revision: str | None = None,
+        server_version: str | None = None,
     ) -> None:
         self.cache, self.retries, self.patience, self.revision = cache, retries, patience, revision
         self.endpoints = [Endpoint(url, concurrency, api_key, timeout) for url in urls]
@@ -93,7 +95,7 @@ class Client:
             with start_blocking_portal() as portal:
                 self.identity = portal.call(self._identify, model)
         else:
-            self.identity = _identity_on_record(cache, model, revision)
+            self.identity = _identity_on_record(cache, model, revision, server_version)
 
     async def _identify(self, model: str | None) -> Identity:
         found = []
@@ -311,14 +313,15 @@ def _prefix_hit_rate(endpoints: list[Endpoint]) -> float | None:
     return sum(endpoint.prefix_hits for endpoint in endpoints) / queries if queries else None
 
 
-def _identity_on_record(cache: ResponseCache, model: str | None, revision: str | None) -> Identity:
-    found = cache.matching(model, revision)
+def _identity_on_record(cache: ResponseCache, *wanted: str | None) -> Identity:
+    found = cache.matching(*wanted)
     if len(found) == 1:
         return found[0]
     there = "; ".join(_describe(who) for who in found or cache.matching()) or "no answers"
-    wanted = f"{model or 'any model'}{f' at revision {revision}' if revision else ''}"
-    problem = "holds answers of several" if found else f"holds no answers of {wanted}"
-    raise UserError(f"{cache.path} {problem}; without a server one must be meant; there are: {there}")
+    problem = "holds answers of several" if found else f"holds no answers of {wanted[0] or 'any model'} as asked for"
+    raise UserError(
+        f"{cache.path} {problem}; without a server, model, revision and server version must mean one of: {there}"
+    )
 
 
 def _describe(who: Identity) -> str:

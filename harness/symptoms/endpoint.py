@@ -108,6 +108,7 @@ class Endpoint:
         self.window = Window(most)
         self.under_way = 0
         self.down_since: float | None = None
+        self.has_metrics = True
         self.counters: dict[str, float] = {}
         self.prefix_hits = self.prefix_queries = 0.0
 
@@ -147,6 +148,8 @@ class Endpoint:
 
     async def observe(self, http: httpx.AsyncClient) -> None:
         """Read /metrics, where there is one: adapt to the queue, add up what the prefix cache did."""
+        if not self.has_metrics:
+            return
         try:
             answer = await http.get(f"{self.url}/metrics", timeout=PROBE_SECONDS)
         except httpx.ConnectError:
@@ -154,6 +157,7 @@ class Endpoint:
             return
         except httpx.RequestError:
             return  # busy, perhaps
+        self.has_metrics = answer.status_code < 400 or answer.status_code >= 500
         metrics = _metrics(answer.text) if answer.status_code == 200 else {}
         if "num_requests_waiting" in metrics:
             self.window.queued(metrics["num_requests_waiting"], self.under_way)
@@ -189,6 +193,8 @@ class Endpoint:
         if answer.status_code == 429 or answer.status_code >= 500:
             if answer.status_code in (429, 503):
                 self.window.overloaded()
+            if answer.status_code in (502, 503, 504):
+                self.lose()  # a gateway whose server is gone, perhaps; /health will tell
             after = answer.headers.get("retry-after", "")
             raise TryAgain(f"{self.url}: status {answer.status_code}", float(after) if after.isdecimal() else 0.0)
         if answer.status_code != 200:

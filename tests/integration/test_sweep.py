@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,31 @@ from harness.errors import UserError
 from sweeps.runner import run_sweep, sweep_status
 
 pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that does not outlive a failing test."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def wait_for(process: "subprocess.Popen[str]", folder: Path, *patterns: str) -> None:
+    """Wait until files that match every pattern are in a folder."""
+    deadline = time.monotonic() + 120
+    while not all(list(folder.glob(pattern)) for pattern in patterns):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> str:
+    """The processes whose command names a folder."""
+    return subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
 
 
 @pytest.fixture
@@ -58,19 +85,52 @@ def test_status_needs_a_sweep(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path) -> None:
-    slow = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}}
+    run = {**base_config["run"], "bank": False}  # which would first fill itself for all these epochs
+    slow = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
     grid, out = tmp_path / "grid.yaml", tmp_path / "out"
     grid.write_text(yaml.safe_dump({"base": slow, "axes": {"seed": [1, 2]}}))
     command = [str(Path(sys.executable).parent / "vipbench"), "sweep", "run", str(grid), "--out", str(out)]
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as sweep:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("runs/*.partial/steps.jsonl")):
-            assert sweep.poll() is None, sweep.stderr.read().decode() if sweep.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    with started(command) as sweep:
+        wait_for(sweep, out, "runs/*.partial/steps.jsonl")
         assert [state.state for state in sweep_status(out)] == ["running", "pending"]
         sweep.send_signal(signal.SIGTERM)
-        sweep.wait(timeout=60)
-    left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True, check=False)
-    assert left.stdout == ""
+        _, said = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "interrupted" in said.splitlines()[-1]
+    assert processes_of(out) == ""
     assert [state.state for state in sweep_status(out)] == ["pending", "pending"]
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+if len(sys.argv) > 2:
+    subprocess.Popen([sys.executable, __file__, sys.argv[1]])
+open(sys.argv[1] + ("/run" if len(sys.argv) > 2 else "/child"), "w").close()
+time.sleep(120)
+"""
+DRIVER = """
+import signal, sys
+from pathlib import Path
+from sweeps import runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+runner.SECONDS_TO_STOP = 1.0
+folder = Path(sys.argv[1])
+task = runner.Task("stubborn", (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
+list(runner.run_locally([task], jobs=1))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stubborn_runs_and_their_children_are_ended(tmp_path: Path, number: signal.Signals) -> None:
+    """Also when the person presses Ctrl-C again while we wait."""
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    with started([sys.executable, "-c", DRIVER, str(tmp_path)]) as driver:
+        wait_for(driver, tmp_path, "run", "child")
+        driver.send_signal(number)
+        time.sleep(0.3)
+        driver.send_signal(signal.SIGINT)
+        _, said = driver.communicate(timeout=30)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert processes_of(tmp_path) == ""

@@ -15,7 +15,7 @@ TEMPLATE = (
 )
 
 
-def make_tiny_llm(folder: Path, context_length: int = 2048) -> Path:
+def make_tiny_llm(folder: Path, context_length: int = 8192) -> Path:
     """Write config, safetensors weights and tokenizer to `folder`, all from one seed; returns `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,6 +37,7 @@ def make_tiny_llm(folder: Path, context_length: int = 2048) -> Path:
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
+        initializer_range=0.2,  # so large that what it says depends on what it is asked
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -1,12 +1,17 @@
 """Tables: figures by hand, the best marked, nothing mixed silently."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UserError
-from harness.report.tables import make_table, to_csv, to_latex, to_markdown
+from harness.report.tables import load_runs, make_table, to_csv, to_latex, to_markdown
 
 
 def run(method: str, shots: Any, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -17,6 +22,7 @@ def run(method: str, shots: Any, seed: int, accuracy: float, **more: Any) -> dic
         "train.augmentation_seed": seed,
         "seed": seed,
         "train.lr": 0.002,
+        "backbone.name": "ViT-B-16",
         "dataset": "demo",
         "data.path": "data",
         "metrics.accuracy": accuracy,
@@ -55,7 +61,7 @@ def test_lower_is_better_for_calibration_error() -> None:
 
 def test_csv_has_raw_numbers() -> None:
     lines = to_csv(make_table(RUNS, ["method"], ["shots"], ["accuracy"])).splitlines()
-    assert lines[0] == "method,column,metric,mean,std,n"
+    assert lines[0] == "method,shots,metric,mean,std,n"
     assert lines[1] == "zero_shot (text=symptoms),0,accuracy,0.5,,1"
     coop = lines[3].split(",")
     assert coop[:3] == ["coop", "16", "accuracy"]
@@ -94,3 +100,90 @@ def test_unknown_names_are_told() -> None:
         make_table(RUNS, ["method"], ["shot"], ["accuracy"])
     with pytest.raises(UserError, match="there is no metric 'acuracy'; did you mean 'accuracy'"):
         make_table(RUNS, ["method"], ["shots"], ["acuracy"])
+
+
+def test_options_with_a_place_of_their_own_are_not_repeated_in_the_label() -> None:
+    vip = RUNS[(RUNS["method.name"] == "vip") & (RUNS["data.shots"] == 16)]
+    runs = pd.concat([vip, pd.DataFrame([run("vip", 16, 1, 0.3, method__merge="attention")])]).reset_index(drop=True)
+    table = make_table(runs, ["method"], ["merge"], ["accuracy"])
+    assert table.rows == [("vip",)]
+    assert table.columns == [("accuracy", "attention"), ("accuracy", "mean")]
+
+
+def test_a_section_stands_for_its_name() -> None:
+    table = make_table(RUNS, ["backbone", "method"], ["shots"], ["accuracy"])
+    assert table.row_names == ["backbone", "method"]
+    assert ("ViT-B-16", "coop") in table.rows
+
+
+def test_runs_without_a_setting_share_one_column() -> None:
+    runs = RUNS.assign(**{"train.lr": RUNS["train.lr"].where(RUNS["method.name"] != "zero_shot")})
+    table = make_table(runs, ["method"], ["shots", "lr"], ["accuracy"])
+    assert table.columns == [("accuracy", 0, "–"), ("accuracy", 16, 0.002), ("accuracy", "all", 0.002)]
+
+
+def test_undefined_metrics_are_neither_counted_nor_best() -> None:
+    runs = RUNS.assign(**{"metrics.auroc": pd.Series([None, 0.7, None, 0.5, 0.6, *[0.5] * 5], dtype=float)})
+    lines = to_markdown(make_table(runs, ["method"], ["shots"], ["auroc"])).splitlines()
+    assert lines[2] == "| zero_shot (text=symptoms) | undefined | – | – |"
+    assert lines[3] == "| zero_shot (text=class_names) | **70.00** (1) | – | – |"
+    assert lines[4] == "| coop | – | **55.00** ± 7.07 (2) | – |"
+
+
+def test_latex_and_markdown_signs_are_escaped() -> None:
+    runs = RUNS[RUNS["method.name"] == "zero_shot"].assign(**{"method.text": ["a|b", r"c:\d_e~100%"]})
+    table = make_table(runs, ["method"], ["shots"], ["accuracy"])
+    assert r"| zero_shot (text=a\|b) |" in to_markdown(table)
+    assert r"zero\_shot (text=c:\textbackslash{}d\_e\textasciitilde{}100\%) &" in to_latex(table)
+
+
+def write_run(
+    folder: Path, name: str, seed: int, accuracy: float, symptoms: str = "set.json", digest: str = "1"
+) -> None:
+    """A run directory of zero_shot, which has no `train`, so far as tables read one."""
+    path = folder / name
+    path.mkdir(parents=True)
+    method = {"name": "zero_shot", "text": "symptoms"}
+    config = {"seed": seed, "data": {"path": "data", "shots": 0}, "symptoms": symptoms, "method": method, "train": None}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "metrics.json").write_text(json.dumps({"accuracy": accuracy, "sensitivity": {"nevus": 1.0}, "samples": 9}))
+    digests = {"dataset": "1", "backbone": "1", "symptoms": digest}
+    (path / "provenance.json").write_text(json.dumps({"dataset": "demo", "digests": digests}))
+
+
+def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path) -> None:
+    for seed, name in enumerate(("b", "a", "c")):
+        write_run(tmp_path / "runs", name, seed, 0.5)
+    assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["a", "b", "c"]
+    assert [Path(path).name for path in load_runs(tmp_path / "runs")["run"]] == ["a", "b", "c"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["c", "b"]}))
+    assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("symptoms", "digest", "message"),
+    [
+        ("other.json", "2", "would mix symptoms=set.json, other.json; add symptoms to --rows or --columns"),
+        ("set.json", "2", "would mix runs before and after symptoms=set.json changed in content"),
+        ("copy.json", "1", None),
+    ],
+)
+def test_runs_of_other_content_are_not_mixed(tmp_path: Path, symptoms: str, digest: str, message: str | None) -> None:
+    write_run(tmp_path, "a", 1, 0.5)
+    write_run(tmp_path, "b", 2, 0.7, symptoms, digest)
+    if message is None:
+        assert "60.00** ± 14.14 (2)" in to_markdown(make_table(load_runs(tmp_path), ["method"], [], ["accuracy"]))
+    else:
+        with pytest.raises(UserError, match=message):
+            make_table(load_runs(tmp_path), ["method"], [], ["accuracy"])
+
+
+def test_the_command_writes_a_file(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 1, 0.5)
+    out = tmp_path / "table.csv"
+    arguments = ["table", str(tmp_path), "--metric", "accuracy", "--format", "csv", "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert out.read_text() == "method,shots,metric,mean,std,n\nzero_shot,0,accuracy,0.5,,1\n"
+    with pytest.raises(UserError, match="no finished run here"):
+        load_runs(tmp_path / "a")

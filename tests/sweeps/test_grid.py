@@ -1,4 +1,4 @@
-"""Grids: axes are crossed, combinations adjusted, left out and added, and equal runs appear once."""
+"""Grids: axes are crossed, combinations adjusted, left out and added."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_adjust_exclude_include_and_overrides(tmp_path: Path) -> None:
         tmp_path,
         axes={"method": ["coop", "cocoop"], "data.shots": [1, "all"]},
         adjust=[{"where": {"method.name": "coop", "data.shots": "all"}, "set": {"train.lr": 0.001}}],
-        exclude=[{"method.name": "cocoop", "data.shots": 1}],
+        exclude=[{"method": "cocoop", "data.shots": 1}],
         include=[{"method": "vip", "data.shots": 2}],
     )
     configs = read_grid(path, ["train.epochs=3"])
@@ -41,9 +41,11 @@ def test_adjust_exclude_include_and_overrides(tmp_path: Path) -> None:
     assert {config.train.epochs for config in configs if config.train} == {3}
 
 
-def test_runs_that_resolve_to_the_same_appear_once(tmp_path: Path) -> None:
-    configs = read_grid(grid(tmp_path, axes={"method": ["zero_shot", "coop"], "data.shots": [1, 4], "seed": [1, 2, 3]}))
-    assert [config.method.name for config in configs] == ["zero_shot"] + ["coop"] * 6
+def test_the_base_may_be_a_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**BASE, "method": "coop"}))
+    configs = read_grid(grid(tmp_path, base=str(config), axes={"seed": [4, 5]}))
+    assert [(config.method.name, config.seed) for config in configs] == [("coop", 4), ("coop", 5)]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,15 @@ def test_runs_that_resolve_to_the_same_appear_once(tmp_path: Path) -> None:
         ({"axes": {"seed": 1}}, "axes.seed: input should be a valid list"),
         ({"axes": {"method": ["coop"], "data.shot": [1]}}, "data.shot: unknown key; did you mean 'shots'"),
         ({"axes": {"method": ["coop"]}, "exclude": [{"method.name": "coop"}]}, "the grid is empty"),
+        (
+            {"axes": {"method": ["coop"]}, "exclude": [{"method.nam": "coop"}]},
+            "exclude: method.nam: no combination has",
+        ),
+        ({"axes": {"method": ["coop"]}, "exclude": [{"method": "vip"}]}, "exclude: .* matches no combination"),
+        (
+            {"axes": {"data.shots": [1]}, "adjust": [{"where": {"shots": 1}, "set": {"train.lr": 1}}]},
+            "adjust: shots: no combination has this key; did you mean 'data.shots'",
+        ),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, content: dict[str, Any], message: str) -> None:
@@ -63,7 +74,7 @@ def test_mistakes_are_told(tmp_path: Path, content: dict[str, Any], message: str
 @pytest.mark.parametrize(("name", "runs"), [("demo", 29), ("few_shot", 47), ("ablation", 10), ("vip_paper", 30)])
 def test_the_grids_that_come_along_resolve(name: str, runs: int) -> None:
     configs = read_grid(ROOT / "sweeps" / f"{name}.yaml")
-    assert len(configs) == runs
+    assert len({config.model_dump_json() for config in configs}) == runs
     if name == "vip_paper":
         rates = {
             config.method.name: config.train.lr
@@ -71,3 +82,5 @@ def test_the_grids_that_come_along_resolve(name: str, runs: int) -> None:
             if config.train and config.backbone.name == "ViT-B-16"
         }
         assert rates == {"coop": 0.001, "cocoop": 0.001, "vip": 0.002}
+        recipes = {(config.train.epochs, config.train.select) for config in configs if config.train}
+        assert recipes == {(50, "best")}

@@ -245,6 +245,9 @@ def test_offline_the_record_answers(endpoint: FakeEndpoint, cache: ResponseCache
     with pytest.raises(UserError, match="holds answers of several"):
         Client([], "fake", cache)
     assert Client([], "fake", cache, revision="r2").identity.revision == "r2"
+    endpoint.version = "2.0"
+    list(Client([endpoint.url], None, cache).complete(requests(1)))
+    assert Client([], None, cache, revision="r2", server_version="2.0").identity == ("fake", "r2", "2.0")
 
 
 def test_the_prefix_cache_is_reported(endpoint: FakeEndpoint, cache: ResponseCache) -> None:

@@ -36,15 +36,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers(); self.wfile.write(content.encode())
 HTTPServer(("127.0.0.1", int(options[options.index("--port") + 1])), Handler).serve_forever()
 """
-SERVE = """
-import sys
-from harness.cli import user_errors
-from harness.symptoms.serve_cli import serve
-import typer
-app = typer.Typer(); app.command()(serve)
-with user_errors():
-    app()
+FAKE = """
+import sys, time
+from tests.symptoms.fake_endpoint import FakeEndpoint, completion
+async def reply(body, number):
+    name, = body["response_format"]["json_schema"]["schema"]["required"]
+    return 200, completion('{"%s": ["round shape %s"]}' % (name, "abcdefghij"[number % 10] * 5))
+name, revision = (sys.argv[sys.argv.index("--served-model-name") + place] for place in (1, 2))
+endpoint = FakeEndpoint(models=[name, revision])
+endpoint.port, endpoint.reply = int(sys.argv[sys.argv.index("--port") + 1]), reply
+with endpoint:
+    time.sleep(600)
 """
+ROOT = Path(__file__).parents[2]
+VIPBENCH = [sys.executable, "-c", "from harness.cli import main; main()"]
 
 
 @pytest.fixture
@@ -133,20 +138,10 @@ def test_a_server_that_dies_shows_the_end_of_its_log(
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_no_orphan_however_the_command_ends(stub: Path, model: Path, number: signal.Signals) -> None:
     """Ctrl-C goes to the whole foreground group, as from a terminal; the child of the server ignores SIGTERM."""
-    command = [
-        sys.executable,
-        "-c",
-        SERVE,
-        str(model),
-        "--python",
-        str(stub),
-        "--port",
-        str(server_module._free_port()),
-    ]
+    command = [*VIPBENCH, "serve", str(model), "--python", str(stub), "--port", str(server_module._free_port())]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout
     line = process.stdout.readline()
     assert "is served on http://127.0.0.1:" in line, process.communicate()
@@ -228,6 +223,22 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
     first, second = result.stdout.splitlines()
     assert first == str(("org/llm", commit, ["--revision", commit, "--tokenizer-revision", commit]))
     assert second.startswith("org/other: no directory here, and not to be had from the hub")
+
+
+@pytest.mark.integration
+def test_generate_serves_the_model_for_the_job_and_ends_it(stub: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "site" / "vllm" / "entrypoints" / "openai" / "api_server.py").write_text(FAKE)
+    stub.write_text(stub.read_text().replace("PYTHONPATH=", f"PYTHONPATH={ROOT}:"))
+    words = ["--serve", str(model), "--task", "skin", "--classes", "melanoma,nevus", "--modality", "dermoscopy"]
+    words += ["--rounds", "1", "--keep-jargon", "--cache", str(tmp_path / "answers.sqlite"), "--out", str(tmp_path)]
+    environment = {**os.environ, "VIPBENCH_SERVE_PYTHON": str(stub)}
+    command = [*VIPBENCH, "symptoms", "generate", *words]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in result.stderr and (tmp_path / "skin" / "tiny.json").exists(), result.stderr
+    provenance = json.loads((tmp_path / "skin" / "tiny.json").read_text())["provenance"]
+    assert provenance["revision"] == identify(str(model), None)[1]
+    processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(model) not in processes
 
 
 def test_a_port_that_is_taken_is_named(stub: Path, model: Path) -> None:

@@ -1,0 +1,114 @@
+"""The runner's bookkeeping, with a stand-in for a run: what ran, what failed and why, what is left."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from harness.errors import UserError
+from sweeps.runner import FAILED, PLAN, RUNS, Task, run_locally, run_sweep, sweep_status, why
+
+# Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
+STAND_IN = """
+import pathlib, sys, yaml
+config = pathlib.Path(sys.argv[1])
+content = yaml.safe_load(config.read_text())
+here = pathlib.Path(__file__).parent
+with (here / "calls").open("a") as file:
+    file.write(f"{content['seed']}\\n")
+if content["seed"] == 2 and (here / "broken").exists():
+    print("a traceback")
+    sys.exit("no luck today")
+run = pathlib.Path(content["run"]["out"]) / config.stem
+run.mkdir(parents=True)
+(run / "metrics.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> tuple[str, str]:
+    script = tmp_path / "run.py"
+    script.write_text(STAND_IN)
+    return sys.executable, str(script)
+
+
+@pytest.fixture
+def grid(base_config: dict[str, Any], tmp_path: Path) -> Path:
+    """Three seeds of a method that trains and of one that does not: six combinations, four runs."""
+    base = {key: value for key, value in base_config.items() if key != "train"}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"base": base, "axes": {"method": ["zero_shot", "coop"], "seed": [1, 2, 3]}}))
+    return path
+
+
+def test_only_what_is_missing_runs(
+    grid: Path, stand_in: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, broken, calls = tmp_path / "out #1: é", tmp_path / "broken", tmp_path / "calls"
+    broken.touch()
+    with caplog.at_level(logging.INFO, "sweeps"):
+        states = run_sweep(grid, out, 2, command=stand_in)
+    assert "6 combinations are 4 different runs" in caplog.text
+    assert [state.state for state in states] == ["done", "done", "failed", "done"]
+    assert states[2].reason == "no luck today"
+    record = json.loads((out / FAILED / f"{states[2].name}.json").read_text())
+    assert (record["error"], record["exit_status"]) == ("no luck today", 1)
+    assert Path(record["log"]).read_text() == "a traceback\nno luck today\n"
+    assert sorted(calls.read_text().split()) == ["0", "1", "2", "3"]
+
+    broken.unlink()
+    calls.unlink()
+    states = run_sweep(grid, out, 2, command=stand_in)
+    assert [state.state for state in states] == ["done"] * 4
+    assert calls.read_text().split() == ["2"]
+    assert not list((out / FAILED).iterdir())
+
+
+def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(UserError, match="another process is working on this sweep"):
+        run_sweep(grid, out, command=stand_in)
+
+
+def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) -> None:
+    codes = {"killed": "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)", "well": "print('bye')"}
+    tasks = [Task(name, (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
+    reasons = {task.name: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
+    assert reasons["killed"] == "killed by SIGKILL; it said last: step 3"
+    assert reasons["well"].startswith("it ended without an error but left no run directory")
+
+
+def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    task = Task("show", (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"), tmp_path / "log")
+    for given, jobs, shown in ((None, 4, "8"), ("3", 1, "3")):  # one task alone has all cores, whatever --jobs says
+        if given is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert [status for _, status in run_locally([task], jobs)] == [0]
+        assert task.log.read_text().strip() == shown
+
+
+def test_status_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / RUNS).mkdir()
+    (tmp_path / FAILED).mkdir()
+    (tmp_path / PLAN).write_text(json.dumps({"runs": ["a", "b"]}))
+    (tmp_path / FAILED / "b.json").write_text(json.dumps({"error": "out of luck", "exit_status": 1, "log": "b.log"}))
+    assert [tuple(state) for state in sweep_status(tmp_path)] == [("a", "pending", ""), ("b", "failed", "out of luck")]
+    code = (
+        "import sys; from harness.cli import app\n"
+        f"app(['sweep', 'status', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "heavy = {'torch', 'open_clip', 'pandas'} & set(sys.modules); sys.exit(f'loads {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "failed   b  out of luck" in result.stdout
+    assert "0 done, 0 running, 1 pending, 1 failed" in result.stdout
