@@ -23,6 +23,7 @@ from harness.progress import Progress
 from harness.topology import Topology
 
 SECONDS_TO_ASK_AGAIN = 60.0
+FILL_AHEAD = 4096  # views of samples that are put into the bank before training goes on with them
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,11 @@ class TrainingViews:
     def epochs(self, count: int) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Epochs 1 to `count`, each with this rank's batches. Every rank gets as many, each with at least one sample."""
         if self.bank is not None:
-            views = sorted({self.view(epoch) for epoch in range(1, count + 1)})
-            dataset = Views(self.samples, self.backbone, self.train)
-            fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode training views")
+            dataset, ahead = Views(self.samples, self.backbone, self.train), max(1, FILL_AHEAD // len(self.samples))
             for epoch in range(1, count + 1):
+                if (epoch - 1) % ahead == 0:
+                    views = sorted({self.view(other) for other in range(epoch, min(epoch + ahead, count + 1))})
+                    fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode views")
                 yield epoch, self._from_bank(epoch, self.bank)
             return
         # One loader for all epochs: its processes start once, and decode ahead over the end of an epoch.

@@ -130,7 +130,8 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     """One row per finished run directly under a directory, in the order of their names.
 
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
-    overall metric as "metrics.accuracy" and so on, "dataset" (its name) and "run" (the path).
+    overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "dataset" (its
+    name) and "run" (the path).
     """
     import pandas as pd
 
@@ -141,9 +142,9 @@ def read_runs(directory: Path) -> "pd.DataFrame":
         if path.is_dir() and is_finished(path):
             config = read_yaml(path / CONFIG)
             metrics = {name: value for name, value in read_json(path / METRICS).items() if not isinstance(value, dict)}
-            dataset = read_json(path / PROVENANCE)["dataset"]
-            row = flatten(config) | flatten({"metrics": metrics}) | {"dataset": dataset, "run": str(path)}
-            rows.append(row)
+            provenance = read_json(path / PROVENANCE)
+            row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
+            rows.append(row | {"dataset": provenance["dataset"], "run": str(path)})
     return pd.DataFrame(rows)
 
 

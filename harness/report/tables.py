@@ -14,11 +14,10 @@ import pandas as pd
 from harness.config import nearest
 from harness.errors import UserError
 from harness.files import read_json
-from harness.results import PROVENANCE, read_runs
+from harness.results import read_runs
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
-DIGESTS = ("dataset", "backbone", "symptoms")  # of what a run read, from its provenance
 NOT_RESULTS = ("data.path", "symptoms", "run")  # where things lie; their digests tell what they hold
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
@@ -69,8 +68,6 @@ def load_runs(directory: Path) -> pd.DataFrame:
     runs = read_runs(inside if inside.is_dir() else directory)
     if runs.empty:
         raise UserError(f"{directory}: no finished run here")
-    found = [read_json(Path(run) / PROVENANCE)["digests"] for run in runs["run"]]
-    runs = runs.assign(**{f"digests.{name}": [digests[name] for digests in found] for name in DIGESTS})
     if plan.is_file():
         order = {name: place for place, name in enumerate(read_json(plan)["runs"])}
         runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
@@ -114,7 +111,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
 
 def to_markdown(table: Table) -> str:
     """A Markdown table with a note on how to read it."""
-    header = table.row_names + [" ".join(map(_show, column)) for column in table.columns]
+    header = _header(table)
     lines = [header, ["---"] * len(table.row_names) + ["---:"] * len(table.columns)]
     for row in table.rows:
         cells = [_text(table, row, column, "**{}**", "–", " ± ") for column in table.columns]
@@ -124,7 +121,7 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    header = table.row_names + [" ".join(map(_show, column)) for column in table.columns]
+    header = _header(table)
     body = []
     for row in table.rows:
         cells = [_text(table, row, column, r"\textbf{{{}}}", "--", r" $\pm$ ") for column in table.columns]
@@ -150,6 +147,15 @@ def to_csv(table: Table) -> str:
 
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
+
+
+def _header(table: Table) -> list[str]:
+    """Names of the rows, then each column's metric and values: "accuracy, shots=16"."""
+    columns = []
+    for metric, *values in table.columns:
+        named = [f"{name}={_show(value)}" for name, value in zip(table.column_names, values, strict=True)]
+        columns.append(", ".join([str(metric), *named]))
+    return [*table.row_names, *columns]
 
 
 def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:

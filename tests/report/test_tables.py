@@ -45,7 +45,7 @@ RUNS = pd.DataFrame(
 
 def test_mean_and_sample_deviation_best_marked_n_shown() -> None:
     lines = to_markdown(make_table(RUNS, ["method"], ["shots"], ["accuracy"])).splitlines()
-    assert lines[0] == "| method | accuracy 0 | accuracy 16 | accuracy all |"
+    assert lines[0] == "| method | accuracy, shots=0 | accuracy, shots=16 | accuracy, shots=all |"
     assert lines[2] == "| zero_shot (text=symptoms) | **50.00** (1) | – | – |"
     assert lines[3] == "| zero_shot (text=class_names) | 25.00 (1) | – | – |"
     assert lines[4] == "| coop | – | **65.00** ± 5.00 (3) | – |"
