@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # classes that are named when something is missing
 CHARACTERS_PER_TOKEN = 4  # of English, about
+BATCH = "batch"  # stands for the version of what answers a batch file, unless it is given
+OWN_SERVER_PATIENCE = 30.0  # seconds: a server that was started for the job does not come back
 
 
 class Kind(StrEnum):
@@ -41,7 +43,7 @@ class Source:
     serve: str | None
     model: str | None
     revision: str | None
-    server_version: str
+    server_version: str | None
     cache: Path
     api_key: str | None
     concurrency: int
@@ -61,7 +63,9 @@ def generate(
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
     model: Annotated[str | None, typer.Option(help="the name the server knows the model by")] = None,
     revision: Annotated[str | None, typer.Option(help="the model's revision, where the server does not tell")] = None,
-    server_version: Annotated[str, typer.Option(help="of the program that answers a batch file")] = "batch",
+    server_version: Annotated[
+        str | None, typer.Option(help="of the program that answers a batch file; offline: whose answers are meant")
+    ] = None,
     cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
@@ -146,12 +150,26 @@ def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
     from harness.symptoms.client import Client
     from harness.symptoms.server import Server
 
-    options = {"concurrency": source.concurrency, "revision": source.revision}
     if source.serve is None:
-        yield Client(source.urls, source.model, cache, api_key=source.api_key, **options)  # type: ignore[arg-type]
+        yield Client(
+            source.urls,
+            source.model,
+            cache,
+            api_key=source.api_key,
+            concurrency=source.concurrency,
+            revision=source.revision,
+            server_version=source.server_version,
+        )
         return
     with Server(source.serve, gpus=source.gpus, tensor_parallel=source.tensor_parallel) as server:
-        yield Client([server.url], server.name, cache, api_key=server.api_key, concurrency=source.concurrency)
+        yield Client(
+            [server.url],
+            server.name,
+            cache,
+            api_key=server.api_key,
+            concurrency=source.concurrency,
+            patience=OWN_SERVER_PATIENCE,
+        )
 
 
 def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Path | None) -> None:
@@ -162,7 +180,7 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
-    identity = Identity(source.model, source.revision or "unknown", source.server_version)
+    identity = Identity(source.model, source.revision or "unknown", source.server_version or BATCH)
     with ResponseCache(source.cache) as cache:
         if from_batch:
             result = read_batch(from_batch, pending(plan, identity, cache), cache, identity)
@@ -175,7 +193,7 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
 
 def _identity_options(identity: "Identity") -> str:
-    return f"--model {identity.model} --revision {identity.revision}"
+    return f"--model {identity.model} --revision {identity.revision} --server-version {identity.server_version}"
 
 
 def _estimate(plan: "Plan", tokens_per_second: float) -> None:
