@@ -144,6 +144,12 @@ class Config(Section):
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
 
     @property
+    def seeds(self) -> dict[str, int | None]:
+        """The seeds of initial values and order, of the few-shot draw, and of augmentation (None: nothing is trained)."""
+        augmentation = self.train.augmentation_seed if self.train else None
+        return {"run": self.seed, "split": self.data.split_seed, "augmentation": augmentation}
+
+    @property
     def shots_label(self) -> str:
         return "all" if self.data.shots == "all" else f"{self.data.shots}shot"
 

@@ -55,6 +55,7 @@ def execute(config: Config, force: bool = False) -> Path:
             log.info("%s is finished already (--force runs it again)", final)
             return final
         provenance = Provenance(dataset, digests, topology)
+        provenance.add(seeds=config.seeds)
         if topology.is_main:
             with new_run(final) as directory:
                 _train_and_test(config, dataset, task, backbone, topology, provenance, directory)

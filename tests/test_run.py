@@ -54,6 +54,7 @@ def test_a_run_directory_holds_the_whole_record(vip_run: Path) -> None:
     provenance = json.loads((vip_run / "provenance.json").read_text())
     assert provenance["classes"] == CLASSES
     assert provenance["training_samples"] == 18
+    assert provenance["seeds"] == {"run": 1, "split": 1, "augmentation": 1}
     assert provenance["hardware"]["processes"] == 1
     assert all(len(digest) == 64 for digest in provenance["digests"].values())
     assert provenance["versions"]["torch"]
