@@ -74,6 +74,7 @@ class TrainConfig(Section):
     warmup_epochs: NonNegativeInt = 1
     warmup_lr: PositiveFloat = 1e-5
     select: Literal["best", "last"] = "last"  # the epoch that is kept; "best" is by validation accuracy, first of ties
+    max_grad_norm: PositiveFloat | None = None  # L2 norm that gradients are scaled down to
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
     flip: bool = True
     augmentation_seed: NonNegativeInt | None = None  # default: the run's seed
@@ -89,6 +90,9 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: NonNegativeInt = 2  # image loading processes per rank
     eval_batch_size: PositiveInt = 64  # images per process
+    micro_batch: PositiveInt | None = (
+        None  # samples per process in a training pass; the gradients of a batch are added up
+    )
     log_every: PositiveInt = 10  # steps
     bank: bool = True  # store image features under `out`, shared by all runs there
 

@@ -40,6 +40,11 @@ class Batch:
     labels: Tensor
     weights: Tensor
 
+    def parts(self, size: int | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(inputs, labels, weights) of at most `size` samples each, in order; None: all in one."""
+        size = size or len(self.labels)
+        return list(zip(self.inputs.split(size), self.labels.split(size), self.weights.split(size), strict=True))
+
 
 def global_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Positions of each global batch of an epoch: a pure function of its arguments, whatever the number of ranks.
@@ -114,41 +119,57 @@ class TrainingViews:
         """Which view an epoch shows: its own, or with `train.views` = K one of K in turn."""
         return epoch if self.train.views == "all" else (epoch - 1) % self.train.views + 1
 
-    def epochs(self, count: int) -> Iterator[tuple[int, Iterator[Batch]]]:
-        """Epochs 1 to `count`, each with this rank's batches. Every rank gets as many, each with at least one sample."""
-        if self.bank is not None:
-            dataset, ahead = Views(self.samples, self.backbone, self.train), max(1, FILL_AHEAD // len(self.samples))
-            for epoch in range(1, count + 1):
-                if (epoch - 1) % ahead == 0:
-                    views = sorted({self.view(other) for other in range(epoch, min(epoch + ahead, count + 1))})
-                    fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode views")
-                yield epoch, self._from_bank(epoch, self.bank)
-            return
-        # One loader for all epochs: its processes start once, and decode ahead over the end of an epoch.
-        loaded = _load(
-            Views(self.samples, self.backbone, self.train), _Schedule(self, count), self.topology, self.loading
-        )
-        for epoch in range(1, count + 1):
-            yield epoch, self._from_images(epoch, loaded)
+    def epochs(self, count: int, done: int = 0) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Epochs up to `count`, counted from 1, each with this rank's batches, from the batch after `done` batches on.
 
-    def parts(self, epoch: int) -> Iterator[tuple[list[int], float]]:
+        Every rank gets as many, each with at least one sample.
+        """
+        first, skip = done // self.steps_per_epoch + 1, done % self.steps_per_epoch
+        loaded = None if self.bank is not None else self._load(count, first, skip)
+        for epoch in range(first, count + 1):
+            parts = self.parts(epoch)[skip if epoch == first else 0 :]
+            if loaded is not None:
+                yield epoch, self._from_images(parts, loaded)
+            else:
+                self._fill_ahead(epoch, first, count)
+                yield epoch, self._from_bank(epoch, parts)
+
+    def parts(self, epoch: int) -> list[tuple[list[int], float]]:
         """This rank's positions in each global batch of an epoch, and what each sample's loss counts."""
         world, rank = self.topology.world, self.topology.rank
+        parts = []
         for batch in global_batches(len(self.samples), self.train.batch_size, self.seed, epoch):
             mine = batch[rank::world].tolist()
             # The ranks' gradients are averaged, so a sample counts world / (global batch size). A rank with no sample
             # of its own takes part with one that does not count.
-            yield mine or batch[:1].tolist(), world / len(batch) if mine else 0.0
+            parts.append((mine or batch[:1].tolist(), world / len(batch) if mine else 0.0))
+        return parts
 
-    def _from_bank(self, epoch: int, bank: FeatureBank) -> Iterator[Batch]:
-        rows = bank.rows(self.samples.keys)
-        for mine, weight in self.parts(epoch):
-            features, present = bank.read(self.view(epoch), rows[mine])
+    def _fill_ahead(self, epoch: int, first: int, count: int) -> None:
+        """Put the views of the next epochs into the bank, some at a time."""
+        ahead = max(1, FILL_AHEAD // len(self.samples))
+        if (epoch - first) % ahead == 0 and self.bank is not None:
+            dataset = Views(self.samples, self.backbone, self.train)
+            views = sorted({self.view(other) for other in range(epoch, min(epoch + ahead, count + 1))})
+            fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode views")
+
+    def _load(self, count: int, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels of all batches that remain: one loader, so that its processes start once and never wait."""
+        schedule = _Schedule(self, range(first, count + 1), skip)
+        return _load(Views(self.samples, self.backbone, self.train), schedule, self.topology, self.loading)
+
+    def _from_bank(self, epoch: int, parts: Sequence[tuple[list[int], float]]) -> Iterator[Batch]:
+        assert self.bank is not None
+        rows = self.bank.rows(self.samples.keys)
+        for mine, weight in parts:
+            features, present = self.bank.read(self.view(epoch), rows[mine])
             assert present.all(), "the bank was filled before"
             yield self._batch(torch.from_numpy(features), torch.from_numpy(self.samples.labels[mine]), weight)
 
-    def _from_images(self, epoch: int, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
-        for _, weight in self.parts(epoch):
+    def _from_images(
+        self, parts: Sequence[tuple[list[int], float]], loaded: Iterator[tuple[Tensor, Tensor]]
+    ) -> Iterator[Batch]:
+        for _, weight in parts:
             pixels, labels = next(loaded)
             inputs = pixels.to(self.topology.device, non_blocking=True)
             if self.needs == "features":
@@ -162,15 +183,16 @@ class TrainingViews:
 
 
 class _Schedule:
-    """The (view, position) pairs of each batch of this rank, epoch after epoch."""
+    """The (view, position) pairs of each batch of this rank, epoch after epoch, without the first `skip` batches."""
 
-    def __init__(self, views: TrainingViews, epochs: int) -> None:
-        self.views, self.epochs = views, epochs
+    def __init__(self, views: TrainingViews, epochs: range, skip: int) -> None:
+        self.views, self.epochs, self.skip = views, epochs, skip
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch in range(1, self.epochs + 1):
+        for epoch in self.epochs:
             view = self.views.view(epoch)
-            yield from ([(view, position) for position in mine] for mine, _ in self.views.parts(epoch))
+            for mine, _ in self.views.parts(epoch)[self.skip if epoch == self.epochs[0] else 0 :]:
+                yield [(view, position) for position in mine]
 
 
 def bank_facts(backbone: str, dataset: str, split: str, precision: str, train: TrainConfig | None) -> dict[str, Any]:

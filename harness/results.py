@@ -8,7 +8,8 @@
         metrics.json          see harness/metrics.py
         prompts.safetensors   what was learned
 
-While a run works, its directory ends in ".partial"; the name without it means that the run is whole.
+While a run works, its directory ends in ".partial"; the name without it means that the run is whole. A run that failed leaves
+failed.json there, with the error.
 """
 
 import json
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
-PARTIAL = ".partial"
+PARTIAL, FAILED = ".partial", "failed.json"
 
 
 class RunDirectory:
@@ -82,7 +83,11 @@ def new_run(final: Path) -> Iterator[RunDirectory]:
     with lock:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        yield RunDirectory(partial)
+        try:
+            yield RunDirectory(partial)
+        except Exception as error:
+            write_json(partial / FAILED, {"error": " ".join(f"{error}".split()) or type(error).__name__})
+            raise
         if final.exists():
             old = final.with_name(f".{final.name}.{os.getpid()}.old")
             final.rename(old)
@@ -95,6 +100,12 @@ def new_run(final: Path) -> Iterator[RunDirectory]:
 def is_finished(path: Path) -> bool:
     """Whether a run directory is whole."""
     return not path.name.endswith(PARTIAL) and (path / METRICS).is_file()
+
+
+def failure(path: Path) -> str | None:
+    """Why a run failed, in its own words; None where it did not say."""
+    record = path.with_name(path.name + PARTIAL) / FAILED
+    return str(read_json(record)["error"]) if record.is_file() else None
 
 
 def is_running(path: Path) -> bool:

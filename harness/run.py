@@ -7,6 +7,8 @@ accelerate launch harness/run.py CONFIG.yaml
 
 import logging
 import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +31,32 @@ from harness.provenance import Provenance
 from harness.results import RunDirectory, is_finished, new_run
 from harness.symptoms.sets import SymptomSet
 from harness.topology import Topology
-from harness.train import fit
+from harness.train import Trained, Training, fit
 
 log = logging.getLogger("harness.run")
 
 BANK = ".bank"  # under run.out, whose runs share it
 VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, loaded. Runs on the same data, backbone and symptoms can share it."""
+
+    dataset: Dataset
+    task: Task
+    backbone: Backbone
+    digests: Digests
+
+
+def load_inputs(config: Config, topology: Topology) -> Inputs:
+    """Load what a config names. Raises UserError where it is missing, damaged or does not fit together."""
+    dataset = Dataset(config.data.path)
+    symptoms = SymptomSet.load(config.symptoms) if config.symptoms else None
+    task = Task(dataset.classes, symptoms.texts(dataset.classes) if symptoms else None)
+    backbone = load_backbone(config.backbone, topology.device)
+    digests = Digests(dataset.info.digest, backbone.digest, symptoms.digest() if symptoms else None)
+    return Inputs(dataset, task, backbone, digests)
 
 
 def execute(config: Config, force: bool = False) -> Path:
@@ -45,26 +67,75 @@ def execute(config: Config, force: bool = False) -> Path:
     topology = Topology(config.run.device, config.precision)
     try:
         setup_logging(topology.is_main)
-        dataset = Dataset(config.data.path)
-        symptoms = SymptomSet.load(config.symptoms) if config.symptoms else None
-        task = Task(dataset.classes, symptoms.texts(dataset.classes) if symptoms else None)
-        backbone = load_backbone(config.backbone, topology.device)
-        digests = Digests(dataset.info.digest, backbone.digest, symptoms.digest() if symptoms else None)
-        final = config.run.out / run_name(config, digests)
+        inputs = load_inputs(config, topology)
+        final = config.run.out / run_name(config, inputs.digests)
         if topology.from_main(is_finished(final) and not force):
             log.info("%s is finished already (--force runs it again)", final)
             return final
-        provenance = Provenance(dataset, digests, topology)
-        provenance.add(seeds=config.seeds)
-        if topology.is_main:
-            with new_run(final) as directory:
-                _train_and_test(config, dataset, task, backbone, topology, provenance, directory)
-        else:
-            _train_and_test(config, dataset, task, backbone, topology, provenance, None)
+        with new_run(final) if topology.is_main else nullcontext() as directory:
+            job = Job(config, inputs, topology, directory)
+            job.test(fit(job.training, config.run.micro_batch) if job.training else None)
         log.info("%s", final)
         return final
     finally:
         topology.close()
+
+
+class Job:
+    """One run at work: its training, then its test. All ranks compute; the one that has a directory writes.
+
+    Attributes:
+        training: None for a method that does not train.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> None:
+        self.config, self.inputs, self.topology, self.directory = config, inputs, topology, directory
+        self.provenance = Provenance(inputs.dataset, inputs.digests, topology)
+        self.provenance.add(seeds=config.seeds)
+        self.method = build_method(config, inputs.task, inputs.backbone)
+        self.training = self._training(config.train) if config.train else None
+        if directory:
+            directory.write_config(config)
+
+    def test(self, kept: Trained | None) -> None:
+        """Predict the test split with what was learned, and write all that a run leaves."""
+        if kept:
+            self.provenance.add(kept_epoch=kept.epoch, validation_accuracy=kept.validation_accuracy)
+        dataset = self.inputs.dataset
+        predictions = self._evaluation_set(dataset.split("test"), "test").predict(self.method)
+        description = self.provenance.describe()
+        if self.directory:
+            if kept:
+                self.directory.write_prompts(self.method.trainable())
+            self.directory.write_evaluation(predictions, dataset.classes, description)
+            log.info("test accuracy %.4f on %d images", predictions.accuracy(), len(predictions.ids))
+
+    def _training(self, train: TrainConfig) -> Training:
+        config, backbone = self.config, self.inputs.backbone
+        samples, validation = training_samples(config, self.inputs.dataset)
+        self.provenance.add(training_samples=len(samples))
+        bank = self._bank("train", train)
+        views = TrainingViews(
+            samples, backbone, self.method.needs, train, config.seed, self.topology, self._loading(), bank
+        )
+        held_out = self._evaluation_set(validation, "val") if validation and train.select == "best" else None
+        write_step = self.directory.write_step if self.directory else lambda row: None
+        return Training(self.method, views, held_out, train, self.topology, write_step, config.run.log_every)
+
+    def _evaluation_set(self, samples: Samples, split: str) -> EvaluationSet:
+        backbone, needs = self.inputs.backbone, self.method.needs
+        return EvaluationSet(samples, backbone, needs, self.topology, self._loading(), split, self._bank(split))
+
+    def _loading(self) -> Loading:
+        return Loading(self.config.run.eval_batch_size, self.config.run.workers)
+
+    def _bank(self, split: str, train: TrainConfig | None = None) -> FeatureBank | None:
+        """Where features of a split are stored, unless the config or the method wants images."""
+        config, inputs = self.config, self.inputs
+        if not config.run.bank or self.method.needs != "features":
+            return None
+        facts = bank_facts(inputs.backbone.digest, inputs.dataset.info.digest, split, config.precision, train)
+        return FeatureBank(config.run.out / BANK, facts, inputs.dataset.split(split).keys, inputs.backbone.dim)
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
@@ -86,48 +157,6 @@ def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples
     if validation is not None:
         validation = draw(validation, dataset.classes, min(shots, VALIDATION_SHOTS), seed, fewer=True)
     return draw(train, dataset.classes, shots, seed), validation
-
-
-def _train_and_test(
-    config: Config,
-    dataset: Dataset,
-    task: Task,
-    backbone: Backbone,
-    topology: Topology,
-    provenance: Provenance,
-    directory: RunDirectory | None,
-) -> None:
-    """All ranks compute; the one with a directory writes."""
-    method = build_method(config, task, backbone)
-    needs, loading = method.needs, Loading(config.run.eval_batch_size, config.run.workers)
-
-    def bank(split: str, train: TrainConfig | None = None) -> FeatureBank | None:
-        if not config.run.bank or needs != "features":
-            return None
-        facts = bank_facts(backbone.digest, dataset.info.digest, split, config.precision, train)
-        return FeatureBank(config.run.out / BANK, facts, dataset.split(split).keys, backbone.dim)
-
-    def evaluation_set(samples: Samples, split: str) -> EvaluationSet:
-        return EvaluationSet(samples, backbone, needs, topology, loading, split, bank(split))
-
-    if directory:
-        directory.write_config(config)
-    if config.train is not None:
-        train, validation = training_samples(config, dataset)
-        views = TrainingViews(
-            train, backbone, needs, config.train, config.seed, topology, loading, bank("train", config.train)
-        )
-        held_out = evaluation_set(validation, "val") if validation and config.train.select == "best" else None
-        write_step = directory.write_step if directory else lambda row: None
-        kept = fit(method, views, held_out, config.train, topology, write_step, config.run.log_every)
-        provenance.add(training_samples=len(train), kept_epoch=kept.epoch, validation_accuracy=kept.validation_accuracy)
-    predictions = evaluation_set(dataset.split("test"), "test").predict(method)
-    description = provenance.describe()
-    if directory:
-        if config.train is not None:
-            directory.write_prompts(method.trainable())
-        directory.write_evaluation(predictions, dataset.classes, description)
-        log.info("test accuracy %.4f on %d images", predictions.accuracy(), len(predictions.ids))
 
 
 def main(

@@ -7,8 +7,8 @@ accelerate launch --multi_gpu --num_processes 2 harness/run.py CONFIG.yaml
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,14 +62,12 @@ class Topology:
         """Which of `count` items are this rank's: every world-th."""
         return slice(self.rank, count, self.world)
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Wrap for this topology and precision: gradients become means over the ranks."""
+    def engine(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> "Engine":
+        """What trains a model here; its gradients become means over the ranks."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
-            return self._accelerator.prepare(model, optimizer)
-
-    def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
+            model, optimizer = self._accelerator.prepare(model, optimizer)
+        return Engine(self._accelerator, model, optimizer, max_norm)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""
@@ -104,6 +102,33 @@ class Topology:
         """Launcher, processes and devices, for the run's provenance."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"launcher": self.launcher, "processes": self.world, "devices": sorted(set(self.gather([name])))}
+
+
+class Engine:
+    """Trains a model whose forward pass is its loss, by steps that all ranks take together.
+
+    Args:
+        model, optimizer: as prepared by accelerate.
+        max_norm: L2 norm over all gradients together that a step is scaled down to; None leaves them as they are.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, max_norm: float | None) -> None:
+        self._accelerator, self.model, self.optimizer, self.max_norm = accelerator, model, optimizer, max_norm
+
+    def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """One optimiser step on a batch whose parts' losses add up; returns their sum on this rank (a scalar, detached)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        for part in parts:
+            last = len(losses) == len(parts) - 1  # gradients go over the ranks once
+            with nullcontext() if last else self._accelerator.no_sync(self.model):
+                loss = self.model(*part)
+                self._accelerator.backward(loss)
+            losses.append(loss.detach())
+        if self.max_norm is not None:
+            self._accelerator.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        self.optimizer.step()
+        return torch.stack(losses).sum()
 
 
 def announced_launcher(environment: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.config import TrainConfig
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet
-from harness.features import TrainingViews
+from harness.features import Batch, TrainingViews
 from harness.method import Method
 from harness.progress import Progress
 from harness.topology import Topology
@@ -45,58 +45,108 @@ def make_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.
     return torch.optim.AdamW(parameters, train.lr, weight_decay=train.weight_decay)
 
 
-def fit(
-    method: Method,
-    views: TrainingViews,
-    validation: EvaluationSet | None,
-    train: TrainConfig,
-    topology: Topology,
-    write_step: Callable[[dict[str, Any]], None],
-    log_every: int,
-) -> Trained:
-    """Train a method in place; it ends with the parameters of the kept epoch.
+class Training:
+    """One run's training, a step at a time: what it does next, what it has kept, and so all that a checkpoint must hold.
 
     Args:
         validation: needed for `train.select == "best"`, which keeps the epoch of highest validation accuracy, the first of ties.
-        write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "validation_accuracy"}.
+        write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "step", "validation_accuracy"}.
+
+    Attributes:
+        step: optimiser steps done; everything else about the position in the data follows from it.
+        kept, kept_tensors: the epoch to keep as far as is known, and what it had learned (None: what was learned last).
 
     Raises:
-        UserError: the loss is not finite, or "best" without validation samples.
+        UserError: "best" without validation samples.
     """
-    if train.select == "best" and validation is None:
-        raise UserError(
-            "train.select: 'best' needs a validation split, and this dataset has none; "
-            "use train.select=last, or prepare the data with one (the test set is never used to select)"
-        )
-    parameters = list(method.trainable().values())
-    step_model, optimizer = topology.prepare(_Loss(method), make_optimizer(parameters, train))
-    kept, kept_state, step = Trained(train.epochs, None), None, 0
-    with Progress("train", train.epochs * views.steps_per_epoch, "steps") as progress:
-        for epoch, batches in views.epochs(train.epochs):
-            rate = learning_rate(epoch, train)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            step_model.train()
-            for batch in batches:
-                step += 1
-                optimizer.zero_grad(set_to_none=True)
-                loss = step_model(batch.inputs, batch.labels, batch.weights)
-                topology.backward(loss)
-                optimizer.step()
-                if step % log_every == 0 or step % views.steps_per_epoch == 0:
-                    mean_loss = _checked(topology.sum(loss) / topology.world, epoch, step)
-                    write_step({"epoch": epoch, "step": step, "lr": rate, "loss": mean_loss})
-                    progress.advance(0, note=f"epoch {epoch}/{train.epochs}, loss {mean_loss:.3f}")
-                progress.advance()
-            if train.select == "best" and validation is not None:
-                accuracy = validation.predict(method).accuracy()
-                write_step({"epoch": epoch, "step": step, "validation_accuracy": accuracy})
-                if kept.validation_accuracy is None or accuracy > kept.validation_accuracy:
-                    kept = Trained(epoch, accuracy)
-                    kept_state = {name: tensor.detach().clone() for name, tensor in method.trainable().items()}
-    if kept_state is not None:
-        restore(method, kept_state)
-    return kept
+
+    def __init__(
+        self,
+        method: Method,
+        views: TrainingViews,
+        validation: EvaluationSet | None,
+        train: TrainConfig,
+        topology: Topology,
+        write_step: Callable[[dict[str, Any]], None],
+        log_every: int,
+    ) -> None:
+        if train.select == "best" and validation is None:
+            raise UserError(
+                "train.select: 'best' needs a validation split, and this dataset has none; "
+                "use train.select=last, or prepare the data with one (the test set is never used to select)"
+            )
+        self.method, self.views, self.validation, self.train = method, views, validation, train
+        self.topology, self.write_step, self.log_every = topology, write_step, log_every
+        self.loss = WeightedLoss(method)
+        self.optimizer = make_optimizer(list(method.trainable().values()), train)
+        self.step, self.kept, self.note = 0, Trained(train.epochs, None), ""
+        self.kept_tensors: dict[str, Tensor] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.train.epochs * self.views.steps_per_epoch
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches that are still to be trained on; each epoch begins with its learning rate."""
+        for epoch, batches in self.views.epochs(self.train.epochs, done=self.step):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(epoch, self.train)
+            self.loss.train()
+            yield from batches
+
+    def advance(self, loss: Tensor) -> None:
+        """Count a step that was taken with a loss (this rank's part, a scalar): log it, and at an epoch's end select.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        self.step += 1
+        per_epoch = self.views.steps_per_epoch
+        epoch, ended = -(-self.step // per_epoch), self.step % per_epoch == 0
+        if ended or self.step % self.log_every == 0:
+            mean = self.topology.sum(loss) / self.topology.world
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"training: the loss is {mean} at epoch {epoch}, step {self.step}; "
+                    "try a lower train.lr or precision=fp32"
+                )
+            rate = learning_rate(epoch, self.train)
+            self.write_step({"epoch": epoch, "step": self.step, "lr": rate, "loss": mean})
+            self.note = f"epoch {epoch}/{self.train.epochs}, loss {mean:.3f}"
+        if ended and self.train.select == "best":
+            self._select(epoch)
+
+    def finish(self) -> Trained:
+        """End with the parameters of the kept epoch."""
+        if self.kept_tensors is not None:
+            restore(self.method, self.kept_tensors)
+        return self.kept
+
+    def _select(self, epoch: int) -> None:
+        assert self.validation is not None
+        accuracy = self.validation.predict(self.method).accuracy()
+        self.write_step({"epoch": epoch, "step": self.step, "validation_accuracy": accuracy})
+        if self.kept.validation_accuracy is None or accuracy > self.kept.validation_accuracy:
+            self.kept = Trained(epoch, accuracy)
+            self.kept_tensors = {name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
+
+
+def fit(training: Training, micro_batch: int | None = None) -> Trained:
+    """Train a method in place; it ends with the parameters of the kept epoch.
+
+    Args:
+        micro_batch: how many samples of this rank go through the model at a time; the gradients of a batch are added up.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    engine = training.topology.engine(training.loss, training.optimizer, training.train.max_grad_norm)
+    with Progress("train", training.steps - training.step, "steps") as progress:
+        for batch in training.batches():
+            training.advance(engine.step(batch.parts(micro_batch)))
+            progress.advance(note=training.note)
+    return training.finish()
 
 
 def restore(method: Method, tensors: dict[str, Tensor]) -> None:
@@ -116,7 +166,7 @@ def restore(method: Method, tensors: dict[str, Tensor]) -> None:
     method.eval()
 
 
-class _Loss(nn.Module):
+class WeightedLoss(nn.Module):
     """A batch's weighted loss as a forward pass, which is what wrappers for several processes see."""
 
     def __init__(self, method: Method) -> None:
@@ -124,12 +174,5 @@ class _Loss(nn.Module):
         self.method = method
 
     def forward(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Scalar sum of the losses of [b] samples, each times its weight."""
         return (self.method.loss(inputs, labels) * weights).sum()
-
-
-def _checked(loss: float, epoch: int, step: int) -> float:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"training: the loss is {loss} at epoch {epoch}, step {step}; try a lower train.lr or precision=fp32"
-        )
-    return loss

@@ -13,7 +13,7 @@ from harness.config import TrainConfig
 from harness.errors import UserError
 from harness.features import Batch, global_batches
 from harness.topology import Topology, announced_launcher, announced_world
-from harness.train import fit, learning_rate, make_optimizer, restore
+from harness.train import Training, fit, learning_rate, make_optimizer, restore
 
 
 def test_learning_rate_is_dassls_constant_warm_up_and_cosine() -> None:
@@ -59,9 +59,10 @@ class Line(nn.Module):
 class Views:
     steps_per_epoch = 2
 
-    def epochs(self, count: int) -> Iterator[tuple[int, list[Batch]]]:
-        for epoch in range(1, count + 1):
-            yield epoch, [Batch(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), torch.tensor([0.5, 0.5]))] * 2
+    def epochs(self, count: int, done: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+        batch = Batch(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]), torch.tensor([0.5, 0.5]))
+        for epoch in range(done // 2 + 1, count + 1):
+            yield epoch, [batch] * (2 - done % 2 if epoch == done // 2 + 1 else 2)
 
 
 class Validation:
@@ -88,12 +89,18 @@ def topology(monkeypatch: pytest.MonkeyPatch) -> Iterator[Topology]:
     topology.close()
 
 
-def run(topology: Topology, validation: Any = None, **recipe: Any) -> tuple[Line, Any, list[dict[str, Any]]]:
-    line = Line()
-    rows: list[dict[str, Any]] = []
+def training(topology: Topology, rows: list[dict[str, Any]], validation: Any = None, **recipe: Any) -> Training:
     train = TrainConfig(**{"lr": 0.02, "epochs": 4, "warmup_lr": 0.01, **recipe})
-    kept = fit(line, Views(), validation, train, topology, rows.append, log_every=1)  # type: ignore[arg-type]
-    return line, kept, rows
+    return Training(Line(), Views(), validation, train, topology, rows.append, log_every=1)  # type: ignore[arg-type]
+
+
+def run(
+    topology: Topology, validation: Any = None, micro_batch: int | None = None, **recipe: Any
+) -> tuple[Line, Any, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    job = training(topology, rows, validation, **recipe)
+    kept = fit(job, micro_batch)
+    return job.method, kept, rows  # type: ignore[return-value]
 
 
 def test_the_loop_is_sgd_with_the_schedule(topology: Topology) -> None:
@@ -111,6 +118,32 @@ def test_the_loop_is_sgd_with_the_schedule(topology: Topology) -> None:
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[0]["loss"] == pytest.approx((9 + 36) / 2)
     assert rows[0]["lr"] == 0.01
+
+
+def test_micro_batches_add_up_to_the_batch(topology: Topology) -> None:
+    whole, _, rows = run(topology)
+    parts, _, rows_of_parts = run(topology, micro_batch=1)
+    assert parts.weight.item() == pytest.approx(whole.weight.item(), rel=1e-6)
+    assert [row["loss"] for row in rows_of_parts] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_gradients_are_clipped(topology: Topology) -> None:
+    line, _, _ = run(topology, momentum=0, weight_decay=0, max_grad_norm=0.5, epochs=1, warmup_epochs=0)
+    assert line.weight.item() == pytest.approx(2 * 0.02 * 0.5), "two steps with a gradient of norm 0.5"
+
+
+@pytest.mark.parametrize("done", range(9))
+def test_training_goes_on_at_any_step(topology: Topology, done: int) -> None:
+    job = training(topology, [])
+    job.step = done
+    fit(job)
+    rates = [learning_rate(epoch, job.train) for epoch in (1, 1, 2, 2, 3, 3, 4, 4)][done:]
+    weight, velocity = 0.0, 0.0
+    for rate in rates:
+        velocity = 0.9 * velocity + sum((weight * x - y) * x for x, y in ((1, 3), (2, 6))) + 5e-4 * weight
+        weight -= rate * velocity
+    assert job.step == 8
+    assert job.method.weight.item() == pytest.approx(weight, rel=1e-4)  # type: ignore[operator]
 
 
 def test_best_keeps_the_first_of_the_best_epochs(topology: Topology) -> None:
