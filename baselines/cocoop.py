@@ -7,18 +7,15 @@ Command: `python harness/run.py CONFIG.yaml method=cocoop data.shots=16`
 Expected figure: accuracy 65.09 at 16 shots, 48.49 at 1 (BiomedCLIP, mean of 11 medical datasets and 3 seeds, as reported by the
 BiomedCoOp repository). Not reproduced here: neither those weights nor the data could be had.
 
-Memory: the B x C prompts of a batch go through the text tower `chunk_size` at a time, and each chunk's activations are computed
-again in the backward pass, so that memory is that of one chunk.
+Memory: where the B x C prompts of a batch take more than `run.text_memory_gib`, the text tower takes them in parts.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from harness.backbone import Backbone
 from harness.config import MethodConfig
@@ -33,7 +30,6 @@ class CoCoOpConfig(MethodConfig):
 
     init_words: str | None = "a photo of a"
     context_length: PositiveInt = 4
-    chunk_size: PositiveInt = 128  # prompts in the text tower at a time
 
 
 @register("cocoop")
@@ -56,20 +52,6 @@ class CoCoOp(Method):
         return {"lr": 0.002, "batch_size": 1, "epochs": 10, "select": "last"}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        batch, classes = len(inputs), len(self.task.classes)
         context = self.context + self.meta_net(inputs)[:, None]  # [B, M, w]
-        images = torch.arange(batch, device=inputs.device).repeat_interleave(classes)
-        names = torch.arange(classes, device=inputs.device).repeat(batch)
-        chunks = zip(images.split(self.config.chunk_size), names.split(self.config.chunk_size), strict=True)
-        features = torch.cat([self._text_features(context, image, name) for image, name in chunks])
-        features = F.normalize(features.float(), dim=-1).view(batch, classes, -1)
-        return cosine_logits(self.backbone.logit_scale, inputs, features)
-
-    def _text_features(self, context: Tensor, images: Tensor, names: Tensor) -> Tensor:
-        """Features [N, d] of N prompts, each of one image [N] and one class [N]; not kept for the backward pass."""
-
-        def encode(context: Tensor) -> Tensor:
-            embeddings = self.prompts.fill(context[images], rows=names)
-            return self.backbone.text(embeddings, self.prompts.lengths[names])
-
-        return checkpoint(encode, context, use_reentrant=False) if torch.is_grad_enabled() else encode(context)
+        features = F.normalize(self.backbone.text(self.prompts.fill_each(context)).float(), dim=-1)
+        return cosine_logits(self.backbone.logit_scale, inputs, features.view(len(inputs), len(self.task.classes), -1))

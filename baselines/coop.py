@@ -60,5 +60,5 @@ class CoOp(TextClassifier):
         return bool(self.config.class_specific_context)
 
     def class_features(self) -> Tensor:
-        features = self.backbone.text(self.prompts.fill(self.context), self.prompts.lengths)
+        features = self.backbone.text(self.prompts.fill(self.context))
         return F.normalize(features.float(), dim=-1)

@@ -79,16 +79,17 @@ def main(
 
 def plain_logits(method: Method, backbone: Backbone) -> Callable[[Tensor], Tensor]:
     """Logits of pixels with the method's own parameters, by the equations, one class (and for CoCoOp one image) at a time."""
-    tower = backbone.text
+    tower: Any = backbone.text
     values = method.trainable()
     length = values["context"].shape[1]
 
     def encode(texts: list[str], context: Tensor) -> Tensor:
         prompts = PromptBatch(tower, [context_prompt(tower, text, length) for text in texts], texts)
-        embeddings = prompts.fill(context)
-        full = tower.embed(torch.zeros(len(texts), tower.context_length, dtype=torch.long)).clone()
-        full[:, : embeddings.shape[1]] = embeddings
-        return tower(full, prompts.lengths)
+        filled = prompts.fill(context).embeddings
+        x = tower.embed(torch.zeros(len(texts), tower.context_length, dtype=torch.long)).clone()
+        x[:, : filled.shape[1]] = filled
+        x = tower.ln_final(tower.transformer(x + tower.positional_embedding, attn_mask=tower.attn_mask))
+        return x[torch.arange(len(x)), prompts.lengths - 1] @ tower.text_projection
 
     def vip(images: Tensor) -> Tensor:
         merged = []

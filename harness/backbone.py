@@ -22,16 +22,20 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.config import BackboneConfig
 from harness.errors import UserError
 from harness.files import digest_json, read_json
-from harness.prompts import PromptBatch
+from harness.prompts import PromptBatch, Prompts
+from harness.text_stack import encode_ends, supports
 
 log = logging.getLogger(__name__)
 
 UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
-TEXTS_PER_PASS = 256
+TEXTS_PER_PASS = 1024
+# What autograd keeps of a token, per block and unit of width: about ten fp32 numbers, as tests/test_text_stack.py measures.
+BYTES_PER_ACTIVATION = 48
 CONFIG_FILE = "open_clip_config.json"
 
 
@@ -44,10 +48,14 @@ class TextTower(nn.Module):
         start, end: the special tokens around every text.
         pad: the token that fills up short prompts.
         pads_to_context_length: whether padding takes part in attention, so that it must be what the model saw.
+        layers: how many blocks it has.
+        memory_bytes: about how much the activations of one pass may take.
     """
 
     width: int
     context_length: int
+    layers: int
+    memory_bytes = 2 * 2**30
     pads_to_context_length = False
 
     def __init__(self, tokenizer: Any, pad: int) -> None:
@@ -77,28 +85,44 @@ class TextTower(nn.Module):
         """Token embeddings without positions: [P, L] int64 -> [P, L, w]."""
         raise NotImplementedError
 
-    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Un-normalised text features of prompts given as token embeddings.
-
-        Args:
-            embeddings: [P, L, w] without positions; L may be shorter than the context length.
-            lengths: [P] int64, the tokens of each prompt; what comes after is padding.
-
-        Returns:
-            [P, d] features.
-        """
+    def encode(self, prompts: Prompts) -> Tensor:
+        """`forward` in one pass, keeping what a backward pass needs."""
         raise NotImplementedError
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """Un-normalised text features [P, d] of prompts.
+
+        More prompts than `memory_bytes` allows for go through in parts, whose activations are computed again in the backward
+        pass, so that memory is that of one part.
+        """
+        trained = torch.is_grad_enabled() and prompts.embeddings.requires_grad
+        bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
+        size = max(1, int(self.memory_bytes / bytes_per_prompt))
+        if size >= len(prompts):
+            return self.encode(prompts)
+        parts = prompts.split(size)
+        if trained:
+            return torch.cat([checkpoint(self.encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([self.encode(part) for part in parts])
+
+    @property
+    def bytes_per_token(self) -> int:
+        """About how much a token's activations take until the backward pass."""
+        return self.layers * self.width * BYTES_PER_ACTIVATION
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Tensor:
         """Un-normalised features [P, d] (float32) of P texts; `names` describe them in the error for one that is too long."""
         names = names or [f"text {text!r}" for text in texts]
-        features = []
+        tokens = [self.tokenize(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda place: len(tokens[place]))  # so that a pass is of about one length
+        features: dict[int, Tensor] = {}
         for first in range(0, len(texts), TEXTS_PER_PASS):
-            part = slice(first, first + TEXTS_PER_PASS)
-            batch = PromptBatch(self, [self.tokenize(text) for text in texts[part]], names[part])
-            features.append(self(batch.embeddings, batch.lengths).float())
-        return torch.cat(features)
+            chosen = order[first : first + TEXTS_PER_PASS]
+            batch = PromptBatch(self, [tokens[place] for place in chosen], [names[place] for place in chosen])
+            encoded = self(Prompts(batch.embeddings, batch.lengths, shared=batch.shared))
+            features |= dict(zip(chosen, encoded.float(), strict=True))
+        return torch.stack([features[place] for place in range(len(texts))])
 
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -127,21 +151,29 @@ class ClipTextTower(TextTower):
         self.context_length = self.positional_embedding.shape[0]
         # A causal tower cannot see what comes after its end token. Elsewhere padding is part of the input.
         self.pads_to_context_length = text.attn_mask is None or pool_type == "last"
+        self.packs = text.attn_mask is not None and pool_type in ("argmax", "eos") and supports(text.transformer)
+        self.layers = len(text.transformer.resblocks)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.token_embedding(tokens)
 
-    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        length = embeddings.shape[1]
-        x = embeddings + self.positional_embedding[:length]
+    def encode(self, prompts: Prompts) -> Tensor:
+        if self.packs:
+            return self._project(
+                self.ln_final(encode_ends(self.transformer.resblocks, prompts, self.positional_embedding))
+            )
+        length = prompts.embeddings.shape[1]
+        x = prompts.embeddings + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
         x = self.ln_final(self.transformer(x, attn_mask=mask))
         if self.pool_type == "first":
-            x = x[:, 0]
-        elif self.pool_type == "last":
-            x = x[:, -1]
-        else:  # "argmax" and "eos" both point at the end token
-            x = x[torch.arange(len(x), device=x.device), lengths - 1]
+            return self._project(x[:, 0])
+        if self.pool_type == "last":
+            return self._project(x[:, -1])
+        # "argmax" and "eos" both point at the end token
+        return self._project(x[torch.arange(len(x), device=x.device), prompts.lengths.to(x.device) - 1])
+
+    def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
@@ -160,14 +192,16 @@ class HuggingFaceTextTower(TextTower):
         super().__init__(tokenizer, text.config.pad_token_id)
         self.transformer, self.pooler, self.proj = text.transformer, text.pooler, text.proj
         self.width = self.transformer.get_input_embeddings().embedding_dim
+        self.layers = text.config.num_hidden_layers
         self.context_length = min(tokenizer.context_length, text.context_length or tokenizer.context_length)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.transformer.get_input_embeddings()(tokens)
 
-    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        mask = (torch.arange(embeddings.shape[1], device=lengths.device) < lengths[:, None]).long()
-        output = self.transformer(inputs_embeds=embeddings, attention_mask=mask)
+    def encode(self, prompts: Prompts) -> Tensor:
+        longest = int(prompts.lengths.max())
+        mask = (torch.arange(longest) < prompts.lengths[:, None]).long().to(self.device)
+        output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
         return self.proj(self.pooler(output, mask))
 
     def _ids(self, text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Prompts of ragged length with places for context vectors: token lists in, embeddings for the text tower out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,52 @@ if TYPE_CHECKING:
 
 SLOT = -1  # stands for a context vector in a list of tokens
 CONTEXT_STD = 0.02  # of a random start, as in CoOp and ViP
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts as a text tower reads them, in G groups of as many consecutive ones.
+
+    Attributes:
+        embeddings: [P, L, w] token embeddings without positions.
+        lengths: [P] int64, on the CPU: the tokens of each prompt; what comes after is padding.
+        groups: G.
+        shared: how many positions in front are the same in all prompts of a group.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor
+    groups: int = 1
+    shared: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def split(self, size: int) -> "list[Prompts]":
+        """Parts of about `size` prompts, in order: some whole groups each, or where one group is larger, parts of groups."""
+        each = len(self) // self.groups
+        whole = size // each
+        bounds = (
+            range(0, len(self), whole * each)
+            if whole
+            else [first for group in range(self.groups) for first in range(group * each, (group + 1) * each, size)]
+        )
+        ends = [*list(bounds)[1:], len(self)]
+        return [self._part(first, end, max(1, (end - first) // each)) for first, end in zip(bounds, ends, strict=True)]
+
+    def _part(self, first: int, end: int, groups: int) -> "Prompts":
+        lengths = self.lengths[first:end]
+        return Prompts(self.embeddings[first:end], lengths, groups, self.shared)
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Prompts]") -> "Prompts":
+        """Prompts of several equal kinds (same P / G, shared positions and L), one after the other."""
+        first = parts[0]
+        kinds = {(len(part) // part.groups, part.shared, part.embeddings.shape[1:]) for part in parts}
+        assert len(kinds) == 1, f"prompts of different kinds: {kinds}"
+        embeddings = torch.cat([part.embeddings for part in parts])
+        lengths = torch.cat([part.lengths for part in parts])
+        return Prompts(embeddings, lengths, sum(part.groups for part in parts), first.shared)
 
 
 class PromptBatch(nn.Module):
@@ -29,7 +76,6 @@ class PromptBatch(nn.Module):
 
     embeddings: Tensor  # [P, L, w] float32, zero in the slots
     slots: Tensor  # [P, M] int64, positions of the slots in order
-    lengths: Tensor  # [P] int64, tokens of each prompt with start and end
 
     def __init__(self, tower: "TextTower", prompts: Sequence[list[int]], names: Sequence[str]) -> None:
         super().__init__()
@@ -49,23 +95,37 @@ class PromptBatch(nn.Module):
         slots = is_slot.nonzero()[:, 1].view(len(rows), -1)
         self.register_buffer("embeddings", embeddings, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
-        self.register_buffer("lengths", torch.tensor([len(row) for row in rows], device=tower.device), persistent=False)
+        self.lengths = torch.tensor([len(row) for row in rows])
+        self.shared = _shared_front(rows)
+        self.shared_words = _shared_front([row[: row.index(SLOT)] if SLOT in row else row for row in rows], whole=True)
 
-    def fill(self, context: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Put context vectors into the slots.
+    def fill(self, context: Tensor) -> Prompts:
+        """Put context vectors into the slots; the gradient reaches them.
 
         Args:
             context: [P, M, w], or [1, M, w] to share the vectors among all prompts.
-            rows: [N] int64, which prompt each entry of a [N, M, w] `context` goes into; default: each prompt once.
-
-        Returns:
-            [P or N, L, w] embeddings in the context's dtype; the gradient reaches `context`.
         """
-        embeddings, slots = self.embeddings, self.slots
-        if rows is not None:
-            embeddings, slots = embeddings[rows], slots[rows]
-        index = slots[..., None].expand(-1, -1, embeddings.shape[-1])
-        return embeddings.to(context.dtype).scatter(1, index, context.expand(*index.shape))
+        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
+        filled = self.embeddings.to(context.dtype).scatter(1, index, context.expand(*index.shape))
+        shared = self.shared if len(context) == 1 else min(self.shared, self.shared_words)
+        return Prompts(filled, self.lengths, shared=shared)
+
+    def fill_each(self, contexts: Tensor) -> Prompts:
+        """All prompts once for each of B contexts [B, M, w]: B groups of P prompts, each with one context."""
+        count = len(contexts)
+        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
+        index = index.expand(count, *index.shape)
+        values = contexts[:, None].expand(index.shape)
+        embeddings = self.embeddings.to(contexts.dtype).expand(count, *self.embeddings.shape)
+        filled = embeddings.scatter(2, index, values).flatten(0, 1)
+        return Prompts(filled, self.lengths.repeat(count), groups=count, shared=self.shared)
+
+
+def _shared_front(rows: Sequence[Sequence[int]], whole: bool = False) -> int:
+    """How many entries in front are the same in all rows; unless `whole`, the last entry of a row is never one of them."""
+    shortest = min(len(row) for row in rows) - (0 if whole else 1)
+    same = [len({row[place] for row in rows}) == 1 for place in range(shortest)]
+    return 0 if len(rows) == 1 else (same.index(False) if False in same else shortest)
 
 
 def context_prompt(tower: "TextTower", name: str, context_length: int, position: str = "end") -> list[int]:

@@ -114,7 +114,7 @@ class ViP(TextClassifier):
 
     def class_features(self) -> Tensor:
         context = self.context[self.row_class] if self.config.class_specific_context else self.context
-        features = self.backbone.text(self.prompts.fill(context), self.prompts.lengths)[self.place]
+        features = self.backbone.text(self.prompts.fill(context))[self.place]
         if self.merge is not None:
             merged = self.merge(features, self.present)
         else:

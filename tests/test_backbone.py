@@ -45,7 +45,7 @@ def test_slots_take_context_vectors_and_gradients(towers: dict[str, Towers], kin
     word, rest = tower.tokenize("blue"), [tower.tokenize("dots."), tower.tokenize("a border of no shape.")]
     batch = PromptBatch(tower, [[SLOT] * len(word) + body for body in rest], ["one", "two"])
     context = tower.embed(torch.tensor([word])).detach().requires_grad_()
-    features = tower(batch.fill(context), batch.lengths)
+    features = tower(batch.fill(context))
     expected = tower.encode_texts(["blue dots.", "blue a border of no shape."])
     assert (features - expected).abs().max() < 1e-5
     features.sum().backward()

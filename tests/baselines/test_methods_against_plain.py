@@ -88,8 +88,8 @@ def test_coop_front_with_worded_start(towers: dict[str, Towers]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk_size", [5, 128])
-def test_cocoop(towers: dict[str, Towers], kind: str, chunk_size: int) -> None:
+@pytest.mark.parametrize("memory", [2**12, 2**30])
+def test_cocoop(towers: dict[str, Towers], kind: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = towers[kind].model, towers[kind].tokenizer
 
     def logits(image: Tensor, values: dict[str, Tensor]) -> Tensor:
@@ -97,7 +97,8 @@ def test_cocoop(towers: dict[str, Towers], kind: str, chunk_size: int) -> None:
         net = {short: values[name] for short, name in names.items()}
         return plain.cocoop(model, tokenizer, image, CLASSES, values["context"][0], net)
 
-    compare(*build(towers, kind, "cocoop", chunk_size=chunk_size), logits)
+    monkeypatch.setattr(towers[kind].backbone.text, "memory_bytes", memory)
+    compare(*build(towers, kind, "cocoop"), logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
