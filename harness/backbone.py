@@ -10,7 +10,7 @@ import json
 import logging
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,14 @@ class TextTower(nn.Module):
         pads_to_context_length: whether padding takes part in attention, so that it must be what the model saw.
         layers: how many blocks it has.
         memory_bytes: about how much the activations of one pass may take.
+        elsewhere: who takes the prompts instead, while several runs share a pass (harness/pack.py).
     """
 
     width: int
     context_length: int
     layers: int
-    memory_bytes = 2 * 2**30
+    memory_bytes: int = 2 * 2**30
+    elsewhere: Callable[[Prompts], Tensor] | None = None
     pads_to_context_length = False
 
     def __init__(self, tokenizer: Any, pad: int) -> None:
@@ -95,6 +97,10 @@ class TextTower(nn.Module):
         More prompts than `memory_bytes` allows for go through in parts, whose activations are computed again in the backward
         pass, so that memory is that of one part.
         """
+        return self.elsewhere(prompts) if self.elsewhere else self.compute(prompts)
+
+    def compute(self, prompts: Prompts) -> Tensor:
+        """`forward`, here and now."""
         trained = torch.is_grad_enabled() and prompts.embeddings.requires_grad
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))

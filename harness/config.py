@@ -93,6 +93,9 @@ class RunConfig(Section):
     micro_batch: PositiveInt | None = (
         None  # samples per process in a training pass; the gradients of a batch are added up
     )
+    text_memory_gib: PositiveFloat = (
+        2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
+    )
     log_every: PositiveInt = 10  # steps
     bank: bool = True  # store image features under `out`, shared by all runs there
 

@@ -55,6 +55,7 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     symptoms = SymptomSet.load(config.symptoms) if config.symptoms else None
     task = Task(dataset.classes, symptoms.texts(dataset.classes) if symptoms else None)
     backbone = load_backbone(config.backbone, topology.device)
+    backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
     digests = Digests(dataset.info.digest, backbone.digest, symptoms.digest() if symptoms else None)
     return Inputs(dataset, task, backbone, digests)
 
