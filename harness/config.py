@@ -27,7 +27,7 @@ from harness.files import digest_json, read_yaml
 log = logging.getLogger(__name__)
 
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -98,6 +98,7 @@ class RunConfig(Section):
     )
     log_every: PositiveInt = 10  # steps
     bank: bool = True  # store image features under `out`, shared by all runs there
+    bank_gib: PositiveFloat | None = None  # how much the stored features may take; those used longest ago leave first
 
 
 class Config(Section):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.bank import EVALUATION, FeatureBank
 from harness.data.reader import Samples
-from harness.features import Loading, Views, evaluation_pixels, fill_bank
+from harness.features import Loading, Views, evaluation_pixels, fill_bank, image_features
 from harness.method import Method
 from harness.metrics import compute_metrics
 from harness.progress import Progress
@@ -87,12 +88,12 @@ class EvaluationSet:
     def _encode(self, description: str) -> Tensor:
         """Features [n, d] of this rank's samples, from the bank if there is one."""
         if self.bank is None:
-            return self._run(self.backbone.encode_images, description)
+            return self._run(partial(image_features, self.backbone, topology=self.topology), description)
         dataset = Views(self.samples, self.backbone, None)
         fill_bank(self.bank, dataset, [EVALUATION], self.backbone, self.topology, self.loading, description)
         features, present = self.bank.read(EVALUATION, self.bank.rows(self.samples.keys[self.mine]))
         assert present.all(), "the bank was filled before"
-        return torch.from_numpy(features)
+        return features
 
     def _run(self, forward: Callable[[Tensor], Tensor], description: str) -> Tensor:
         """Pass this rank's images through `forward`: [n, ...] float32 on the CPU."""

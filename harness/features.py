@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.backbone import Backbone
-from harness.bank import EVALUATION, FeatureBank
+from harness.bank import EVALUATION, STORED, FeatureBank
 from harness.config import TrainConfig
 from harness.data.augment import TrainTransform
 from harness.data.reader import ImageDataset, Samples
@@ -164,7 +164,7 @@ class TrainingViews:
         for mine, weight in parts:
             features, present = self.bank.read(self.view(epoch), rows[mine])
             assert present.all(), "the bank was filled before"
-            yield self._batch(torch.from_numpy(features), torch.from_numpy(self.samples.labels[mine]), weight)
+            yield self._batch(features, torch.from_numpy(self.samples.labels[mine]), weight)
 
     def _from_images(
         self, parts: Sequence[tuple[list[int], float]], loaded: Iterator[tuple[Tensor, Tensor]]
@@ -173,8 +173,7 @@ class TrainingViews:
             pixels, labels = next(loaded)
             inputs = pixels.to(self.topology.device, non_blocking=True)
             if self.needs == "features":
-                with torch.no_grad(), self.topology.autocast():
-                    inputs = self.backbone.encode_images(inputs)
+                inputs = image_features(self.backbone, inputs, self.topology)
             yield self._batch(inputs, labels, weight)
 
     def _batch(self, inputs: Tensor, labels: Tensor, weight: float) -> Batch:
@@ -193,6 +192,16 @@ class _Schedule:
             view = self.views.view(epoch)
             for mine, _ in self.views.parts(epoch)[self.skip if epoch == self.epochs[0] else 0 :]:
                 yield [(view, position) for position in mine]
+
+
+@torch.no_grad()
+def image_features(backbone: Backbone, pixels: Tensor, topology: Topology) -> Tensor:
+    """L2-normalised features [b, d] of pixels [b, 3, H, W], float32, rounded to the run's precision.
+
+    Rounded, so that they are the same whether they come from a bank, which stores them in that precision, or not.
+    """
+    with topology.autocast():
+        return backbone.encode_images(pixels).to(STORED[topology.precision][1]).float()
 
 
 def bank_facts(backbone: str, dataset: str, split: str, precision: str, train: TrainConfig | None) -> dict[str, Any]:
@@ -220,13 +229,14 @@ def fill_bank(
     try:
         rows = bank.rows(dataset.samples.keys)
         missing = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
+        if topology.is_main:
+            bank.reserve(views)
         mine = topology.from_main(missing)[topology.share(len(missing))]
         batches = [mine[first : first + loading.batch_size] for first in range(0, len(mine), loading.batch_size)]
         if topology.from_main(bool(missing)):
             with Progress(description, len(mine), "images") as progress:
                 for batch, (pixels, _) in zip(batches, _load(dataset, batches, topology, loading), strict=True):
-                    with torch.no_grad(), topology.autocast():
-                        features = backbone.encode_images(pixels.to(topology.device, non_blocking=True)).cpu().numpy()
+                    features = image_features(backbone, pixels.to(topology.device, non_blocking=True), topology).cpu()
                     for view in {view for view, _ in batch}:
                         chosen = [index for index, (own, _) in enumerate(batch) if own == view]
                         bank.write(view, rows[[batch[index][1] for index in chosen]], features[chosen])

@@ -136,7 +136,9 @@ class Job:
         if not config.run.bank or self.method.needs != "features":
             return None
         facts = bank_facts(inputs.backbone.digest, inputs.dataset.info.digest, split, config.precision, train)
-        return FeatureBank(config.run.out / BANK, facts, inputs.dataset.split(split).keys, inputs.backbone.dim)
+        bound = int(config.run.bank_gib * 2**30) if config.run.bank_gib else None
+        keys = inputs.dataset.split(split).keys
+        return FeatureBank(config.run.out / BANK, facts, keys, inputs.backbone.dim, bound)
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:

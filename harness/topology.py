@@ -29,6 +29,7 @@ class Topology:
     Attributes:
         rank, world: this process's number and how many there are.
         device: where this process computes.
+        precision: "fp32", "bf16" or "fp16".
         launcher: "python", "torchrun" or "accelerate".
 
     Raises:
@@ -47,7 +48,7 @@ class Topology:
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         self._accelerator = Accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=handlers)
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
-        self.device = self._accelerator.device
+        self.device, self.precision = self._accelerator.device, precision
         if self.world != announced:
             raise UserError(
                 f"{self.launcher} announced {announced} processes, but {self.world} found each other; "

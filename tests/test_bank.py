@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 from harness.backbone import Backbone
-from harness.bank import FeatureBank, list_banks, prune
+from harness.bank import STORED, FeatureBank, list_banks, prune
 from harness.cli import app
 from harness.config import Config, override
 from harness.errors import UserError
@@ -21,7 +22,8 @@ KEYS = np.array([f"s{number:03d}" for number in range(10)])
 
 
 def bank(root: Path, **facts: Any) -> FeatureBank:
-    return FeatureBank(root, {"backbone": "b", **facts}, KEYS, dim=4)
+    bound = facts.pop("bound", None)
+    return FeatureBank(root, {"backbone": "b", "precision": "fp32", **facts}, KEYS, dim=4, bound=bound)
 
 
 def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
@@ -29,24 +31,25 @@ def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
 
 
 def test_what_was_written_is_read_and_the_rest_is_missing(tmp_path: Path) -> None:
-    store, features = bank(tmp_path), np.arange(8, dtype=np.float32).reshape(2, 4)
+    store, features = bank(tmp_path), torch.arange(8.0).reshape(2, 4)
     store.write(3, store.rows(KEYS[[7, 2]]), features)
     found, present = bank(tmp_path).read(3, np.array([2, 5, 7]))
     assert present.tolist() == [True, False, True]
-    assert np.array_equal(found[[2, 0]], features)
+    assert torch.equal(found[[2, 0]], features)
+    assert not found[1].any()
     assert not bank(tmp_path).read(4, np.arange(10))[1].any()
     assert not bank(tmp_path, precision="bf16").read(3, np.arange(10))[1].any(), "other facts are another bank"
 
 
 def test_a_feature_of_zeros_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
     store = bank(tmp_path)
-    store.write(0, np.array([1]), np.zeros((1, 4), np.float32))
+    store.write(0, np.array([1]), torch.zeros(1, 4))
     assert store.read(0, np.arange(3))[1].tolist() == [False, True, False]
 
 
 def test_damaged_records_are_missing_and_counted(tmp_path: Path) -> None:
     store = bank(tmp_path)
-    store.write(0, np.arange(10), np.random.default_rng(0).random((10, 4), np.float32))
+    store.write(0, np.arange(10), torch.rand(10, 4))
     path = next(tmp_path.glob("*/view-*.bin"))
     content = bytearray(path.read_bytes())
     content[20 * 4 + 1] ^= 1  # in the fifth record of 20 bytes
@@ -58,26 +61,56 @@ def test_damaged_records_are_missing_and_counted(tmp_path: Path) -> None:
 
 
 def test_prune_removes_what_was_used_longest_ago(tmp_path: Path) -> None:
-    first, second = bank(tmp_path, name="first"), bank(tmp_path, name="second")
-    for store in (first, second):
-        store.write(0, np.arange(10), np.ones((10, 4), np.float32))
-    (first.folder / "facts.json").touch()
-    assert prune(tmp_path, keep_bytes=5000) == [second.folder]
-    assert [info.folder for info in list_banks(tmp_path)] == [first.folder]
+    folders = []
+    for name in ("first", "second"):
+        store = bank(tmp_path, name=name)
+        store.write(0, np.arange(10), torch.ones(10, 4))
+        folders.append(store.folder)
+    del store  # it is in use as long as it is held
+    (folders[0] / "facts.json").touch()
+    assert prune(tmp_path, keep_bytes=5000) == [folders[1]]
+    assert [info.folder for info in list_banks(tmp_path)] == [folders[0]]
+
+
+def test_a_bank_in_use_is_not_pruned(tmp_path: Path) -> None:
+    store = bank(tmp_path)
+    store.write(0, np.arange(10), torch.ones(10, 4))
+    assert prune(tmp_path, keep_bytes=0) == []
+    assert store.read(0, np.arange(10))[1].all()
+
+
+def test_the_bound_makes_room_and_holds(tmp_path: Path) -> None:
+    bank(tmp_path, name="old").write(0, np.arange(10), torch.ones(10, 4))
+    store = bank(tmp_path, name="new", bound=4200)
+    store.reserve([1])
+    assert [info.folder for info in list_banks(tmp_path)] == [store.folder], "the old one made room"
+    with pytest.raises(UserError, match=r"100 more views take .* beyond run\.bank_gib"):
+        store.reserve(range(100))
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 20), ("bf16", 12), ("fp16", 12)])
+def test_features_are_stored_in_the_precision_they_were_computed_in(tmp_path: Path, precision: str, size: int) -> None:
+    store = bank(tmp_path, precision=precision)
+    values = torch.rand(10, 4).to(STORED[precision][1]).float()
+    store.write(0, np.arange(10), values)
+    found, present = store.read(0, np.arange(10))
+    assert present.all()
+    assert torch.equal(found, values)
+    assert next(tmp_path.glob("*/view-*.bin")).stat().st_size == 10 * size
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     store = bank(tmp_path)
     (store.folder / "view-000000.bin").mkdir()
     with pytest.raises(UserError, match=r"run\.bank=false goes without"):
-        store.write(0, np.array([0]), np.ones((1, 4), np.float32))
+        store.write(0, np.array([0]), torch.ones(1, 4))
 
 
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize(("method", "precision"), [("vip", "fp32"), ("cocoop", "fp32"), ("vip", "bf16")])
 def test_training_from_the_bank_is_training_from_images(
-    base_config: dict[str, Any], tmp_path: Path, method: str
+    base_config: dict[str, Any], tmp_path: Path, method: str, precision: str
 ) -> None:
-    overrides = [f"method={method}", "data.shots=4"]
+    overrides = [f"method={method}", "data.shots=4", f"precision={precision}"]
     stored = run(base_config, tmp_path / "bank", *overrides)
     plain = run(base_config, tmp_path / "images", *overrides, "run.bank=false")
     assert stored.name == plain.name, "where features come from is not part of a run's identity"
