@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
@@ -250,6 +251,11 @@ class Backbone(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """L2-normalised image features: [B, 3, H, W] -> [B, d] float32."""
         return F.normalize(self.image(pixels).float(), dim=-1)
+
+
+# Modules whose weights are read without calling the modules that hold them, so that an engine which shards weights must gather
+# such a module as one.
+READ_IN_PIECES = (TextTower, nn.MultiheadAttention, AttentionPool2d)
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:

@@ -1,4 +1,7 @@
-"""The bank verbs: `vipbench bank ls|verify|prune DIR`; DIR is the .bank folder beside run directories."""
+"""The bank verbs: `vipbench bank ls|verify|prune DIR` and `vipbench bank build CONFIG...`.
+
+DIR is the .bank folder beside run directories. `torchrun --nproc-per-node 8 -m harness.bank_cli build CONFIG...` shares the work.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,3 +43,26 @@ def prune_(folder: Folder, keep_gib: Annotated[float, typer.Option(min=0, help="
 
     for path in prune(folder, int(keep_gib * 2**30)):
         typer.echo(f"removed {path}")
+
+
+@app.command()
+def build(
+    configs: Annotated[list[Path], typer.Argument(help="configs in YAML, such as those in a sweep's configs/")],
+) -> None:
+    """Compute the image features that runs will read, before they start."""
+    from harness.config import Config
+    from harness.run import fill_banks
+
+    groups: dict[tuple[str, str], list[Config]] = {}
+    for path in configs:
+        config = Config.load(path)
+        groups.setdefault((config.run.device, config.precision), []).append(config)
+    for group in groups.values():
+        fill_banks(group)
+
+
+if __name__ == "__main__":
+    from harness.console import user_errors
+
+    with user_errors():
+        app()

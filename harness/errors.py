@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class AnotherRankFailed(UserError):
+    """This rank stops because another one failed; the text is that rank's reason, which it says itself."""

@@ -65,7 +65,7 @@ class EvaluationSet:
         """Logits of all samples, the same on every rank."""
         method.eval()
         if self.needs == "features" and self.features is None:
-            self.features = self._encode(f"encode {self.name} images")
+            self.features = self._encode()
         if self.features is not None:
             with self.topology.autocast():
                 parts = [
@@ -85,12 +85,18 @@ class EvaluationSet:
         )
         return Predictions(self.samples.keys, self.samples.labels, stacked)
 
-    def _encode(self, description: str) -> Tensor:
+    def fill(self) -> None:
+        """Put the features of all samples into the bank, where there is one."""
+        if self.bank is not None:
+            dataset, description = Views(self.samples, self.backbone, None), f"encode {self.name} images"
+            fill_bank(self.bank, dataset, [EVALUATION], self.backbone, self.topology, self.loading, description)
+
+    def _encode(self) -> Tensor:
         """Features [n, d] of this rank's samples, from the bank if there is one."""
         if self.bank is None:
-            return self._run(partial(image_features, self.backbone, topology=self.topology), description)
-        dataset = Views(self.samples, self.backbone, None)
-        fill_bank(self.bank, dataset, [EVALUATION], self.backbone, self.topology, self.loading, description)
+            forward = partial(image_features, self.backbone, topology=self.topology)
+            return self._run(forward, f"encode {self.name} images")
+        self.fill()
         features, present = self.bank.read(EVALUATION, self.bank.rows(self.samples.keys[self.mine]))
         assert present.all(), "the bank was filled before"
         return features

@@ -145,10 +145,15 @@ class TrainingViews:
             parts.append((mine or batch[:1].tolist(), world / len(batch) if mine else 0.0))
         return parts
 
+    def fill(self) -> None:
+        """Put the views of all epochs into the bank, where there is one."""
+        for epoch in range(1, self.train.epochs + 1):
+            self._fill_ahead(epoch, 1, self.train.epochs)
+
     def _fill_ahead(self, epoch: int, first: int, count: int) -> None:
         """Put the views of the next epochs into the bank, some at a time."""
         ahead = max(1, FILL_AHEAD // len(self.samples))
-        if (epoch - first) % ahead == 0 and self.bank is not None:
+        if self.bank is not None and (epoch - first) % ahead == 0:
             dataset = Views(self.samples, self.backbone, self.train)
             views = sorted({self.view(other) for other in range(epoch, min(epoch + ahead, count + 1))})
             fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode views")

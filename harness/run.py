@@ -7,10 +7,11 @@ accelerate launch harness/run.py CONFIG.yaml
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # started as a file: our modules are harness.config and so on, not config
@@ -82,6 +83,21 @@ def execute(config: Config, force: bool = False) -> Path:
         topology.close()
 
 
+def fill_banks(configs: Sequence[Config]) -> None:
+    """Compute the image features that runs will read, which share one device setting; all ranks call it together."""
+    topology = Topology(configs[0].run.device, configs[0].precision)
+    loaded: dict[tuple[Any, ...], Inputs] = {}
+    try:
+        setup_logging(topology.is_main)
+        for config in configs:
+            reads = (config.data.path, config.backbone, config.symptoms)
+            if reads not in loaded:
+                loaded[reads] = load_inputs(config, topology)
+            Job(config, loaded[reads], topology, directory=None).fill_bank()
+    finally:
+        topology.close()
+
+
 class Job:
     """One run at work: its training, then its test. All ranks compute; the one that has a directory writes.
 
@@ -110,6 +126,14 @@ class Job:
                 self.directory.write_prompts(self.method.trainable())
             self.directory.write_evaluation(predictions, dataset.classes, description)
             log.info("test accuracy %.4f on %d images", predictions.accuracy(), len(predictions.ids))
+
+    def fill_bank(self) -> None:
+        """Compute the image features that the run will read, and no more; all runs of the folder then find them."""
+        if self.training:
+            self.training.views.fill()
+            if self.training.validation:
+                self.training.validation.fill()
+        self._evaluation_set(self.inputs.dataset.split("test"), "test").fill()
 
     def _training(self, train: TrainConfig) -> Training:
         config, backbone = self.config, self.inputs.backbone

@@ -121,6 +121,22 @@ def test_training_from_the_bank_is_training_from_images(
     assert np.abs(logits[0] - logits[1]).max() < 1e-4
 
 
+def test_build_computes_all_that_runs_will_read(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for name, overrides in {"a": ["method=coop", "data.shots=4", "train.select=best"], "b": ["precision=bf16"]}.items():
+        config = Config.from_mapping(override(base_config, [f"run.out={tmp_path / 'runs'}", *overrides]))
+        paths.append(tmp_path / f"{name}.yaml")
+        paths[-1].write_text(config.to_yaml())
+    result = CliRunner().invoke(app, ["bank", "build", *map(str, paths)])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".bank"], "no run was begun"
+    monkeypatch.setattr(Backbone, "encode_images", None)
+    for path in paths:
+        execute(Config.load(path))
+
+
 def test_images_are_encoded_once_for_all_runs_of_a_folder(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
