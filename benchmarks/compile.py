@@ -1,0 +1,61 @@
+"""Whether torch.compile pays: the text tower's blocks in a ViP step, and the image tower, eager and compiled.
+
+python -m benchmarks compile
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import Result, median_seconds
+from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
+from harness import text_stack
+from harness.backbone import load_backbone
+from harness.config import BackboneConfig
+from harness.method import Task, method_class
+
+REPEATS = 5
+
+
+def measure() -> Result:
+    """Seconds eager and compiled, seconds to compile, and after how many calls that is earned back."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class("vip")
+    method = cls(cls.Config(name="vip"), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
+    features = F.normalize(torch.randn(32, backbone.dim, device=device), dim=-1)
+    step = stepper(method, torch.randint(2, (32,), device=device))
+    pixels = torch.randn(32, 3, backbone.image_size, backbone.image_size, device=device)
+
+    def train() -> None:
+        step(lambda: method(features))
+
+    def encode() -> None:
+        with torch.no_grad():
+            backbone.image(pixels)
+
+    eager = [median_seconds(train, REPEATS), median_seconds(encode, REPEATS)]
+    plain = text_stack._block
+    text_stack._block = torch.compile(plain)
+    rows = [_row("ViP step, blocks of the text tower", train, eager[0])]
+    text_stack._block = plain
+    backbone.image.compile()
+    rows.append(_row("image tower, batch 32", encode, eager[1]))
+    return Result("torch.compile (ViT-B-16, fp32)", rows, [])
+
+
+def _row(what: str, run: Callable[[], None], eager: float) -> dict[str, Any]:
+    began = time.perf_counter()
+    run()
+    first, compiled = time.perf_counter() - began, median_seconds(run, REPEATS)
+    saved = eager - compiled
+    return {
+        "what": what,
+        "eager_s": eager,
+        "compiled_s": compiled,
+        "ratio": eager / compiled,
+        "first_call_s": first,
+        "calls_to_earn_it": round(first / saved) if saved > 0 else "never",
+    }

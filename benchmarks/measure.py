@@ -1,0 +1,77 @@
+"""How times are taken here, and what the machine could do at most."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.provenance import machine, versions
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of a call, after one that does not count; a GPU is waited for."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        synchronize()
+        began = time.perf_counter()
+        run()
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def count_flops(run: Callable[[], Any]) -> int:
+    """Floating point operations of the matrix products of a call; a multiplication and an addition are two."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def matrix_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
+    """FLOP/s of a large matrix product here: the best of several, which is what a floor is computed from."""
+    size = size or (8192 if device == "cuda" else 2048)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = min(median_seconds(lambda: a @ b, 1) for _ in range(10))
+    return 2 * size**3 / best
+
+
+def context() -> dict[str, Any]:
+    """What the figures belong to: hardware, threads, versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"machine": machine(), "device": device, "threads": torch.get_num_threads(), "versions": versions()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found: rows of equal columns, and what one must know to read them."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+    def show(self) -> None:
+        """Print as a table."""
+        table = Table(*(name.replace("_", " ") for name in self.rows[0]), title=self.title)
+        for row in self.rows:
+            table.add_row(*(_rounded(value) for value in row.values()))
+        console = Console(highlight=False, markup=False)
+        console.print(table)
+        for note in self.notes:
+            console.print(f"note: {note}")
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
