@@ -18,7 +18,7 @@ import typer
 from benchmarks.measure import Result, context
 from harness.files import write_json
 
-NAMES = ("training_step", "sweep", "packing", "bank", "reader", "compile")
+NAMES = ("training_step", "sweep", "packing", "bank", "reader", "compile", "collect")
 OUT = Path("bench.json")
 
 
