@@ -248,6 +248,10 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: a frozen tower keeps its batch statistics and has no dropout."""
         return super().train(False)
 
+    @property
+    def pixels_shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """L2-normalised image features: [B, 3, H, W] -> [B, d] float32."""
         return F.normalize(self.image(pixels).float(), dim=-1)

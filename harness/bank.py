@@ -27,7 +27,6 @@ from harness.errors import UserError
 from harness.files import digest_json, read_json, write_json
 
 FACTS, LOCK = "facts.json", ".lock"
-EVALUATION = 0  # the view that is not augmented
 VERSION = 2
 # Features are stored, and used, in the precision that they were computed in. NumPy has no bfloat16, so int16 holds its bits.
 STORED = {"fp32": (np.float32, torch.float32), "fp16": (np.float16, torch.float16), "bf16": (np.int16, torch.bfloat16)}
@@ -39,16 +38,14 @@ class FeatureBank:
     Args:
         root: the folder of all banks.
         facts: what determines the features, as JSON, "precision" among it; it names the bank.
-        keys: [N] str, the split's sample ids in order.
+        samples: N, how many samples the split has.
         dim: d.
         bound: bytes that all banks of the folder may take together; None for no bound.
     """
 
-    def __init__(
-        self, root: Path, facts: Mapping[str, Any], keys: np.ndarray, dim: int, bound: int | None = None
-    ) -> None:
-        facts = {"version": VERSION, "samples": len(keys), "dim": dim, **facts}
-        self.folder, self.keys, self.bound = root / digest_json(facts)[:16], keys, bound
+    def __init__(self, root: Path, facts: Mapping[str, Any], samples: int, dim: int, bound: int | None = None) -> None:
+        facts = {"version": VERSION, "samples": samples, "dim": dim, **facts}
+        self.folder, self.samples, self.bound = root / digest_json(facts)[:16], samples, bound
         self.dtype = STORED[facts["precision"]][1]
         self.record = record_type(facts["precision"], dim)
         self._in_use = _use(self.folder, facts)
@@ -56,12 +53,6 @@ class FeatureBank:
     def lock(self) -> FileLock:
         """Held by the process that fills the bank; the operating system releases it when that process dies."""
         return FileLock(self.folder / LOCK)
-
-    def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Places [n] of samples in the split."""
-        rows = np.searchsorted(self.keys, keys)
-        assert (self.keys[rows] == keys).all(), "a sample is not of this split"
-        return rows
 
     def reserve(self, views: Sequence[int]) -> None:
         """Make room for views that are not there yet by pruning other banks, those used longest ago first.
@@ -72,7 +63,7 @@ class FeatureBank:
         if self.bound is None:
             return
         missing = sum(not self._path(view).is_file() for view in views)
-        needed = missing * len(self.keys) * self.record.itemsize
+        needed = missing * self.samples * self.record.itemsize
         if missing:
             prune(self.folder.parent, max(0, self.bound - needed))
         total = sum(bank.size for bank in list_banks(self.folder.parent, check=False))
@@ -87,7 +78,7 @@ class FeatureBank:
         path = self._path(view)
         if not path.is_file():
             return torch.zeros(len(rows), *self.record["features"].shape), np.zeros(len(rows), bool)
-        records = np.memmap(path, self.record, "r", shape=(len(self.keys),))[rows]
+        records = np.memmap(path, self.record, "r", shape=(self.samples,))[rows]
         features = np.ascontiguousarray(records["features"])
         present = _checksums(features) == records["checksum"]
         features[~present] = 0
@@ -105,7 +96,7 @@ class FeatureBank:
         records["checksum"] = _checksums(records["features"])
         try:
             with os.fdopen(os.open(self._path(view), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-                os.ftruncate(file.fileno(), len(self.keys) * self.record.itemsize)  # holes take no room
+                os.ftruncate(file.fileno(), self.samples * self.record.itemsize)  # holes take no room
                 for row, record in zip(rows, records, strict=True):
                     os.pwrite(file.fileno(), record.tobytes(), int(row) * self.record.itemsize)
         except OSError as error:

@@ -21,6 +21,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 app.command()(data_cli.prepare)
+app.command()(data_cli.index)
 app.command()(data_cli.inspect)
 app.command()(report_cli.table)
 app.command()(demo_cli.demo)

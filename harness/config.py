@@ -44,9 +44,12 @@ Model = TypeVar("Model", bound=Section)
 class DataConfig(Section):
     """What is trained and tested on."""
 
-    path: Path  # a folder that `vipbench prepare` wrote
+    path: str  # a folder or URL that `vipbench prepare` or `vipbench index` wrote
     shots: NonNegativeInt | Literal["all"] = "all"  # training images per class; 0 for methods that do not train
     split_seed: NonNegativeInt | None = None  # which images the few shots are; default: the run's seed
+    on_error: Literal["raise", "skip"] = (
+        "raise"  # a damaged image ends the run, or is left out and named in provenance.json
+    )
 
 
 class BackboneConfig(Section):
@@ -78,6 +81,7 @@ class TrainConfig(Section):
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
     flip: bool = True
     augmentation_seed: NonNegativeInt | None = None  # default: the run's seed
+    shuffle_block: PositiveInt | None = None  # None: all at once; a number: shards, then blocks of so many
     views: PositiveInt | Literal["all"] = (
         "all"  # views per image: a new one each epoch, or K in turn (an approximation)
     )
@@ -97,6 +101,16 @@ class RunConfig(Section):
         2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
     )
     log_every: PositiveInt = 10  # steps
+    checkpoint_minutes: PositiveFloat | None = 10.0  # between checkpoints
+    checkpoint_steps: PositiveInt | None = (
+        None  # between checkpoints too; both may be left out, see harness/checkpoint.py
+    )
+    keep_checkpoints: PositiveInt = 2  # of an unfinished run, the newest
+    timeout_minutes: PositiveFloat = 30.0  # after which a process that waits for the others in vain gives up
+    tracking: tuple[
+        Literal["tensorboard", "wandb", "mlflow"], ...
+    ] = ()  # who is told of the run; see harness/tracking.py
+    tracking_project: str = "vipbench"  # its name at W&B and MLflow
     bank: bool = True  # store image features under `out`, shared by all runs there
     bank_gib: PositiveFloat | None = None  # how much the stored features may take; those used longest ago leave first
 

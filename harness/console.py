@@ -1,25 +1,74 @@
-"""What a person sees of us: our own messages on standard error, and their mistakes as one line each."""
+"""What a person sees of us: our own messages on standard error, and their mistakes as one line each; and a log file per rank."""
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from harness.errors import UserError
+from harness.errors import AnotherRankFailed, FirstToFail, UserError
+
+OURS = ("harness", "baselines", "sweeps")
+SECONDS_FOR_THE_FIRST = 3.0  # after which a mistake is said although the first process of this machine did not say it
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print a user's error as one line and exit with status 2."""
+    """Print a user's error as one line and exit with status 2.
+
+    Of several processes the one with the error says it. A mistake that all make is said by each machine's first: the launcher
+    ends the others meanwhile.
+    """
     try:
         yield
+    except AnotherRankFailed:
+        raise SystemExit(1) from None
     except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, FirstToFail):
+            time.sleep(SECONDS_FOR_THE_FIRST)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 
 def setup_logging(is_main: bool = True) -> None:
-    """Our own messages from rank 0, nobody's chatter."""
+    """Our own messages from rank 0 on standard error, nobody's chatter."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    for name in ("harness", "baselines", "sweeps"):
-        logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.INFO if is_main else logging.ERROR)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append our messages to a file as well, each with its time, details and tracebacks included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in OURS:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in OURS:
+            logging.getLogger(name).removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that is given up where it cannot be written, with one line on the screen: the run decides what that means."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            print(f"{self.baseFilename}: nothing more is logged there: {error.strerror}", file=sys.stderr, flush=True)
+            self.setLevel(logging.CRITICAL + 1)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written, which has been said
+            super().close()

@@ -8,5 +8,9 @@ class UserError(ValueError):
     """
 
 
+class FirstToFail(UserError):
+    """A user error on the rank that failed first of all, which says it for all of them."""
+
+
 class AnotherRankFailed(UserError):
     """This rank stops because another one failed; the text is that rank's reason, which it says itself."""

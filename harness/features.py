@@ -1,26 +1,26 @@
 """What a method reads: views of samples, as features from the bank, or as images where the method trains the image tower.
 
-View e of a sample is what epoch e shows of it, view 0 the sample as it is evaluated. Without a bank features are computed as
-they are needed, from the same views.
+Without a bank features are computed as they are needed, from the same views.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from harness.backbone import Backbone
-from harness.bank import EVALUATION, STORED, FeatureBank
+from harness.bank import STORED, FeatureBank
 from harness.config import TrainConfig
-from harness.data.augment import TrainTransform
-from harness.data.reader import ImageDataset, Samples
+from harness.data.order import epoch_order
+from harness.data.reader import Samples
 from harness.progress import Progress
 from harness.topology import Topology
+from harness.views import EVALUATION, Loaded, Loading, Views
 
 SECONDS_TO_ASK_AGAIN = 60.0
 FILL_AHEAD = 4096  # views of samples that are put into the bank before training goes on with them
@@ -46,45 +46,13 @@ class Batch:
         return list(zip(self.inputs.split(size), self.labels.split(size), self.weights.split(size), strict=True))
 
 
-def global_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Positions of each global batch of an epoch: a pure function of its arguments, whatever the number of ranks.
+def global_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The global batches of an epoch that shows samples in this order, whatever the number of ranks.
 
     As in Dassl, a short last batch is dropped when there are at least `batch_size` samples, and is the only one otherwise.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    batches = [order[first : first + batch_size] for first in range(0, count, batch_size)]
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
-
-
-class Views(Dataset[tuple[Tensor, int]]):
-    """(view, position) -> that view of a sample, float32 [3, H, W], and its label.
-
-    Augmentation is keyed by (augmentation seed, view, sample), so a view is the same whoever computes it, and when.
-    """
-
-    def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig | None) -> None:
-        self.samples, self.evaluate = samples, backbone.eval_transform
-        self.sizes = (backbone.image_size, backbone.mean, backbone.std)
-        self.train = train
-
-    def __getitem__(self, view: tuple[int, int]) -> tuple[Tensor, int]:
-        number, position = view
-        image, label = self.samples.image(position), int(self.samples.labels[position])
-        if number == EVALUATION:
-            return self.evaluate(image), label
-        assert self.train is not None and self.train.augmentation_seed is not None, "a resolved recipe is needed"
-        size, mean, std = self.sizes
-        seed, scale, flip = self.train.augmentation_seed, self.train.crop_scale, self.train.flip
-        transform = TrainTransform(size, mean, std, seed, number, scale, flip)
-        return transform(image, str(self.samples.keys[position])), label
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are loaded: per process, images at a time and processes that decode."""
-
-    batch_size: int = 64
-    workers: int = 0
 
 
 class TrainingViews:
@@ -109,11 +77,12 @@ class TrainingViews:
         bank: FeatureBank | None = None,
     ) -> None:
         self.samples, self.backbone, self.needs, self.train = samples, backbone, needs, train
-        self.seed, self.topology, self.loading, self.bank = seed, topology, loading, bank
+        self.seed, self.topology, self.bank = seed, topology, bank
+        self.dataset = Views(samples, backbone, train, loading)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(global_batches(len(self.samples), self.train.batch_size, self.seed, epoch=1))
+        return max(1, len(self.samples) // self.train.batch_size)
 
     def view(self, epoch: int) -> int:
         """Which view an epoch shows: its own, or with `train.views` = K one of K in turn."""
@@ -138,7 +107,8 @@ class TrainingViews:
         """This rank's positions in each global batch of an epoch, and what each sample's loss counts."""
         world, rank = self.topology.world, self.topology.rank
         parts = []
-        for batch in global_batches(len(self.samples), self.train.batch_size, self.seed, epoch):
+        order = epoch_order(self.samples, self.seed, epoch, self.train.shuffle_block)
+        for batch in global_batches(order, self.train.batch_size):
             mine = batch[rank::world].tolist()
             # The ranks' gradients are averaged, so a sample counts world / (global batch size). A rank with no sample
             # of its own takes part with one that does not count.
@@ -154,36 +124,31 @@ class TrainingViews:
         """Put the views of the next epochs into the bank, some at a time."""
         ahead = max(1, FILL_AHEAD // len(self.samples))
         if self.bank is not None and (epoch - first) % ahead == 0:
-            dataset = Views(self.samples, self.backbone, self.train)
             views = sorted({self.view(other) for other in range(epoch, min(epoch + ahead, count + 1))})
-            fill_bank(self.bank, dataset, views, self.backbone, self.topology, self.loading, "encode views")
+            fill_bank(self.bank, self.dataset, views, self.backbone, self.topology, "encode views")
 
-    def _load(self, count: int, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of all batches that remain: one loader, so that its processes start once and never wait."""
-        schedule = _Schedule(self, range(first, count + 1), skip)
-        return _load(Views(self.samples, self.backbone, self.train), schedule, self.topology, self.loading)
+    def _load(self, count: int, first: int, skip: int) -> Iterator[Loaded]:
+        """All batches that remain as images: from one loader, so that its processes start once and never wait."""
+        return self.dataset.load(_Schedule(self, range(first, count + 1), skip), self.topology.device)
 
     def _from_bank(self, epoch: int, parts: Sequence[tuple[list[int], float]]) -> Iterator[Batch]:
         assert self.bank is not None
-        rows = self.bank.rows(self.samples.keys)
         for mine, weight in parts:
-            features, present = self.bank.read(self.view(epoch), rows[mine])
-            assert present.all(), "the bank was filled before"
-            yield self._batch(features, torch.from_numpy(self.samples.labels[mine]), weight)
+            features, present = self.bank.read(self.view(epoch), self.samples.rows[mine])
+            assert present.all() or self.dataset.loading.on_error == "skip", "the bank was filled before"
+            yield self._batch(features, torch.from_numpy(self.samples.labels[mine]), torch.from_numpy(present), weight)
 
-    def _from_images(
-        self, parts: Sequence[tuple[list[int], float]], loaded: Iterator[tuple[Tensor, Tensor]]
-    ) -> Iterator[Batch]:
+    def _from_images(self, parts: Sequence[tuple[list[int], float]], loaded: Iterator[Loaded]) -> Iterator[Batch]:
         for _, weight in parts:
-            pixels, labels = next(loaded)
+            pixels, labels, good = next(loaded)
             inputs = pixels.to(self.topology.device, non_blocking=True)
             if self.needs == "features":
                 inputs = image_features(self.backbone, inputs, self.topology)
-            yield self._batch(inputs, labels, weight)
+            yield self._batch(inputs, labels, good, weight)
 
-    def _batch(self, inputs: Tensor, labels: Tensor, weight: float) -> Batch:
+    def _batch(self, inputs: Tensor, labels: Tensor, good: Tensor, weight: float) -> Batch:
         device = self.topology.device
-        return Batch(inputs.to(device), labels.to(device), torch.full((len(labels),), weight, device=device))
+        return Batch(inputs.to(device), labels.to(device), (good * weight).float().to(device))
 
 
 class _Schedule:
@@ -219,36 +184,43 @@ def bank_facts(backbone: str, dataset: str, split: str, precision: str, train: T
 
 
 def fill_bank(
-    bank: FeatureBank,
-    dataset: Views,
-    views: Sequence[int],
-    backbone: Backbone,
-    topology: Topology,
-    loading: Loading,
-    description: str,
+    bank: FeatureBank, dataset: Views, views: Sequence[int], backbone: Backbone, topology: Topology, description: str
 ) -> None:
-    """Compute what a bank lacks of some views of samples; all ranks share the work. Waits while another run fills it."""
+    """Compute what a bank lacks of some views of samples; all ranks share the work. Waits while another run fills it.
+
+    Damaged samples that are skipped stay missing.
+    """
     lock = bank.lock()
     while not topology.from_main(topology.is_main and _acquired(lock)):
         continue
     try:
-        rows = bank.rows(dataset.samples.keys)
-        missing = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
+        rows, size = dataset.samples.rows, dataset.loading.batch_size
+        absent = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
+        missing = topology.from_main(absent)
         if topology.is_main:
             bank.reserve(views)
-        mine = topology.from_main(missing)[topology.share(len(missing))]
-        batches = [mine[first : first + loading.batch_size] for first in range(0, len(mine), loading.batch_size)]
-        if topology.from_main(bool(missing)):
+        mine = missing[topology.share(len(missing))]
+        batches = [mine[first : first + size] for first in range(0, len(mine), size)]
+        if missing:
             with Progress(description, len(mine), "images") as progress:
-                for batch, (pixels, _) in zip(batches, _load(dataset, batches, topology, loading), strict=True):
-                    features = image_features(backbone, pixels.to(topology.device, non_blocking=True), topology).cpu()
-                    for view in {view for view, _ in batch}:
-                        chosen = [index for index, (own, _) in enumerate(batch) if own == view]
-                        bank.write(view, rows[[batch[index][1] for index in chosen]], features[chosen])
+                pixels = (loaded.pixels for loaded in dataset.load(batches, topology.device))
+                forward = partial(image_features, backbone, topology=topology)
+                passes = topology.passes(len(missing), size)
+                computed = topology.each(forward, pixels, passes, backbone.pixels_shape)
+                for batch, features in zip(batches, map(Tensor.cpu, computed), strict=True):
+                    _store(bank, dataset, batch, features)
                     progress.advance(len(batch))
         topology.gather([])  # nobody reads before everybody has written
     finally:
         lock.release()
+
+
+def _store(bank: FeatureBank, dataset: Views, batch: list[tuple[int, int]], features: Tensor) -> None:
+    """Put the features [b, d] of a batch of (view, position) into a bank, but for damaged samples."""
+    good = [place for place, (_, position) in enumerate(batch) if dataset.samples.key(position) not in dataset.skipped]
+    for view in {batch[place][0] for place in good}:
+        chosen = [place for place in good if batch[place][0] == view]
+        bank.write(view, dataset.samples.rows[[batch[place][1] for place in chosen]], features[chosen])
 
 
 def _acquired(lock: FileLock) -> bool:
@@ -258,14 +230,6 @@ def _acquired(lock: FileLock) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _load(
-    dataset: Views, batches: Iterable[list[tuple[int, int]]], topology: Topology, loading: Loading
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels [b, 3, H, W] and labels [b] of batches of (view, position)."""
-    pinned = topology.device.type == "cuda"
-    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=loading.workers, pin_memory=pinned))
 
 
 @torch.no_grad()
@@ -278,17 +242,12 @@ def encode_samples(
     description: str = "encode images",
 ) -> Tensor:
     """L2-normalised features [N, d] (float32, CPU) of samples in their order, with the backbone's own preprocessing."""
-    features = []
+    dataset, features = Views(samples, backbone, None, Loading(batch_size, workers)), []
+    positions = [(EVALUATION, place) for place in range(len(samples))]
+    batches = [positions[first : first + batch_size] for first in range(0, len(positions), batch_size)]
     device = backbone.logit_scale.device
     with Progress(description, len(samples), "images") as progress:
-        for pixels in evaluation_pixels(backbone, samples, batch_size, workers):
-            features.append(backbone.encode_images(pixels.to(device)).cpu())
-            progress.advance(len(pixels))
+        for loaded in dataset.load(batches, device):
+            features.append(backbone.encode_images(loaded.pixels.to(device)).cpu())
+            progress.advance(len(loaded.labels))
     return torch.cat(features) if features else torch.empty(0, backbone.dim)
-
-
-def evaluation_pixels(backbone: Backbone, samples: Samples, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Batches of pixels [b, 3, H, W] float32 of samples in their order, with the backbone's own preprocessing."""
-    dataset = ImageDataset(samples, lambda image, key: backbone.eval_transform(image))
-    for pixels, _, _ in DataLoader(dataset, batch_size=batch_size, num_workers=workers):
-        yield pixels

@@ -1,5 +1,6 @@
 """Files that are never half there: written under a temporary name, flushed, then renamed; and digests of content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import yaml
 from harness.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 # libyaml's parser, which PyYAML's wheels hold, is ten times as fast; a table of a large sweep reads thousands of configs.
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -111,6 +113,17 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Raises UserError, in one line, where a disk is full, broken or may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(f"{error.filename or where}: {error.strerror}; what was written before is whole") from error
 
 
 def _flush(path: Path) -> None:

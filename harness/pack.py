@@ -24,9 +24,12 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor
 
 from harness.backbone import TextTower
+from harness.checkpoint import Checkpoints
 from harness.config import Config, run_name
 from harness.console import setup_logging, user_errors
+from harness.engines import read_state, write_state
 from harness.errors import UserError
+from harness.files import disk_errors
 from harness.progress import Progress
 from harness.prompts import Prompts
 from harness.results import is_finished, new_run
@@ -58,11 +61,20 @@ def compute_together(tower: TextTower, computations: Sequence[Callable[[], Tenso
         tower.elsewhere = None
 
 
-def fit_together(trainings: Sequence[Training], tower: TextTower, topology: Topology) -> list[Trained | UserError]:
-    """Train methods in place, side by side; for each the kept epoch, or why it failed. The first steps of all come first."""
+def fit_together(
+    trainings: Sequence[Training], checkpoints: Sequence[Checkpoints], tower: TextTower, topology: Topology
+) -> list[Trained | UserError]:
+    """Train methods in place, side by side; for each the kept epoch, or why it failed. The first steps of all come first.
+
+    Each goes on from its own newest checkpoint. Raises SystemExit where a signal asked for an end, and all are saved.
+    """
     outcomes: dict[int, Trained | UserError] = {}
+    for training, own in zip(trainings, checkpoints, strict=True):
+        write_state(training.optimizer, training.loss.trainable(), own.resume(training))
+    rhythm = checkpoints[0].rhythm
     streams = [training.batches() for training in trainings]
-    with Progress("train together", sum(training.steps - training.step for training in trainings), "steps") as progress:
+    steps = sum(training.steps - training.step for training in trainings)
+    with Progress("train together", steps, "steps") as progress, rhythm.listening():
         while len(outcomes) < len(trainings):
             batches = {
                 place: batch
@@ -80,21 +92,25 @@ def fit_together(trainings: Sequence[Training], tower: TextTower, topology: Topo
                 ]
                 losses = compute_together(tower, computations)
             torch.stack(losses).sum().backward()
+            save = rhythm.due(ended=any(trainings[place].step + 1 == trainings[place].steps for place in batches))
             for place, loss in zip(batches, losses, strict=True):
                 try:
-                    _step(trainings[place], loss.detach())
+                    _step(trainings[place], loss.detach(), checkpoints[place] if save else None)
                 except UserError as error:
                     outcomes[place] = error
+            rhythm.end_if_asked()
             progress.advance(len(batches), note=f"{len(batches)} runs")
     return [outcomes[place] for place in range(len(trainings))]
 
 
-def _step(training: Training, loss: Tensor) -> None:
+def _step(training: Training, loss: Tensor, save_to: Checkpoints | None) -> None:
     if training.train.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(training.method.trainable().values(), training.train.max_grad_norm)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.advance(loss)
+    if save_to:
+        save_to.save(training, read_state(training.optimizer, training.loss.trainable()))
 
 
 def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
@@ -109,7 +125,7 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
         setup_logging()
         inputs = load_inputs(configs[0], topology)
         finals = {config.run.out / run_name(config, inputs.digests): config for config in configs}
-        with ExitStack() as everything:
+        with ExitStack() as everything, disk_errors(configs[0].run.out):
             opened: list[_Opened] = []
             for final, config in finals.items():
                 if not is_finished(final):
@@ -118,7 +134,8 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
                     opened.append(_Opened(final, job, stack))
             trainings = [run.job.training for run in opened if run.job.training]
             assert len(trainings) == len(opened), "methods that train nothing are not packed"
-            kept = fit_together(trainings, inputs.backbone.text, topology)
+            checkpoints = [run.job.checkpoints for run in opened]
+            kept = fit_together(trainings, checkpoints, inputs.backbone.text, topology) if opened else []
             for run, outcome in zip(opened, kept, strict=True):
                 run.end(outcome)
         return {run.final: run.error for run in opened if run.error}

@@ -1,5 +1,6 @@
 """One progress display for all long work: a bar with rate and ETA on a terminal, a plain line now and then elsewhere."""
 
+import logging
 import os
 import sys
 import time
@@ -9,6 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -54,9 +57,11 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        if self.shown and kind is None:
-            seconds = time.monotonic() - self.started
-            print(f"{self.description}: {self.done} {self.unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+        if kind is None:
+            line = f"{self.description}: {self.done} {self.unit} in {time.monotonic() - self.started:.1f} s"
+            log.debug(line)  # for the log files
+            if self.shown:
+                print(line, file=sys.stderr, flush=True)
 
     def _rate(self) -> str:
         return f"{self.done / max(time.monotonic() - self.started, 1e-9):.1f} {self.unit}/s"

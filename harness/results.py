@@ -7,15 +7,20 @@
         predictions.parquet   id, label, logits of every test sample: the record from which metrics derive
         metrics.json          see harness/metrics.py
         prompts.safetensors   what was learned
+        logs/rank-0.log ...   what each process had to say
+        checkpoints/          see harness/checkpoint.py; until the run is finished
+        tracking/             what trackers wrote, where any were asked for
 
-While a run works, its directory ends in ".partial"; the name without it means that the run is whole. A run that failed leaves
-failed.json there, with the error.
+While a run works, its directory ends in ".partial"; the name without it means that the run is whole. One that was interrupted
+goes on in its partial directory from its newest checkpoint; one that failed leaves failed.json there too, with the error.
 """
 
+import fcntl
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
 
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
-PARTIAL, FAILED = ".partial", "failed.json"
+PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
+SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -42,6 +50,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # are told each row of steps, and the metrics
 
     def write_config(self, config: "Config") -> None:
         write_text(self.path / CONFIG, config.to_yaml())
@@ -50,43 +59,65 @@ class RunDirectory:
         """Append one line to the log of steps."""
         with (self.path / STEPS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self._tell(row)
+
+    def rewind(self, step: int) -> None:
+        """Cut the log of steps after a step, from which the run goes on; a line that was not written to its end goes too."""
+        path = self.path / STEPS
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(
+                path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            )
+
+    def flush_steps(self) -> None:
+        """Have the log of steps on the disk, where a crash of the machine does not reach it."""
+        if (self.path / STEPS).is_file():
+            with (self.path / STEPS).open("rb") as file:
+                os.fsync(file.fileno())
 
     def write_prompts(self, tensors: "Mapping[str, Tensor]") -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        with atomic_path(self.path / PROMPTS) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        with atomic_path(self.path / PROMPTS) as temporary:  # save_file would not say which error of the system it met
+            temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
     def write_evaluation(self, predictions: "Predictions", classes: list[str], provenance: Mapping[str, Any]) -> None:
         """Write predictions, the metrics that derive from them, and provenance."""
         with atomic_path(self.path / PREDICTIONS) as temporary:
             predictions.to_frame().to_parquet(temporary, index=False)
-        write_json(self.path / METRICS, predictions.metrics(classes))
+        metrics = predictions.metrics(classes)
+        write_json(self.path / METRICS, metrics)
         write_json(self.path / PROVENANCE, dict(provenance))
+        self._tell({f"test/{name}": value for name, value in metrics.items()})
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(row)
 
 
 @contextmanager
-def new_run(final: Path) -> Iterator[RunDirectory]:
-    """A fresh directory `final`.partial, locked against other processes; it becomes `final` when the block succeeds.
+def new_run(final: Path, anew: bool = False) -> Iterator[RunDirectory]:
+    """The directory `final`.partial, locked against other processes; it becomes `final` when the block succeeds.
 
-    An existing `final` is replaced. When the block fails the partial directory stays for inspection.
+    One that holds a checkpoint is kept, so that the run can go on, unless it is to start `anew`; any other one is emptied. An
+    existing `final` is replaced. When the block fails the partial directory stays, with the reason.
 
     Raises:
         UserError: another process is working on this run.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = _lock(final).acquire(blocking=False)
+        lock = _lock(final).acquire(timeout=SECONDS_TO_LOCK)
     except Timeout as error:
         raise UserError(f"{final}: another process is working on this run; wait for it, or stop it first") from error
     partial = final.with_name(final.name + PARTIAL)
     with lock:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        _prepare(partial, anew)
         try:
             yield RunDirectory(partial)
         except Exception as error:
-            write_json(partial / FAILED, {"error": " ".join(f"{error}".split()) or type(error).__name__})
+            _record_failure(partial, error)
             raise
         if final.exists():
             old = final.with_name(f".{final.name}.{os.getpid()}.old")
@@ -95,6 +126,24 @@ def new_run(final: Path) -> Iterator[RunDirectory]:
             shutil.rmtree(old)
         else:
             partial.rename(final)
+        shutil.rmtree(final / CHECKPOINTS, ignore_errors=True)
+
+
+def _prepare(partial: Path, anew: bool) -> None:
+    """Make a partial directory in which a run starts, or goes on."""
+    if anew or not any((partial / CHECKPOINTS).glob("*.json")):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    (partial / FAILED).unlink(missing_ok=True)
+    for interrupted in partial.glob(".*.tmp"):  # files that were being written
+        interrupted.unlink()
+
+
+def _record_failure(partial: Path, error: Exception) -> None:
+    try:
+        write_json(partial / FAILED, {"error": " ".join(f"{error}".split()) or type(error).__name__})
+    except OSError as trouble:  # the disk may be what failed
+        log.error("%s: why the run failed cannot be recorded there: %s", partial, trouble.strerror)
 
 
 def is_finished(path: Path) -> bool:
@@ -110,17 +159,22 @@ def failure(path: Path) -> str | None:
 
 def is_running(path: Path) -> bool:
     """Whether a process on this machine is working on a run."""
-    if not path.with_name(path.name + PARTIAL).is_dir():
-        return False
     try:
-        with _lock(path).acquire(blocking=False):
-            return False
-    except Timeout:
+        with _lock_file(path).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that those who ask do not see each other
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False
 
 
 def _lock(run: Path) -> FileLock:
-    return FileLock(run.parent / f".{run.name}.lock")
+    return FileLock(_lock_file(run))
+
+
+def _lock_file(run: Path) -> Path:
+    return run.parent / f".{run.name}.lock"
 
 
 def read_prompts(run: Path) -> "dict[str, Tensor]":

@@ -6,9 +6,10 @@ accelerate launch harness/run.py CONFIG.yaml
 """
 
 import logging
+import platform
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,22 +22,28 @@ import typer
 
 from harness.backbone import Backbone, load_backbone
 from harness.bank import FeatureBank
+from harness.checkpoint import Checkpoints
 from harness.config import Config, Digests, TrainConfig, run_name
-from harness.console import setup_logging, user_errors
+from harness.console import log_to, setup_logging, user_errors
 from harness.data.fewshot import draw
 from harness.data.reader import Dataset, Samples
 from harness.evaluate import EvaluationSet
-from harness.features import Loading, TrainingViews, bank_facts
+from harness.features import TrainingViews, bank_facts
+from harness.files import disk_errors
 from harness.method import Method, Task, method_class
 from harness.provenance import Provenance
-from harness.results import RunDirectory, is_finished, new_run
+from harness.results import RunDirectory, flatten, is_finished, new_run
 from harness.symptoms.sets import SymptomSet
 from harness.topology import Topology
+from harness.tracking import FOLDER as TRACKING
+from harness.tracking import tracking
 from harness.train import Trained, Training, fit
+from harness.views import Loading
 
 log = logging.getLogger("harness.run")
 
 BANK = ".bank"  # under run.out, whose runs share it
+LOGS = "logs"  # in the run directory
 VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
 
 
@@ -64,36 +71,57 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
 def execute(config: Config, force: bool = False) -> Path:
     """Train and test as a config says; all ranks call it together. Returns the run directory.
 
-    A finished run is not run again unless `force`. Raises UserError for anything that the user can mend.
+    A finished run is not run again, and an unfinished one goes on from its newest checkpoint, unless `force`. Raises UserError
+    for anything that the user can mend, and SystemExit where a signal asked for an end and a checkpoint was written.
     """
-    topology = Topology(config.run.device, config.precision)
+    topology = Topology(config.run.device, config.precision, config.run.timeout_minutes)
     try:
         setup_logging(topology.is_main)
-        inputs = load_inputs(config, topology)
-        final = config.run.out / run_name(config, inputs.digests)
-        if topology.from_main(is_finished(final) and not force):
-            log.info("%s is finished already (--force runs it again)", final)
+        with topology.as_one(), disk_errors(config.run.out):
+            inputs = load_inputs(config, topology)
+            final = config.run.out / run_name(config, inputs.digests)
+            if topology.from_main(is_finished(final) and not force):
+                log.info("%s is finished already (--force runs it again)", final)
+                return final
+            with _opened(config, final, topology, force) as directory:
+                job = Job(config, inputs, topology, directory)
+                job.test(fit(job.training, job.checkpoints, config.run.micro_batch) if job.training else None)
+            log.info("%s", final)
             return final
-        with new_run(final) if topology.is_main else nullcontext() as directory:
-            job = Job(config, inputs, topology, directory)
-            job.test(fit(job.training, config.run.micro_batch) if job.training else None)
-        log.info("%s", final)
-        return final
     finally:
         topology.close()
 
 
+@contextmanager
+def _opened(config: Config, final: Path, topology: Topology, anew: bool) -> Iterator[RunDirectory | None]:
+    """A run's directory, for rank 0 alone to write; every rank logs into it, and all fail as one."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(new_run(final, anew)) if topology.is_main else None
+        folder = topology.from_main(directory.path if directory else None)
+        stack.enter_context(log_to(folder / LOGS / f"rank-{topology.rank}.log"))
+        stack.enter_context(topology.as_one())
+        stack.enter_context(disk_errors(folder))
+        log.debug("rank %d of %d on %s, %s", topology.rank, topology.world, platform.node(), topology.device)
+        if directory and config.run.tracking:
+            names, project, settings = config.run.tracking, config.run.tracking_project, flatten(config.to_mapping())
+            trackers = stack.enter_context(tracking(names, project, final.name, folder / TRACKING, settings))
+            directory.listeners.append(trackers.log)
+        yield directory
+
+
 def fill_banks(configs: Sequence[Config]) -> None:
     """Compute the image features that runs will read, which share one device setting; all ranks call it together."""
-    topology = Topology(configs[0].run.device, configs[0].precision)
+    first = configs[0]
+    topology = Topology(first.run.device, first.precision, first.run.timeout_minutes)
     loaded: dict[tuple[Any, ...], Inputs] = {}
     try:
         setup_logging(topology.is_main)
-        for config in configs:
-            reads = (config.data.path, config.backbone, config.symptoms)
-            if reads not in loaded:
-                loaded[reads] = load_inputs(config, topology)
-            Job(config, loaded[reads], topology, directory=None).fill_bank()
+        with topology.as_one():
+            for config in configs:
+                reads = (config.data.path, config.backbone, config.symptoms)
+                if reads not in loaded:
+                    loaded[reads] = load_inputs(config, topology)
+                Job(config, loaded[reads], topology, directory=None).fill_bank()
     finally:
         topology.close()
 
@@ -103,6 +131,7 @@ class Job:
 
     Attributes:
         training: None for a method that does not train.
+        checkpoints: where the training is saved, and goes on from.
     """
 
     def __init__(self, config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> None:
@@ -111,6 +140,7 @@ class Job:
         self.provenance.add(seeds=config.seeds)
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.training = self._training(config.train) if config.train else None
+        self.checkpoints = Checkpoints(directory, topology, config.run)
         if directory:
             directory.write_config(config)
 
@@ -118,12 +148,16 @@ class Job:
         """Predict the test split with what was learned, and write all that a run leaves."""
         if kept:
             self.provenance.add(kept_epoch=kept.epoch, validation_accuracy=kept.validation_accuracy)
+            self.provenance.add(resumed_after_step=self.checkpoints.resumed_after)  # times are since then
         dataset = self.inputs.dataset
-        predictions = self._evaluation_set(dataset.split("test"), "test").predict(self.method)
+        tested = self._evaluation_set(dataset.split("test"), "test")
+        predictions = tested.predict(self.method)
+        self._add_skipped(tested)
         description = self.provenance.describe()
-        if self.directory:
-            if kept:
+        with self.topology.whole(self.method.trainable().values()):
+            if self.directory and kept:
                 self.directory.write_prompts(self.method.trainable())
+        if self.directory:
             self.directory.write_evaluation(predictions, dataset.classes, description)
             log.info("test accuracy %.4f on %d images", predictions.accuracy(), len(predictions.ids))
 
@@ -139,7 +173,12 @@ class Job:
         config, backbone = self.config, self.inputs.backbone
         samples, validation = training_samples(config, self.inputs.dataset)
         self.provenance.add(training_samples=len(samples))
-        bank = self._bank("train", train)
+        if train.views != "all":
+            shown = (
+                f"{train.epochs} epochs show {train.views} views of an image in turn, not a new one each (train.views)"
+            )
+            self.provenance.add(approximations=[shown])
+        bank = self._bank(samples, "train", train)
         views = TrainingViews(
             samples, backbone, self.method.needs, train, config.seed, self.topology, self._loading(), bank
         )
@@ -149,20 +188,32 @@ class Job:
 
     def _evaluation_set(self, samples: Samples, split: str) -> EvaluationSet:
         backbone, needs = self.inputs.backbone, self.method.needs
-        return EvaluationSet(samples, backbone, needs, self.topology, self._loading(), split, self._bank(split))
+        return EvaluationSet(
+            samples, backbone, needs, self.topology, self._loading(), split, self._bank(samples, split)
+        )
+
+    def _add_skipped(self, tested: EvaluationSet) -> None:
+        """Put into the provenance which damaged samples were left out, and why."""
+        read = {"test": tested.dataset}
+        if self.training:
+            read["train"] = self.training.views.dataset
+            if self.training.validation:
+                read["val"] = self.training.validation.dataset
+        skipped = {split: dict(self.topology.gather(views.skipped.items())) for split, views in read.items()}
+        if any(skipped.values()):
+            self.provenance.add(skipped={split: found for split, found in skipped.items() if found})
 
     def _loading(self) -> Loading:
-        return Loading(self.config.run.eval_batch_size, self.config.run.workers)
+        return Loading(self.config.run.eval_batch_size, self.config.run.workers, self.config.data.on_error)
 
-    def _bank(self, split: str, train: TrainConfig | None = None) -> FeatureBank | None:
-        """Where features of a split are stored, unless the config or the method wants images."""
+    def _bank(self, samples: Samples, split: str, train: TrainConfig | None = None) -> FeatureBank | None:
+        """Where features of a split's samples are stored, unless the config or the method wants images."""
         config, inputs = self.config, self.inputs
         if not config.run.bank or self.method.needs != "features":
             return None
         facts = bank_facts(inputs.backbone.digest, inputs.dataset.info.digest, split, config.precision, train)
         bound = int(config.run.bank_gib * 2**30) if config.run.bank_gib else None
-        keys = inputs.dataset.split(split).keys
-        return FeatureBank(config.run.out / BANK, facts, keys, inputs.backbone.dim, bound)
+        return FeatureBank(config.run.out / BANK, facts, samples.split_size, inputs.backbone.dim, bound)
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
@@ -189,7 +240,9 @@ def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples
 def main(
     config: Annotated[Path, typer.Argument(help="a config in YAML")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")] = None,
-    force: Annotated[bool, typer.Option("--force", help="run again although it is finished")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="run anew although it is finished or has a checkpoint")
+    ] = False,
 ) -> None:
     """Run one config."""
     with user_errors():

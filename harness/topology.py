@@ -1,9 +1,9 @@
-"""Rank, world, device, precision and launcher: the only file that knows of torchrun, accelerate and DeepSpeed.
+"""Rank, world, device, precision and launcher: what knows of torchrun, accelerate and DeepSpeed, with harness/engines.py.
 
 python harness/run.py CONFIG.yaml
 torchrun --standalone --nproc-per-node 2 harness/run.py CONFIG.yaml
 accelerate launch --multi_gpu --num_processes 2 harness/run.py CONFIG.yaml
-accelerate launch --config_file harness/launch/deepspeed.yaml harness/run.py CONFIG.yaml
+accelerate launch --config_file harness/launch/deepspeed_8_gpus.yaml harness/run.py CONFIG.yaml
 
 More in docs/distributed.md.
 """
@@ -11,11 +11,11 @@ More in docs/distributed.md.
 import logging
 import os
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Protocol
+from importlib.metadata import version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,32 +24,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from harness.errors import AnotherRankFailed, UserError
+from harness.engines import USE_DEEPSPEED, Engine, PlainEngine, ZeroEngine, deepspeed_settings, zero_stage
+from harness.errors import AnotherRankFailed, FirstToFail, UserError
 
 log = logging.getLogger(__name__)
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-USE_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 FIRST_FAILURE = "vipbench/failure"  # in the store that the ranks share
-
-
-class Engine(Protocol):
-    """Trains a model whose forward pass is its loss, by steps that all ranks take together.
-
-    Parameters are restored before an engine is made, its optimizer's state afterwards.
-    """
-
-    def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """One optimiser step on a batch whose parts' losses add up; returns their sum on this rank (a scalar, detached).
-
-        The gradient is the mean over the ranks, and it is clipped as a whole.
-        """
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Whole tensors on the CPU by "<parameter>.<state>", the same for any number of ranks; all ranks call it together."""
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `optimizer_state` gave."""
 
 
 class Topology:
@@ -62,6 +43,7 @@ class Topology:
     Attributes:
         rank, world: this process's number and how many there are.
         device: where this process computes.
+        precision: "fp32", "bf16" or "fp16".
         launcher: "python", "torchrun" or "accelerate".
         zero_stage: DeepSpeed's stage 1, 2 or 3; 0 without DeepSpeed.
         sharded: whether weights lie in pieces on the ranks: a forward pass is then a thing that all ranks do together.
@@ -85,13 +67,16 @@ class Topology:
             raise UserError("precision: fp16 is not supported under DeepSpeed; use precision=bf16 or precision=fp32")
         self._timeout = timedelta(minutes=timeout_minutes)
         # Buffers are constants here; without this every step would send the frozen towers' to all ranks.
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=self._timeout)]
+        handlers = [
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=self._timeout),
+        ]
         with _without(USE_DEEPSPEED):  # under DeepSpeed on a CPU accelerate believes that there is one process
             self._accelerator = Accelerator(
                 cpu=cpu, mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=handlers
             )
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
-        self.device = self._accelerator.device
+        self.device, self.precision = self._accelerator.device, precision
         if self.world != announced:
             raise UserError(
                 f"{self.launcher} announced {announced} processes, but {self.world} found each other; "
@@ -114,8 +99,8 @@ class Topology:
             max_norm: L2 norm over all gradients together that a step is scaled down to; None leaves them as they are.
         """
         if self._deepspeed is None:
-            return _PlainEngine(self._accelerator, model, optimizer, max_norm)
-        engine = _ZeroEngine(self, self._deepspeed, model, optimizer, max_norm, self._timeout)
+            return PlainEngine(self._accelerator, model, optimizer, max_norm)
+        engine = ZeroEngine(self, self._deepspeed, model, optimizer, max_norm, self._timeout)
         self.sharded = self.zero_stage == 3
         return engine
 
@@ -123,9 +108,9 @@ class Topology:
         """While it is open parameters are whole on every rank; with `write` they become what rank 0 makes of them."""
         if not self.sharded:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        return GatheredParameters(list(parameters), modifier_rank=0 if write else None)
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None)
 
     def passes(self, count: int, size: int) -> int:
         """In how many passes of `size` the rank with most of `count` items computes them."""
@@ -139,10 +124,10 @@ class Topology:
         Where weights are sharded a rank with fewer inputs takes part in the others' passes, of which there are `passes`, with
         an input of zeros [1, *shape].
         """
-        done = 0
-        for done, batch in enumerate(inputs, 1):
-            yield forward(batch.to(self.device))
-        for _ in range(done, passes if self.sharded else 0):
+        for batch in inputs:
+            passes -= 1
+            yield forward(batch.to(self.device, non_blocking=True))
+        for _ in range(passes if self.sharded else 0):
             forward(torch.zeros(1, *shape, device=self.device))
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -169,27 +154,39 @@ class Topology:
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
-        """All ranks fail for one reason: that of the rank which failed first.
+        """All ranks end together, or fail for one reason: that of the rank which failed first.
 
         Raises:
+            FirstToFail: instead of a user error, on the rank where it happened first.
             AnotherRankFailed: instead of what happened here, where it happened because another rank had failed.
         """
         try:
             yield
-        except AnotherRankFailed:
+            self.gather([])  # a process that left before would end what the others still do with it
+        except (FirstToFail, AnotherRankFailed):
             raise
         except Exception as error:
             log.debug("this rank stopped", exc_info=True)  # for the log of this rank
             if self.world == 1:
                 raise
+            lost = self._lost_contact(error)
             last = traceback.format_exception_only(error)[-1].strip()
-            own = f"rank {self.rank}: {error if isinstance(error, UserError) else last}"
+            own = f"rank {self.rank}: {lost or (error if isinstance(error, UserError) else last)}"
             first = _claim(own)
-            if first == own:
-                if isinstance(error, UserError):
-                    raise UserError(own) from error
-                raise
-            raise AnotherRankFailed(first) from error
+            if first != own:
+                raise AnotherRankFailed(first) from error
+            if lost or isinstance(error, UserError):
+                raise FirstToFail(own) from error
+            raise
+
+    def _lost_contact(self, error: Exception) -> str:
+        """What an error of gloo means that came from other ranks' silence or end; "" for other errors."""
+        if "timed out" in str(error).lower():
+            minutes = self._timeout.total_seconds() / 60
+            return f"another process did not answer for {minutes:g} minutes (run.timeout_minutes)"
+        if any(text in str(error) for text in ("closed by peer", "reset by peer", "Broken pipe")):
+            return "another process of this run ended without a word"
+        return ""
 
     def close(self) -> None:
         """Leave the process group; another run of this process may then have another topology."""
@@ -201,136 +198,11 @@ class Topology:
     def describe(self) -> dict[str, Any]:
         """Launcher, engine, processes and devices, for the run's provenance."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        engine = f"DeepSpeed ZeRO-{self.zero_stage}" if self.zero_stage else "DDP" if self.world > 1 else "one process"
+        engine = "DDP" if self.world > 1 else "one process"
+        if self.zero_stage:
+            engine = f"DeepSpeed {version('deepspeed')} ZeRO-{self.zero_stage}"
         devices = sorted(set(self.gather([name])))
         return {"launcher": self.launcher, "engine": engine, "processes": self.world, "devices": devices}
-
-
-class _PlainEngine:
-    """One process, or distributed data parallel."""
-
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float | None
-    ) -> None:
-        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.accelerator, self.state, self.max_norm = accelerator, optimizer.state, max_norm
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
-            self.model, self.optimizer = accelerator.prepare(model, optimizer)
-
-    def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[Tensor] = []
-        for part in parts:
-            last = len(losses) == len(parts) - 1  # gradients go over the ranks once
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(*part)
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
-        if self.max_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        self.optimizer.step()
-        return torch.stack(losses).sum()
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": value.detach().cpu().clone()
-            for name, parameter in self.parameters.items()
-            for key, value in self.state[parameter].items()
-            if value is not None
-        }
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        for entry, value in state.items():
-            name, _, key = entry.rpartition(".")
-            parameter = self.parameters[name]
-            # Adam counts its steps on the CPU.
-            self.state[parameter][key] = value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
-
-
-class _ZeroEngine:
-    """DeepSpeed: optimizer states (ZeRO-1), gradients (2) and all weights, frozen ones too (3), in pieces on the ranks."""
-
-    def __init__(
-        self,
-        topology: Topology,
-        settings: Mapping[str, Any],
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        max_norm: float | None,
-        timeout: timedelta,
-    ) -> None:
-        import deepspeed
-        from deepspeed.utils import set_z3_leaf_module
-
-        from harness.backbone import READ_IN_PIECES
-
-        self.topology, self.base = topology, optimizer
-        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        for module in model.modules():
-            if isinstance(module, READ_IN_PIECES):
-                set_z3_leaf_module(module, True)
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        backend = "nccl" if topology.device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-        sizes = {"train_batch_size": topology.world, "train_micro_batch_size_per_gpu": 1}  # only for its own statistics
-        own = {"gradient_accumulation_steps": 1, "gradient_clipping": max_norm or 0.0}
-        allowed = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-        self.engine, self.zero, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config={**settings, **sizes, **own, **allowed}
-        )
-
-    def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        losses: list[Tensor] = []
-        passes = self._most(len(parts))
-        for index in range(passes):
-            self.engine.set_gradient_accumulation_boundary(index == passes - 1)
-            spare = index >= len(parts)
-            with self.topology.autocast():
-                loss = self.engine(*parts[-1 if spare else index])
-            self.engine.backward(loss * 0 if spare else loss)
-            losses += [] if spare else [loss.detach()]
-        self.engine.step()
-        return torch.stack(losses).sum()
-
-    def _most(self, passes: int) -> int:
-        """The most passes of a rank: from stage 2 on each of them is a thing that all ranks do together."""
-        if self.topology.world == 1 or self.topology.zero_stage < 2:
-            return passes
-        most = torch.tensor(passes, device=self.topology.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        state: dict[str, Tensor] = {}
-        for key, value in next(iter(self.base.state.values()), {}).items():
-            for name, parameter in self.parameters.items():
-                if value is not None:
-                    whole = value if value.ndim == 0 else safe_get_full_optimizer_state(parameter, key)
-                    state[f"{name}.{key}"] = whole.detach().cpu().clone()
-        return state
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        pieces = self.zero.fp32_partitioned_groups_flat if self.topology.zero_stage == 3 else None
-        pieces = pieces or self.zero.single_partition_of_fp32_groups
-        for entry, value in state.items():
-            key = entry.rpartition(".")[2]
-            for piece in pieces:
-                if value.ndim == 0:
-                    self.base.state[piece][key] = value.clone()
-                else:
-                    self.base.state[piece].setdefault(key, torch.zeros_like(piece))
-        if self.topology.zero_stage < 3:
-            self.zero._lazy_init_hp_params_optimizer_state()
-        for entry, value in state.items():
-            name, _, key = entry.rpartition(".")
-            if value.ndim > 0:
-                parameter = self.parameters[name]
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
 
 def announced_launcher(environment: Mapping[str, str]) -> str:
@@ -363,46 +235,6 @@ def announced_world(environment: Mapping[str, str]) -> int:
     return 1
 
 
-def deepspeed_settings(environment: Mapping[str, str], cpu: bool) -> dict[str, Any] | None:
-    """DeepSpeed's settings as `accelerate launch` was given them, as a JSON file or as options; None without DeepSpeed.
-
-    What the run's own config says (optimizer, schedule, precision, clipping, batch size) is left out, and so is "auto".
-
-    Raises:
-        UserError: DeepSpeed is not installed, or its settings name no stage from 1 to 3.
-    """
-    if environment.get(USE_DEEPSPEED, "false").lower() != "true":
-        return None
-    if cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
-    try:
-        import deepspeed  # noqa: F401
-        from accelerate import DeepSpeedPlugin
-    except ImportError as error:
-        raise UserError("accelerate launch asks for DeepSpeed, which is not installed: pip install deepspeed") from error
-    try:
-        given = DeepSpeedPlugin(zero3_init_flag=False).hf_ds_config.config
-    except (ValueError, OSError) as error:
-        raise UserError(f"DeepSpeed's settings: {' '.join(str(error).split())}") from error
-    for key in ("optimizer", "scheduler"):
-        if key in given:
-            log.warning("DeepSpeed's settings: %s is ignored, the run's config decides", key)
-    ours = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast")
-    settings = _without_auto({key: value for key, value in given.items() if key not in ours})
-    if zero_stage(settings) not in (1, 2, 3):
-        raise UserError("DeepSpeed's settings: zero_optimization.stage must be 1, 2 or 3; without ZeRO leave DeepSpeed out")
-    return settings
-
-
-def zero_stage(settings: Mapping[str, Any] | None) -> int:
-    return int((settings or {}).get("zero_optimization", {}).get("stage", 0))
-
-
-def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if value != "auto"}
-    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
 @contextmanager
 def _without(variable: str) -> Iterator[None]:
     """An environment without a variable."""
@@ -420,4 +252,4 @@ def _claim(failure: str) -> str:
         store = dist.distributed_c10d._get_default_store()
         return store.compare_set(FIRST_FAILURE, "", failure).decode()
     except (RuntimeError, ValueError):  # the rank that kept the store is gone
-        return "another process of this run ended"
+        return "another process of this run ended without a word"

@@ -1,15 +1,21 @@
-"""The one training loop: epochs of batches, one learning rate per epoch, the best or the last epoch kept."""
+"""The one training loop: epochs of batches, one learning rate per epoch, the best or the last epoch kept.
+
+It goes on from any step. What a step computes depends on what was learned before it and on its number: order, views and all that
+a method draws are keyed by it, so there is no random state to carry on.
+"""
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoint import Checkpoints
 from harness.config import TrainConfig
+from harness.data.keyed import keyed_rank
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet
 from harness.features import Batch, TrainingViews
@@ -18,6 +24,8 @@ from harness.progress import Progress
 from harness.topology import Topology
 
 log = logging.getLogger(__name__)
+
+LEARNED, KEPT = "learned/", "kept/"  # in front of the names of tensors in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,9 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch, self.train)
             self.loss.train()
-            yield from batches
+            for batch in batches:
+                key_randomness("step", self.views.seed, self.step, self.topology.rank)
+                yield batch
 
     def advance(self, loss: Tensor) -> None:
         """Count a step that was taken with a loss (this rank's part, a scalar): log it, and at an epoch's end select.
@@ -117,10 +127,30 @@ class Training:
         if ended and self.train.select == "best":
             self._select(epoch)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint holds besides the step and the optimiser: facts in JSON types, and tensors on the CPU by name.
+
+        All ranks call it together.
+        """
+        with self.topology.whole(self.method.trainable().values()):
+            tensors = {LEARNED + name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
+        tensors |= {KEPT + name: tensor for name, tensor in (self.kept_tensors or {}).items()}
+        return {"kept": asdict(self.kept)}, {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def resume(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Be where another training was after a step, given its `state`; before an engine is made.
+
+        Raises:
+            UserError: the tensors are not those of this method on this task.
+        """
+        restore(self.method, _under(LEARNED, tensors))
+        self.step, self.kept, self.kept_tensors = step, Trained(**facts["kept"]), _under(KEPT, tensors) or None
+
     def finish(self) -> Trained:
         """End with the parameters of the kept epoch."""
         if self.kept_tensors is not None:
-            restore(self.method, self.kept_tensors)
+            with self.topology.whole(self.method.trainable().values(), write=True):
+                restore(self.method, self.kept_tensors)
         return self.kept
 
     def _select(self, epoch: int) -> None:
@@ -129,24 +159,47 @@ class Training:
         self.write_step({"epoch": epoch, "step": self.step, "validation_accuracy": accuracy})
         if self.kept.validation_accuracy is None or accuracy > self.kept.validation_accuracy:
             self.kept = Trained(epoch, accuracy)
-            self.kept_tensors = {name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
+            with self.topology.whole(self.method.trainable().values()):
+                self.kept_tensors = {name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
 
 
-def fit(training: Training, micro_batch: int | None = None) -> Trained:
-    """Train a method in place; it ends with the parameters of the kept epoch.
+def fit(training: Training, checkpoints: Checkpoints, micro_batch: int | None = None) -> Trained:
+    """Train a method in place, from its newest checkpoint on; it ends with the parameters of the kept epoch.
+
+    The last step leaves a checkpoint too, so that a run that dies while it tests does not train again.
 
     Args:
         micro_batch: how many samples of this rank go through the model at a time; the gradients of a batch are added up.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or the disk is full.
+        SystemExit: a signal asked for an end, and a checkpoint is written.
     """
+    optimizer_state = checkpoints.resume(training)
     engine = training.topology.engine(training.loss, training.optimizer, training.train.max_grad_norm)
-    with Progress("train", training.steps - training.step, "steps") as progress:
+    if optimizer_state:
+        engine.load_optimizer_state(optimizer_state)
+    rhythm = checkpoints.rhythm
+    with Progress("train", training.steps - training.step, "steps") as progress, rhythm.listening():
         for batch in training.batches():
             training.advance(engine.step(batch.parts(micro_batch)))
             progress.advance(note=training.note)
+            if rhythm.due(ended=training.step == training.steps):
+                checkpoints.save(training, engine.optimizer_state())
+                rhythm.end_if_asked()
     return training.finish()
+
+
+def key_randomness(*key: int | str) -> None:
+    """Start torch's random numbers anew, for a key alone to decide what a method draws (dropout, noise)."""
+    seed = int.from_bytes(keyed_rank(*key)[:8], "little") >> 1
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which costs 0.2 ms where there is no GPU
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def restore(method: Method, tensors: dict[str, Tensor]) -> None:
@@ -172,6 +225,10 @@ class WeightedLoss(nn.Module):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is learned, by its name in here."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def forward(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Scalar sum of the losses of [b] samples, each times its weight."""

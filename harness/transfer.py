@@ -8,7 +8,6 @@ from harness.config import Config, Digests
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet, Predictions
-from harness.features import Loading
 from harness.files import atomic_directory, read_json
 from harness.method import Task
 from harness.provenance import Provenance
@@ -17,6 +16,7 @@ from harness.run import build_method
 from harness.symptoms.sets import SymptomSet
 from harness.topology import Topology
 from harness.train import restore
+from harness.views import Loading
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,16 @@ def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
     out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="processes at a time")] = 1,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
+    ] = False,
 ) -> None:
     """Run what is missing of a grid. Exits with 1 when a run failed, 130 when interrupted."""
     from sweeps.runner import run_sweep
 
     try:
-        states = run_sweep(grid, out, jobs, overrides or [])
+        states = run_sweep(grid, out, jobs, overrides or [], pack=pack)
     except KeyboardInterrupt:
         typer.echo("interrupted: what was running has been stopped; the same command runs what is missing", err=True)
         raise typer.Exit(130) from None

@@ -26,12 +26,14 @@ from filelock import FileLock, Timeout
 from harness.errors import UserError
 from harness.files import read_json, write_json, write_text
 from harness.progress import Progress
-from harness.results import is_finished, is_running
+from harness.results import failure, is_finished, is_running
 
 log = logging.getLogger(__name__)
 
 PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
-RUN_COMMAND = (sys.executable, str(Path(__file__).parents[1] / "harness" / "run.py"))
+HARNESS = Path(__file__).parents[1] / "harness"
+RUN_COMMAND = (sys.executable, str(HARNESS / "run.py"))
+PACK_COMMAND = (sys.executable, str(HARNESS / "pack.py"))
 SECONDS_TO_STOP = 10.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C; a lost connection sends SIGHUP
 
@@ -48,19 +50,25 @@ class RunState(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A run to be started: its command, and the file that takes what it prints."""
+    """A process to be started for a run, or for several that train together: its command, and the file for what it prints."""
 
-    name: str
+    names: tuple[str, ...]
     command: tuple[str, ...]
     log: Path
 
 
 def run_sweep(
-    grid: Path, out: Path, jobs: int = 1, overrides: Sequence[str] = (), command: Sequence[str] = RUN_COMMAND
+    grid: Path,
+    out: Path,
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    command: Sequence[str] = RUN_COMMAND,
+    pack: bool = False,
 ) -> list[RunState]:
     """Run what a grid plans and is not finished yet; returns where every planned run stands.
 
     Args:
+        pack: train runs together that differ only in seed, shots or learning rate.
         command: starts one run when a config file is added to it.
 
     Raises:
@@ -78,24 +86,40 @@ def run_sweep(
         names = plan(grid, out, overrides)
         missing = [name for name in names if not is_finished(out / RUNS / name)]
         log.info("%d of them are finished already", len(names) - len(missing))
-        _run_all(out, missing, jobs, command)
+        _run_all(out, _tasks(out, missing, command, pack), jobs)
     return sweep_status(out)
 
 
-def _run_all(out: Path, names: Sequence[str], jobs: int, command: Sequence[str]) -> None:
+def _tasks(out: Path, names: Sequence[str], command: Sequence[str], pack: bool) -> list[Task]:
+    from harness.config import Config
+    from sweeps.packing import group
+
+    files = {name: out / CONFIGS / f"{name}.yaml" for name in names}
+    groups = group({name: Config.load(file) for name, file in files.items()}) if pack else [[name] for name in names]
+    tasks = []
+    for members in groups:
+        start = command if len(members) == 1 else PACK_COMMAND
+        log_file = out / LOGS / f"{members[0]}.log"
+        tasks.append(Task(tuple(members), (*start, *(str(files[name]) for name in members)), log_file))
+    return tasks
+
+
+def _run_all(out: Path, tasks: Sequence[Task], jobs: int) -> None:
     for folder in (LOGS, FAILED):
         (out / folder).mkdir(exist_ok=True)
-    tasks = [Task(name, (*command, str(out / CONFIGS / f"{name}.yaml")), out / LOGS / f"{name}.log") for name in names]
     failures = 0
-    with contextlib.closing(run_locally(tasks, jobs)) as ended, Progress("sweep", len(tasks), "runs") as progress:
+    runs = sum(len(task.names) for task in tasks)
+    with contextlib.closing(run_locally(tasks, jobs)) as ended, Progress("sweep", runs, "runs") as progress:
         for task, status in ended:
-            record = out / FAILED / f"{task.name}.json"
-            if is_finished(out / RUNS / task.name):
-                record.unlink(missing_ok=True)
-            else:
-                failures += 1
-                write_json(record, {"error": why(status, task.log), "exit_status": status, "log": str(task.log)})
-            progress.advance(note=f"{failures} failed" if failures else None)
+            for name in task.names:
+                record = out / FAILED / f"{name}.json"
+                if is_finished(out / RUNS / name):
+                    record.unlink(missing_ok=True)
+                else:
+                    failures += 1
+                    error = failure(out / RUNS / name) or why(status, task.log)
+                    write_json(record, {"error": error, "exit_status": status, "log": str(task.log)})
+            progress.advance(len(task.names), note=f"{failures} failed" if failures else None)
 
 
 def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:

@@ -18,12 +18,10 @@ from harness.config import Config, override
 from harness.errors import UserError
 from harness.run import execute
 
-KEYS = np.array([f"s{number:03d}" for number in range(10)])
-
 
 def bank(root: Path, **facts: Any) -> FeatureBank:
     bound = facts.pop("bound", None)
-    return FeatureBank(root, {"backbone": "b", "precision": "fp32", **facts}, KEYS, dim=4, bound=bound)
+    return FeatureBank(root, {"backbone": "b", "precision": "fp32", **facts}, samples=10, dim=4, bound=bound)
 
 
 def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
@@ -32,7 +30,7 @@ def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
 
 def test_what_was_written_is_read_and_the_rest_is_missing(tmp_path: Path) -> None:
     store, features = bank(tmp_path), torch.arange(8.0).reshape(2, 4)
-    store.write(3, store.rows(KEYS[[7, 2]]), features)
+    store.write(3, np.array([7, 2]), features)
     found, present = bank(tmp_path).read(3, np.array([2, 5, 7]))
     assert present.tolist() == [True, False, True]
     assert torch.equal(found[[2, 0]], features)

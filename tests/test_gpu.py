@@ -1,4 +1,4 @@
-"""On a CUDA device: the same numbers as on a CPU, half precision, and CoCoOp's memory."""
+"""On a CUDA device: the same numbers as on a CPU, half precision, CoCoOp's memory, NCCL, and DeepSpeed with CPU offload."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from harness.config import BackboneConfig, Config, override
 from harness.method import Task, method_class
 from harness.results import read_runs
 from harness.run import execute
+from tests.integration import launching
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +56,41 @@ def test_cocoop_with_batch_32_and_100_classes_fits() -> None:
     peak = torch.cuda.max_memory_allocated() / 2**30
     print(f"CoCoOp, ViT-B-16, fp16, batch 32, 100 classes: peak {peak:.2f} GiB on {torch.cuda.get_device_name()}")
     assert peak < 8
+
+
+@pytest.fixture(scope="module")
+def cuda_config(base_config: dict[str, Any]) -> dict[str, Any]:
+    train = {**base_config["train"], "warmup_epochs": 0}
+    return {**base_config, "train": train, "run": {**base_config["run"], "device": "cuda"}}
+
+
+@pytest.fixture(scope="module")
+def one_gpu(cuda_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launching.run(launching.PYTHON, cuda_config, tmp_path_factory.mktemp("one_gpu"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices; NCCL allows one process on each")
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "zero3.json"])
+def test_two_gpus_give_the_run_of_one(
+    cuda_config: dict[str, Any], one_gpu: Path, tmp_path: Path, launcher: str
+) -> None:
+    ddp = ["--config_file", str(launching.LAUNCH / "ddp_8_gpus.yaml"), "--num_processes", "2"]
+    launchers = {"torchrun": launching.torchrun(2), "accelerate": launching.accelerate(*ddp)}
+    command = launchers.get(launcher) or launching.deepspeed(launcher, 2)
+    launching.assert_same_run(launching.run(command, cuda_config, tmp_path), one_gpu, within=1e-4)
+
+
+@pytest.mark.parametrize("settings", ["zero2.json", "zero3.json", "zero3_offload.json"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deepspeed_on_one_gpu(
+    cuda_config: dict[str, Any], one_gpu: Path, tmp_path: Path, settings: str, precision: str
+) -> None:
+    """In fp32 the run is that of one process; bf16 is autocast inside DeepSpeed, so the tower's numbers are rounded, not lost."""
+    pytest.importorskip("deepspeed")
+    path = launching.run(launching.deepspeed(settings, 1), cuda_config, tmp_path, f"precision={precision}")
+    if precision == "fp32":
+        launching.assert_same_run(path, one_gpu, within=1e-4)
+    else:
+        losses, exact = (pd.read_json(run / "steps.jsonl", lines=True)["loss"] for run in (path, one_gpu))
+        assert (losses - exact).abs().max() < 0.1
+        assert (losses - exact).abs().max() > 0, "bf16 was not on"

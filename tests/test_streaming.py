@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.config import TrainConfig
 from harness.data.reader import Dataset, Samples
-from harness.features import Batch, Loading, TrainingViews
+from harness.features import Batch, TrainingViews
+from harness.views import Loading
 
 EPOCHS, BATCH = 2, 5
 STEPS = 2 * 3  # 18 images: three whole batches of an epoch, and three images left out
@@ -33,19 +34,26 @@ def samples(dataset: Path) -> Samples:
 
 
 def batches(
-    samples: Samples, backbone: Backbone, rank: int, world: int, workers: int, done: int, size: int = BATCH
+    samples: Samples,
+    backbone: Backbone,
+    rank: int,
+    world: int,
+    workers: int,
+    done: int,
+    size: int = BATCH,
+    block: int | None = None,
 ) -> list[Batch]:
-    train = TrainConfig(epochs=EPOCHS, batch_size=size, augmentation_seed=7)
+    train = TrainConfig(epochs=EPOCHS, batch_size=size, augmentation_seed=7, shuffle_block=block)
     topology = Ranks(rank, world)
     views = TrainingViews(samples, backbone, "images", train, 3, topology, Loading(workers=workers))  # type: ignore[arg-type]
     return [batch for _, epoch in views.epochs(EPOCHS, done) for batch in epoch]
 
 
 def global_batches(
-    samples: Samples, backbone: Backbone, world: int, workers: int, done: int, size: int = BATCH
+    samples: Samples, backbone: Backbone, world: int, workers: int, done: int, block: int | None = None
 ) -> list[tuple[list[int], Tensor]]:
     """Ids and pixels of each global batch, put together from what all ranks of a world get."""
-    ranks = [batches(samples, backbone, rank, world, workers, done, size) for rank in range(world)]
+    ranks = [batches(samples, backbone, rank, world, workers, done, BATCH, block) for rank in range(world)]
     whole = []
     for parts in zip(*ranks, strict=True):
         rows = {}
@@ -58,15 +66,16 @@ def global_batches(
     return whole
 
 
+@pytest.mark.parametrize("block", [None, 7])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_any_world_any_workers_resumed_at_every_step(
-    samples: Samples, vit_backbone: Backbone, world: int, workers: int
+    samples: Samples, vit_backbone: Backbone, world: int, workers: int, block: int | None
 ) -> None:
-    expected = global_batches(samples, vit_backbone, world=1, workers=0, done=0)
+    expected = global_batches(samples, vit_backbone, world=1, workers=0, done=0, block=block)
     assert len(expected) == STEPS
     for done in range(STEPS):
-        found = global_batches(samples, vit_backbone, world, workers, done)
+        found = global_batches(samples, vit_backbone, world, workers, done, block)
         assert [ids for ids, _ in found] == [ids for ids, _ in expected[done:]]
         assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(found, expected[done:], strict=True))
 

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.data.decode import Picture
 from harness.data.keyed import keyed_generator
 
 RATIO = (3 / 4, 4 / 3)  # width to height
 TRIES = 10
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class TrainTransform:
@@ -41,22 +44,37 @@ class TrainTransform:
         self.gain = np.array([1 / (255 * s) for s in std], dtype=np.float32).reshape(3, 1, 1)
         self.bias = np.array([-m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32).reshape(3, 1, 1)
 
-    def __call__(self, image: Image.Image, key: str) -> Tensor:
-        """View of an RGB image: float32 [3, size, size]."""
+    def __call__(self, picture: Picture, key: str) -> Tensor:
+        """View of an image file: float32 [3, size, size].
+
+        A JPEG is decoded at a half, a quarter or an eighth of its size where the crop still has the view's pixels then.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
         random = keyed_generator("augment", self.seed, self.epoch, key)
-        box = random_crop(random, *image.size, self.scale)
-        view = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        box = random_crop(random, picture.width, picture.height, self.scale)
+        pixels = picture.pixels(reduction(box, self.size))
+        height, width, _ = pixels.shape
+        shares = (width / picture.width, height / picture.height) * 2  # 1 where it was decoded whole
+        left, top, right, bottom = (round(edge * share) for edge, share in zip(box, shares, strict=True))
+        view = Image.fromarray(pixels[top:bottom, left:right])
+        view = view.resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and random.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = np.empty((3, self.size, self.size), dtype=np.float32)
-        np.multiply(np.asarray(view).transpose(2, 0, 1), self.gain, out=pixels)
-        pixels += self.bias
-        return torch.from_numpy(pixels)
+        values = np.empty((3, self.size, self.size), dtype=np.float32)
+        np.multiply(np.asarray(view).transpose(2, 0, 1), self.gain, out=values)
+        values += self.bias
+        return torch.from_numpy(values)
 
 
-def random_crop(
-    random: np.random.Generator, width: int, height: int, scale: tuple[float, float]
-) -> tuple[int, int, int, int]:
+def reduction(box: Box, size: int) -> int:
+    """By how much an image may shrink for a crop to keep `size` pixels in both directions: 1, 2, 4 or 8."""
+    left, top, right, bottom = box
+    return next(part for part in (8, 4, 2, 1) if part == 1 or min(right - left, bottom - top) >= part * size)
+
+
+def random_crop(random: np.random.Generator, width: int, height: int, scale: tuple[float, float]) -> Box:
     """Left, top, right, bottom of a crop, by the rule of torchvision's RandomResizedCrop.get_params."""
     for _ in range(TRIES):
         area = width * height * random.uniform(*scale)

@@ -1,4 +1,4 @@
-"""The data verbs: `vipbench prepare SOURCE --format folder --out DIR` and `vipbench inspect DIR`."""
+"""The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`."""
 
 import os
 from enum import StrEnum
@@ -73,7 +73,42 @@ def prepare(
     _show(info, out)
 
 
-def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder that `prepare` wrote")]) -> None:
+def index(
+    train: Annotated[str | None, typer.Option(help="its shards: paths or URLs, with * or {000..011}")] = None,
+    val: Annotated[str | None, typer.Option(help="its shards")] = None,
+    test: Annotated[str | None, typer.Option(help="its shards")] = None,
+    out: Annotated[Path | None, typer.Option(help="where dataset.json goes; default: the folder of the shards")] = None,
+    classes: Annotated[str | None, typer.Option(help="class names in the order of their labels: A,B,C")] = None,
+    label_key: Annotated[str, typer.Option(help="where a .json holds the label; a.b for nested objects")] = "label",
+    patient_key: Annotated[str, typer.Option(help="where a .json holds the patient")] = "patient",
+    image: Annotated[str | None, typer.Option(help="the image's extension, where samples hold several")] = None,
+    name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
+    modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
+) -> None:
+    """Describe webdataset shards that others wrote, so that runs can read them where they are."""
+    from harness.data.foreign import Reading, expand, index_shards
+    from harness.data.remote import is_url
+    from harness.errors import UserError
+
+    patterns = {split: shards for split, shards in (("train", train), ("val", val), ("test", test)) if shards}
+    if not patterns:
+        raise UserError("index: no shards given; name them with --train, --val and --test")
+    if out is None:
+        shards = [shard for pattern in patterns.values() for shard in expand(pattern)]
+        folders = {Path(shard).parent for shard in shards}
+        if len(folders) > 1 or any(is_url(shard) for shard in shards):
+            raise UserError(
+                "--out: these shards are not in one local folder; say where dataset.json and the indexes go"
+            )
+        out = folders.pop()
+    order = [part.strip() for part in classes.split(",")] if classes else None
+    reading = Reading(order, label_key, patient_key, image.lower().lstrip(".") if image else None)
+    _show(index_shards(patterns, out, reading, name, modality), out)
+
+
+def inspect(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder or URL that `prepare` or `index` wrote")],
+) -> None:
     """Print a dataset's counts, and verify the checksums of its shards and images."""
     from harness.data.shards import DatasetInfo, verify
 
@@ -87,7 +122,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _show(info: "DatasetInfo", folder: Path) -> None:
+def _show(info: "DatasetInfo", folder: str | Path) -> None:
     """Print counts per split and class, and what was decided."""
     from rich.console import Console
     from rich.table import Table

@@ -13,7 +13,7 @@ def draw(samples: Samples, classes: list[str], k: int, seed: int, fewer: bool = 
     Raises:
         UserError: a class has fewer than k, and `fewer` is false.
     """
-    by_key = np.argsort(samples.keys)
+    by_key = np.argsort(samples.rows)
     chosen = []
     for label, name in enumerate(classes):
         members = by_key[samples.labels[by_key] == label]
@@ -21,4 +21,4 @@ def draw(samples: Samples, classes: list[str], k: int, seed: int, fewer: bool = 
             raise UserError(f"class {name!r} has {len(members)} images, fewer than the {k} shots asked for")
         chosen.append(keyed_generator("few-shot", seed, name).permutation(members)[:k])
     positions = np.concatenate(chosen)
-    return samples.select(positions[np.argsort(samples.keys[positions])])
+    return samples.select(positions[np.argsort(samples.rows[positions])])

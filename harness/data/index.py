@@ -3,12 +3,14 @@
 import hashlib
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harness.data.remote import Stream, read_bytes
 from harness.errors import UserError
 from harness.files import atomic_path
 
@@ -26,9 +28,49 @@ SCHEMA = pa.schema(
 )
 
 
-def index_path(shard: Path) -> Path:
+def index_path(shard: str | Path) -> Path:
     """Where a shard's index is: train-000000.tar -> train-000000.index.parquet."""
-    return shard.with_suffix(".index.parquet")
+    return Path(shard).with_suffix(".index.parquet")
+
+
+def read_members(file: "HashedFile") -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Files in a tar and their content, in one pass over all of it.
+
+    Raises:
+        ValueError: not an uncompressed tar, or cut off (says at which byte).
+    """
+    source: Any = file
+    try:
+        with tarfile.open(fileobj=source, mode="r|") as tar:
+            for member in tar:
+                if member.isfile():
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    yield member, content.read()
+    except tarfile.TarError as error:
+        raise ValueError(f"not a whole tar: {error} (at byte {file.position})") from error
+    while file.read(1 << 20):
+        continue
+    if file.last != bytes(tarfile.BLOCKSIZE):  # zeros end a tar
+        raise ValueError(f"it ends at byte {file.position} without the mark of a tar's end: it was cut off")
+
+
+class HashedFile:
+    """A file that is read once from its start.
+
+    Attributes:
+        position: bytes read. last: the last 512 of them. digest: their SHA-256 so far.
+    """
+
+    def __init__(self, file: Stream) -> None:
+        self.file, self.position, self.last, self.digest = file, 0, b"", hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.position += len(data)
+        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
+        self.digest.update(data)
+        return data
 
 
 def index_shard(shard: Path) -> pa.Table:
@@ -39,13 +81,10 @@ def index_shard(shard: Path) -> pa.Table:
     """
     rows: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                content = tar.extractfile(member)
-                assert content is not None, "a shard holds files only"
+        with shard.open("rb") as file:
+            for member, data in read_members(HashedFile(file)):
                 key, _, extension = member.name.rpartition(".")
                 row = rows.setdefault(key, {"key": key, "patient": None})
-                data = content.read()
                 if extension == "json":
                     meta = json.loads(data)
                     row |= {"label": meta["label"], "patient": meta.get("patient")}
@@ -56,23 +95,21 @@ def index_shard(shard: Path) -> pa.Table:
             if row.keys() != set(SCHEMA.names):
                 raise ValueError(f"sample {row['key']!r} has no {'image' if 'label' in row else 'label'}")
         return pa.Table.from_pylist(list(rows.values()), SCHEMA).combine_chunks()
-    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{shard}: not a whole shard of images with JSON: {error}") from error
 
 
-def write_index(shard: Path, table: pa.Table) -> None:
-    """Write a shard's index beside it."""
-    with atomic_path(index_path(shard)) as temporary:
+def write_index(path: Path, table: pa.Table) -> None:
+    """Write a shard's index."""
+    with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
 
 
-def read_index(shard: Path) -> pa.Table:
-    """Read the index beside a shard. Raises UserError where it is missing or is no index."""
-    path = index_path(shard)
+def read_index(path: str | Path) -> pa.Table:
+    """Read an index, from a file or a URL. Raises UserError where it is missing or is no index."""
+    content = read_bytes(path)
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it should be beside {shard.name}") from error
+        table = pq.read_table(pa.BufferReader(content))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
     if table.schema.names != SCHEMA.names:

@@ -1,30 +1,47 @@
-"""Read a prepared dataset: any sample by its position, from any thread or process, without unpacking shards."""
+"""Read a dataset: any sample by its position, from any thread or process, without unpacking shards.
+
+Shards lie in a local folder or at any URL that fsspec opens (harness/data/remote.py).
+"""
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
+from harness.data.decode import Picture
+from harness.data.images import BadImage
 from harness.data.index import read_index
+from harness.data.remote import ShardCache, is_url, join
 from harness.data.shards import DatasetInfo
 from harness.errors import UserError
 
-MAX_OPEN_SHARDS = 64  # per process
+MAX_OPEN_SHARDS = 16  # per process; a copy that left the cache takes room as long as it is open
+
+T = TypeVar("T")
+
+
+class DamagedSample(UserError):
+    """A sample whose bytes are not those of the index, are missing, or are no image; the rest of its shard may be good."""
+
+    def __init__(self, key: str, shard: str, offset: int, reason: str) -> None:
+        super().__init__(f"{shard}: sample {key!r} at byte {offset} is damaged: {reason}")
+        self.key, self.shard, self.offset, self.reason = key, shard, offset, reason
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, int, str]]:
+        return type(self), (self.key, self.shard, self.offset, self.reason)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file. The checksum tells it from another one written to the same place later."""
+    """A shard's file or URL. The checksum tells it from another one written to the same place later."""
 
     path: str
     sha256: str
@@ -32,75 +49,122 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of a split, in the order of their keys unless selected in another.
+    """Samples of a split, in the order of their keys unless selected in another. Compact, and flat in loader processes: there
+    is no Python object per sample, whose count of references would be written to.
 
     Attributes:
-        keys: [N] str, the samples' ids.
+        names: [N] Arrow strings, the samples' ids.
         labels: [N] int64.
-        patients: [N] object: pseudonym or None.
+        rows: [N] int64, each sample's place in its whole split.
+        patient_codes: [N] int32, positions in `patient_names`; -1 where unknown.
         shards: [N] int32, positions in `files`.
         offsets, sizes: [N] int64, where the image's bytes are in its shard.
-        digests: [N] bytes, SHA-256 (hex) of the image's bytes.
+        digests: [N, 32] uint8, SHA-256 of the image's bytes.
         files: the split's shards.
+        split_size: how many samples the whole split has.
     """
 
-    keys: np.ndarray
+    names: pa.Array
     labels: np.ndarray
-    patients: np.ndarray
+    rows: np.ndarray
+    patient_codes: np.ndarray
     shards: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
     digests: np.ndarray
     files: tuple[Shard, ...]
+    patient_names: tuple[str, ...]
+    split_size: int
 
     @classmethod
     def from_indexes(cls, files: Sequence[Shard], tables: Sequence[pa.Table]) -> Self:
         """Samples of the shards that the index tables describe."""
         table = pa.concat_tables(tables)
-        shards = np.repeat(np.arange(len(tables), dtype=np.int32), [len(part) for part in tables])
+        patients = table["patient"].combine_chunks().dictionary_encode()
+        patients = patients.combine_chunks() if isinstance(patients, pa.ChunkedArray) else patients
         samples = cls(
-            keys=np.array(table["key"].to_pylist(), dtype=np.str_),
+            names=_array(table["key"].cast(pa.large_string())),
             labels=table["label"].to_numpy().astype(np.int64),
-            patients=np.array(table["patient"].to_pylist(), dtype=object),
-            shards=shards,
+            rows=np.arange(len(table)),
+            patient_codes=pc.fill_null(patients.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32),
+            shards=np.repeat(np.arange(len(tables), dtype=np.int32), [len(part) for part in tables]),
             offsets=table["offset"].to_numpy(),
             sizes=table["size"].to_numpy(),
-            digests=np.array(table["sha256"].to_pylist(), dtype=np.bytes_),
+            digests=_digests(table["sha256"]),
             files=tuple(files),
+            patient_names=tuple(patients.dictionary.to_pylist()),
+            split_size=len(table),
         )
-        return samples.select(np.argsort(samples.keys))
+        ordered = samples.select(pc.array_sort_indices(samples.names).to_numpy())
+        return replace(ordered, rows=np.arange(len(table)))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.labels)
+
+    def key(self, position: int) -> str:
+        """The id of one sample."""
+        return str(self.names[int(position)].as_py())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """[N] str, all ids; made anew each time, four bytes a character."""
+        return np.array(self.names.to_pylist(), dtype=np.str_)
+
+    @property
+    def patients(self) -> list[str | None]:
+        """[N] pseudonyms, None where unknown."""
+        return [self.patient_names[code] if code >= 0 else None for code in self.patient_codes.tolist()]
 
     def select(self, positions: np.ndarray | Sequence[int]) -> Self:
         """The samples at these positions (or where a [N] bool mask is true), in this order."""
         chosen = np.asarray(positions) if len(positions) else np.empty(0, dtype=np.int64)
-        names = ("keys", "labels", "patients", "shards", "offsets", "sizes", "digests")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+        columns = ("labels", "rows", "patient_codes", "shards", "offsets", "sizes", "digests")
+        parts = {name: getattr(self, name)[chosen] for name in columns}
+        return replace(self, names=self.names.take(pa.array(chosen)), **parts)
 
     def image_bytes(self, position: int) -> bytes:
-        """The image file's bytes. Raises UserError where the shard is missing or the bytes are not those of the index."""
-        shard, offset = self.files[self.shards[position]], int(self.offsets[position])
+        """The image file's bytes.
+
+        Raises:
+            DamagedSample: they are not those of the index.
+            UserError: the shard is missing or cannot be reached.
+        """
+        shard, offset, size = self.files[self.shards[position]], int(self.offsets[position]), int(self.sizes[position])
         try:
             file = _open(shard)  # held until the bytes are here, so that it stays open
-            data = os.pread(file.descriptor, int(self.sizes[position]), offset)
+            data = os.pread(file.descriptor, size, offset)
         except OSError as error:
             raise UserError(f"{shard.path}: cannot be read: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest().encode() != self.digests[position]:
-            raise UserError(
-                f"{shard.path}: sample {str(self.keys[position])!r} at byte {offset} is damaged (checksum); "
-                "`vipbench inspect` checks the whole dataset"
-            )
+        if len(data) < size:
+            raise self._damaged(position, f"the shard ends after {len(data)} of its {size} bytes")
+        if hashlib.sha256(data).digest() != self.digests[position].tobytes():
+            raise self._damaged(position, "its checksum is wrong (`vipbench inspect` checks the whole dataset)")
         return data
 
+    def show(self, position: int, view: Callable[[Picture], T]) -> T:
+        """What a view makes of the image. Raises as `image_bytes` does, and DamagedSample where it cannot be decoded."""
+        data = self.image_bytes(position)
+        try:
+            return view(Picture(data))
+        except BadImage as error:
+            raise self._damaged(position, str(error)) from error
+
+    def pixels(self, position: int) -> np.ndarray:
+        """The image, decoded: [H, W, 3] uint8 RGB. Raises as `show` does."""
+        return self.show(position, Picture.pixels)
+
     def image(self, position: int) -> Image.Image:
-        """The image, decoded, RGB."""
-        return Image.open(io.BytesIO(self.image_bytes(position)), formats=("JPEG", "PNG")).convert("RGB")
+        """The image, decoded, RGB. Raises as `show` does."""
+        return Image.fromarray(self.pixels(position))
+
+    def _damaged(self, position: int, reason: str) -> DamagedSample:
+        shard, offset = self.files[self.shards[position]].path, int(self.offsets[position])
+        return DamagedSample(self.key(position), shard, offset, reason)
 
 
 class Dataset:
-    """A folder that `vipbench prepare` wrote. Raises UserError where it is none.
+    """A folder or URL that `vipbench prepare` or `vipbench index` wrote. Raises UserError where it is none.
 
     Attributes:
         info: what dataset.json says.
@@ -108,8 +172,8 @@ class Dataset:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.info = DatasetInfo.load(self.path)
+        self.path = path
+        self.info = DatasetInfo.load(path)
         self.classes = self.info.classes
 
     def has(self, split: str) -> bool:
@@ -120,42 +184,45 @@ class Dataset:
         if not self.has(name):
             raise UserError(f"{self.path}: no split {name!r}; it has {', '.join(self.info.splits)}")
         shards = self.info.splits[name].shards
-        tables = [read_index(self.path / shard.file) for shard in shards]
+        tables = [read_index(join(self.path, shard.index_file)) for shard in shards]
         for shard, table in zip(shards, tables, strict=True):
             if len(table) != shard.samples:
-                raise UserError(f"{self.path / shard.file}: the index lists {len(table)} samples, not {shard.samples}")
-        return Samples.from_indexes([Shard(str(self.path / shard.file), shard.sha256) for shard in shards], tables)
-
-
-class ImageDataset(TorchDataset[tuple[Tensor, int, int]]):
-    """Samples as torch wants them: (transformed image, label, position)."""
-
-    def __init__(self, samples: Samples, transform: Callable[[Image.Image, str], Tensor]) -> None:
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        image, key = self.samples.image(position), str(self.samples.keys[position])
-        return self.transform(image, key), int(self.samples.labels[position]), position
+                raise UserError(
+                    f"{join(self.path, shard.file)}: the index lists {len(table)} samples, not {shard.samples}"
+                )
+        return Samples.from_indexes([Shard(join(self.path, shard.file), shard.sha256) for shard in shards], tables)
 
 
 class _OpenFile:
     """A file descriptor that is closed with the last reference to it, so never under a thread that reads."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 @lru_cache(maxsize=MAX_OPEN_SHARDS)
 def _open(shard: Shard) -> _OpenFile:
-    return _OpenFile(shard.path)
+    if is_url(shard.path):
+        return _OpenFile(ShardCache.from_environment().open(shard.path, shard.sha256))
+    return _OpenFile(os.open(shard.path, os.O_RDONLY))
 
 
 # A forked process opens its own files, since on some network file systems a shared handle is not safe.
 os.register_at_fork(after_in_child=_open.cache_clear)
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _digests(column: pa.ChunkedArray) -> np.ndarray:
+    """Hex strings of 64 digits -> [N, 32] uint8, without a Python object for each."""
+    hexadecimal = _array(column.cast(pa.large_string()))
+    offset = hexadecimal.offset * 64
+    digits = np.frombuffer(hexadecimal.buffers()[2] or b"", np.uint8)[offset : offset + 64 * len(column)]
+    values = np.where(digits >= ord("a"), digits - ord("a") + 10, digits - ord("0")).astype(np.uint8).reshape(-1, 2)
+    return (values[:, 0] << 4 | values[:, 1]).reshape(len(column), 32)

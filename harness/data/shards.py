@@ -17,12 +17,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from harness.data.check import Checked, check_images
-from harness.data.index import index_shard, read_index, write_index
+from harness.data.index import HashedFile, index_path, index_shard, read_index, read_members, write_index
 from harness.data.keyed import keyed_rank
+from harness.data.remote import is_url, join, open_binary, read_bytes
 from harness.data.sources import Source
 from harness.data.splits import HoldOut, split_samples
 from harness.errors import UserError
-from harness.files import atomic_directory, digest_file, read_json, write_json
+from harness.files import atomic_directory, digest_file, write_json
 from harness.progress import Progress
 
 INFO = "dataset.json"
@@ -30,11 +31,22 @@ SHARD_BYTES = 256 * 2**20
 
 
 class ShardInfo(BaseModel):
-    """One shard: its file's name, its checksum, and how many samples it holds."""
+    """One shard: its file, its checksum, and how many samples it holds.
+
+    Attributes:
+        file: a name in the dataset's folder, or, for a shard that others wrote, an absolute path or a URL.
+        index: the index's file in the dataset's folder; None: beside the shard, by its name.
+    """
 
     file: str
     sha256: str
     samples: int
+    index: str | None = None
+
+    @property
+    def index_file(self) -> str:
+        """Where the index is."""
+        return self.index or self.file.removesuffix(".tar") + ".index.parquet"
 
 
 class SplitInfo(BaseModel):
@@ -62,13 +74,13 @@ class DatasetInfo(BaseModel):
     digest: str
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a prepared dataset's description. Raises UserError where the folder is none."""
-        path = folder / INFO
-        if not path.is_file():
+    def load(cls, folder: str | Path) -> Self:
+        """Read a dataset's description from its folder or URL. Raises UserError where it is none."""
+        path = join(folder, INFO)
+        if not is_url(path) and not Path(path).is_file():
             raise UserError(f"{folder}: not a prepared dataset (it has no {INFO}); make one with `vipbench prepare`")
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate_json(read_bytes(path))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -116,7 +128,7 @@ def write_dataset(
                     shard = folder / f"{split}-{number:06d}.tar"
                     _write_shard(shard, part, source.classes, patients, spool)
                     table = index_shard(shard)
-                    write_index(shard, table)
+                    write_index(index_path(shard), table)
                     checksum = digest_file(shard)
                     infos[split].shards.append(ShardInfo(file=shard.name, sha256=checksum, samples=len(part)))
                     tables[split].append(table)
@@ -143,44 +155,49 @@ def content_digest(classes: list[str], tables: dict[str, list[pa.Table]]) -> str
     return digest.hexdigest()
 
 
-def verify(folder: Path) -> None:
+def verify(folder: str | Path) -> None:
     """Check every shard, image, index and count of a dataset against its checksums.
 
     Raises:
         UserError: something differs or is missing; the message names the shard and, where it can be told, the sample.
     """
-    info = DatasetInfo.load(folder)
+    info, path = DatasetInfo.load(folder), join(folder, INFO)
     tables: dict[str, list[pa.Table]] = {}
     with Progress("verify", sum(len(split.shards) for split in info.splits.values()), "shards") as progress:
         for split, split_info in info.splits.items():
-            tables[split] = [_verified(folder / shard.file, shard) for shard in split_info.shards]
+            tables[split] = [_verified(folder, shard) for shard in split_info.shards]
             progress.advance(len(split_info.shards))
             found = Counter(pa.concat_tables(tables[split])["label"].to_pylist())
             if found != Counter({label: split_info.counts.get(name, 0) for label, name in enumerate(info.classes)}):
-                raise UserError(f"{folder / INFO}: counts of {split} are not those of its shards")
+                raise UserError(f"{path}: counts of {split} are not those of its shards")
     if content_digest(info.classes, tables) != info.digest:
-        raise UserError(f"{folder / INFO}: the digest is not that of its shards; classes or labels were changed")
+        raise UserError(f"{path}: the digest is not that of its shards; classes or labels were changed")
 
 
-def _verified(shard: Path, info: ShardInfo) -> pa.Table:
+def _verified(folder: str | Path, info: ShardInfo) -> pa.Table:
     """A shard's index, once the shard and the index are known to be whole."""
-    if not shard.is_file():
-        raise UserError(f"{shard}: no such file, but {INFO} lists it")
-    table = read_index(shard)
-    if digest_file(shard) != info.sha256:
-        _refuse_damaged_sample(shard, table)
-        raise UserError(f"{shard}: its checksum differs from {INFO}'s, though each image in it is whole")
-    if not table.equals(index_shard(shard)):
-        raise UserError(f"{shard}: the index beside it describes other content; prepare the data again")
+    path = join(folder, info.file)
+    table = read_index(join(folder, info.index_file))
+    found: dict[int, str] = {}
+    with open_binary(path) as opened:
+        file = HashedFile(opened)
+        try:
+            for member, data in read_members(file):
+                found[member.offset_data] = hashlib.sha256(data).hexdigest()
+            problem = ""
+        except ValueError as error:
+            problem = str(error)
+    images = [(row["key"], row["offset"], row["sha256"]) for row in table.to_pylist()]
+    damaged = [(key, offset) for key, offset, digest in images if found.get(offset) != digest]
+    if problem or file.digest.hexdigest() != info.sha256:
+        if damaged:
+            raise UserError(f"{path}: sample {damaged[0][0]!r} at byte {damaged[0][1]} is damaged (checksum)")
+        raise UserError(
+            f"{path}: {problem or f'its checksum differs from that in {INFO}, though each image in it is whole'}"
+        )
+    if damaged:
+        raise UserError(f"{path}: the index beside it describes other content; prepare or index the data again")
     return table
-
-
-def _refuse_damaged_sample(shard: Path, table: pa.Table) -> None:
-    with shard.open("rb") as file:
-        for row in table.to_pylist():
-            file.seek(row["offset"])
-            if hashlib.sha256(file.read(row["size"])).hexdigest() != row["sha256"]:
-                raise UserError(f"{shard}: sample {row['key']!r} at byte {row['offset']} is damaged (checksum)")
 
 
 def _pseudonyms(samples: list[Checked]) -> tuple[dict[str, str], list[str]]:

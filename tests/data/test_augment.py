@@ -1,5 +1,6 @@
 """Training views: keyed by (seed, epoch, sample id) alone, and what torchvision makes of the same crop."""
 
+import io
 import time
 from typing import Any
 
@@ -9,21 +10,28 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resized_crop, to_tensor
 
-from harness.data.augment import RATIO, TrainTransform, random_crop
+from harness.data.augment import RATIO, TrainTransform, random_crop, reduction
+from harness.data.decode import Picture
 from harness.data.keyed import keyed_generator
 from tests.data.drawn_images import drawn
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 
+def png(size: tuple[int, int]) -> Picture:
+    buffer = io.BytesIO()
+    drawn("image", size).save(buffer, "PNG")
+    return Picture(buffer.getvalue())
+
+
 def view(key: str, seed: int = 1, epoch: int = 1, **options: Any) -> torch.Tensor:
-    return TrainTransform(32, MEAN, STD, seed, epoch, **options)(drawn("image", (60, 50)), key)
+    return TrainTransform(32, MEAN, STD, seed, epoch, **options)(png((60, 50)), key)
 
 
 def test_view_depends_on_seed_epoch_and_key_only() -> None:
     keys = [f"k{number}" for number in range(20)]
     transform = TrainTransform(32, MEAN, STD, seed=1, epoch=1)
-    image = drawn("image", (60, 50))
+    image = png((60, 50))
     forward = [transform(image, key) for key in keys]
     np.random.seed(0)
     torch.manual_seed(0)
@@ -76,8 +84,38 @@ def test_crop_where_none_fits_is_the_largest_in_the_centre() -> None:
     assert random_crop(random, 1, 1, (0.08, 0.1)) == (0, 0, 1, 1)
 
 
+@pytest.mark.parametrize(("side", "part"), [(447, 1), (448, 2), (895, 2), (896, 4), (5000, 8)])
+def test_a_reduced_image_has_the_pixels_of_the_view(side: int, part: int) -> None:
+    assert reduction((10, 0, 10 + side, 6000), 224) == reduction((0, 0, 6000, side), 224) == part
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_view_of_a_large_image_looks_like_that_of_all_its_pixels(format: str) -> None:
+    buffer, asked = io.BytesIO(), []
+    drawn("image", (301, 247)).save(buffer, format, quality=95)
+
+    class Watched(Picture):
+        def pixels(self, reduction: int = 1) -> np.ndarray:
+            asked.append(reduction)
+            return super().pixels(reduction)
+
+    class Whole(Picture):
+        def pixels(self, reduction: int = 1) -> np.ndarray:
+            return super().pixels()
+
+    transform = TrainTransform(32, MEAN, STD, 1, 1)
+    for number in range(20):
+        reduced = transform(Watched(buffer.getvalue()), f"k{number}")
+        whole = transform(Whole(buffer.getvalue()), f"k{number}")
+        assert torch.equal(reduced, transform(Picture(buffer.getvalue()), f"k{number}"))
+        difference = (reduced - whole).abs().mean()
+        assert difference < 0.1
+        assert (difference == 0) == (format == "PNG" or asked[-1] == 1)
+    assert {2, 4} <= set(asked)
+
+
 def test_224_pixels_take_a_few_milliseconds_at_most() -> None:
-    transform, image = TrainTransform(224, MEAN, STD, 1, 1), drawn("image", (300, 260))
+    transform, image = TrainTransform(224, MEAN, STD, 1, 1), png((300, 260))
     times = []
     for number in range(20):
         start = time.perf_counter()

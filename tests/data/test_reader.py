@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -13,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision.transforms.functional import pil_to_tensor
 
 from harness.data import reader
-from harness.data.reader import Dataset, ImageDataset, Samples
+from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
 from harness.data.sources import Source
 from harness.data.splits import HoldOut
@@ -35,10 +31,6 @@ def path(tmp_path: Path) -> Path:
     source = Source(source.classes, records)
     write_dataset(source, tmp_path / "data", name="demo", shard_bytes=3000, hold_out=HoldOut(0, 0))
     return tmp_path / "data"
-
-
-def to_tensor(image: Image.Image, key: str) -> torch.Tensor:
-    return pil_to_tensor(image)
 
 
 def test_samples_are_in_key_order_with_their_labels_and_bytes(path: Path) -> None:
@@ -144,17 +136,3 @@ def test_processes_open_their_own_files(path: Path, context: Any) -> None:
     assert handles == []  # none came over from the parent
     assert data == expected
     assert all_bytes(samples) == expected
-
-
-def test_image_dataset_with_and_without_loader_processes(path: Path) -> None:
-    samples = Dataset(path).split("train")
-    dataset = pickle.loads(pickle.dumps(ImageDataset(samples, to_tensor)))  # noqa: S301
-    tensor, label, position = dataset[7]
-    assert (tensor.shape, label, position) == ((3, 30, 40), 1, 7)
-    plain, loaded = (list(DataLoader(dataset, batch_size=5, num_workers=workers)) for workers in (0, 2))
-    assert torch.cat([batch[2] for batch in loaded]).tolist() == list(range(12))
-    assert all(
-        torch.equal(a, b)
-        for first, second in zip(plain, loaded, strict=True)
-        for a, b in zip(first, second, strict=True)
-    )

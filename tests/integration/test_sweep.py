@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
+from harness.results import read_runs
 from sweeps.runner import run_sweep, sweep_status
 
 pytestmark = pytest.mark.integration
@@ -62,7 +63,7 @@ def test_a_failed_run_is_recorded_and_the_rest_go_on(grid: Path, tmp_path: Path)
     assert result.exit_code == 1
     assert [state.state for state in sweep_status(out)] == ["done", "done", "failed"]
     failed = sweep_status(out)[2]
-    assert "error: training: the loss is" in failed.reason
+    assert "training: the loss is" in failed.reason
     record = json.loads((out / "failed" / f"{failed.name}.json").read_text())
     assert record["exit_status"] == 2
     assert Path(record["log"]).is_file()
@@ -77,6 +78,21 @@ def test_a_failed_run_is_recorded_and_the_rest_go_on(grid: Path, tmp_path: Path)
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}, (
         "finished runs ran again"
     )
+
+
+def test_packed_runs_are_the_runs(base_config: dict[str, Any], tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    base = {**base_config, "method": "coop", "train": {**base_config["train"], "epochs": 2}}
+    axes = {"seed": [1, 2], "train.lr": [0.01, 1e30]}
+    grid.write_text(yaml.safe_dump({"base": base, "axes": axes, "include": [{"method": "zero_shot", "train": None}]}))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["sweep", "run", str(grid), "--out", str(out), "--pack"])
+    assert result.exit_code == 1
+    states = sweep_status(out)
+    assert [state.state for state in states] == ["done", "failed", "done", "failed", "done"]
+    assert "training: the loss is" in states[1].reason
+    assert len(list((out / "logs").iterdir())) == 2, "one process for four runs, one for the run that trains nothing"
+    assert len(read_runs(out / "runs")) == 3
 
 
 def test_status_needs_a_sweep(tmp_path: Path) -> None:
@@ -117,7 +133,7 @@ from sweeps import runner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 runner.SECONDS_TO_STOP = 1.0
 folder = Path(sys.argv[1])
-task = runner.Task("stubborn", (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
+task = runner.Task(("stubborn",), (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
 list(runner.run_locally([task], jobs=1))
 """
 

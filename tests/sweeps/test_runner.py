@@ -79,15 +79,15 @@ def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str],
 
 def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) -> None:
     codes = {"killed": "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)", "well": "print('bye')"}
-    tasks = [Task(name, (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
-    reasons = {task.name: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
+    tasks = [Task((name,), (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
+    reasons = {task.names[0]: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
     assert reasons["killed"] == "killed by SIGKILL; it said last: step 3"
     assert reasons["well"].startswith("it ended without an error but left no run directory")
 
 
 def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    task = Task("show", (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"), tmp_path / "log")
+    task = Task(("show",), (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"), tmp_path / "log")
     for given, jobs, shown in ((None, 4, "8"), ("3", 1, "3")):  # one task alone has all cores, whatever --jobs says
         if given is None:
             monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

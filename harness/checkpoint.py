@@ -1,0 +1,224 @@
+"""What lets a run that dies at any moment go on: checkpoints in its directory, and when they are written.
+
+    <run>.partial/checkpoints/
+        step-00000120.safetensors     what is learned, what was kept by selection, the optimiser's state
+        step-00000120.json            the step, the epoch kept, and checksums of both files: written last
+
+The step is the position in the data, in the schedule and in every random stream, since all of these are keyed by it. So nothing
+here depends on the number of processes, and a run goes on with another number of them. No pickle.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.files import atomic_path, digest_file, digest_json, read_json, write_json
+from harness.results import CHECKPOINTS, RunDirectory
+from harness.topology import Topology
+
+if TYPE_CHECKING:
+    from harness.config import RunConfig
+    from harness.train import Training
+
+log = logging.getLogger(__name__)
+
+FORMAT = "vipbench-checkpoint/1"
+OPTIMIZER = "optimizer/"  # in front of the names of the optimiser's tensors
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training was after `step` steps: `facts` are JSON values, `tensors` lie on the CPU, by name."""
+
+    step: int
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Write it so that it is found only when it is whole.
+
+        Raises:
+            UserError: a tensor is not finite, so that nothing good could go on from it.
+        """
+        for name, tensor in self.tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"training: {name} is not finite after step {self.step}, which is not saved; "
+                    "try a lower train.lr or precision=fp32"
+                )
+        path = _path(folder, self.step)
+        with atomic_path(path.with_suffix(".safetensors")) as temporary:
+            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in self.tensors.items()}))
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            **self.facts,
+            "tensors": digest_file(path.with_suffix(".safetensors")),
+        }
+        write_json(path, {**content, "sha256": digest_json(content)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Read one by its JSON file.
+
+        Raises:
+            UserError: it is damaged, or not whole.
+        """
+        content = read_json(path)
+        if not isinstance(content, dict) or content.pop("sha256", None) != digest_json(content):
+            raise UserError(f"{path}: damaged (checksum)")
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{path}: a checkpoint of another version; this one reads {FORMAT}")
+        file = path.with_suffix(".safetensors")
+        if not file.is_file() or content.pop("tensors") != digest_file(file):
+            raise UserError(f"{file}: missing or damaged (checksum)")
+        return cls(content.pop("step"), content, load_file(file))
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a folder. One that is damaged is passed over, and the log says so."""
+    for path in sorted(folder.glob("step-*.json"), reverse=True):
+        try:
+            return Checkpoint.read(path)
+        except (UserError, OSError) as error:
+            log.warning("checkpoint passed over: %s", error)
+    return None
+
+
+def prune(folder: Path, keep: int, upto: int) -> None:
+    """Remove all but the newest `keep` checkpoints, all of steps after `upto`, and what interrupted writing left."""
+    steps = [path for path in sorted(folder.glob("step-*.json")) if path <= _path(folder, upto)]
+    kept = {path.stem for path in steps[-keep:]}
+    for path in sorted(folder.glob("*")):  # a JSON file before its tensors
+        if path.stem not in kept:
+            path.unlink()
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call these methods together; the one that has the directory reads and writes.
+
+    Attributes:
+        rhythm: when one is due.
+        resumed_after: the step from which the run goes on; 0 where it starts.
+    """
+
+    def __init__(self, directory: RunDirectory | None, topology: Topology, config: "RunConfig") -> None:
+        self.directory, self.topology, self.keep = directory, topology, config.keep_checkpoints
+        self.folder = directory.path / CHECKPOINTS if directory else None
+        self.rhythm = Rhythm(topology, config.checkpoint_steps, config.checkpoint_minutes)
+        self.resumed_after = 0
+
+    def resume(self, training: "Training") -> dict[str, Tensor]:
+        """Bring a training to where its newest checkpoint was, and the log of steps too; returns the optimiser's state.
+
+        Empty where there is no checkpoint, or the optimiser has no state.
+        """
+        found = None
+        if self.directory and self.folder:
+            found = latest(self.folder)
+            step = found.step if found else 0
+            self.directory.rewind(step)
+            prune(self.folder, self.keep, step)
+        checkpoint = self.topology.from_main(found)
+        if checkpoint is None:
+            return {}
+        own, state = dict(checkpoint.tensors), {}
+        for name in checkpoint.tensors:
+            if name.startswith(OPTIMIZER):
+                state[name.removeprefix(OPTIMIZER)] = own.pop(name)
+        training.resume(checkpoint.step, checkpoint.facts, own)
+        self.resumed_after = checkpoint.step
+        log.info("training goes on after step %d of %d", training.step, training.steps)
+        return state
+
+    def save(self, training: "Training", optimizer_state: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint, then remove those that are too many.
+
+        Raises:
+            UserError: a tensor is not finite; the newest checkpoint is then the last good one.
+        """
+        facts, own = training.state()
+        state = {OPTIMIZER + name: tensor for name, tensor in optimizer_state.items()}
+        if self.directory and self.folder:
+            self.directory.flush_steps()
+            Checkpoint(training.step, facts, {**own, **state}).write(self.folder)
+            prune(self.folder, self.keep, training.step)
+            log.debug("checkpoint after step %d", training.step)
+
+
+class Rhythm:
+    """When to save, and when to stop: all ranks get the same answers at the same steps.
+
+    The ranks tell each other of signals, and rank 0 of its clock, about once a second, not at every step.
+
+    Args:
+        steps, minutes: between checkpoints, whichever comes first; None: not by this measure.
+    """
+
+    def __init__(self, topology: Topology, steps: int | None, minutes: float | None) -> None:
+        self.topology, self.steps = topology, steps
+        self.seconds = minutes * 60 if minutes else float("inf")
+        self.count = self.looked_at = self.next_look = 0
+        self.saved = self.looked = time.monotonic()
+        self.received: list[int] = []  # signals, here
+        self.stop: int | None = None  # the signal that ends the run, for all ranks
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it is open SIGTERM and SIGUSR1 are noted rather than died of; a second one of a kind has its usual effect."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.received.append(number)
+            signal.signal(number, signal.SIG_DFL)
+
+        previous = {number: signal.signal(number, note) for number in SIGNALS}
+        self.saved = self.looked = time.monotonic()
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def due(self, ended: bool = False) -> bool:
+        """Count a step; whether a checkpoint is due after it. `ended`: it was the last one, after which one is."""
+        self.count += 1
+        save = ended or (self.steps is not None and self.count % self.steps == 0)
+        if save or self.count >= self.next_look:
+            save |= self._look()
+        if save:
+            self.saved = time.monotonic()
+        return save
+
+    def end_if_asked(self) -> None:
+        """Leave the process with status 128 + the signal's number, where a signal asked for an end."""
+        if self.stop is not None:
+            log.warning("%s: stopped at a checkpoint; the same command goes on", signal.Signals(self.stop).name)
+            raise SystemExit(128 + self.stop)
+
+    def _look(self) -> bool:
+        now = time.monotonic()
+        steps, seconds = self.count - self.looked_at, max(now - self.looked, 1e-6)
+        ahead = max(1, min(2 * steps, int(steps / seconds * SECONDS_BETWEEN_LOOKS)))
+        answers = self.topology.gather([(self.received[:1], now - self.saved >= self.seconds, ahead)])
+        signals = [number for received, _, _ in answers for number in received]
+        self.stop = signals[0] if signals else None
+        _, overdue, ahead = answers[0]
+        self.looked, self.looked_at, self.next_look = now, self.count, self.count + ahead
+        return overdue or bool(signals)

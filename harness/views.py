@@ -1,0 +1,94 @@
+"""Views of samples as pixels: view e of a sample is what epoch e shows of it, view 0 the sample as it is evaluated."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harness.backbone import Backbone
+from harness.config import TrainConfig
+from harness.data.augment import TrainTransform
+from harness.data.reader import DamagedSample, Samples
+from harness.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EVALUATION = 0  # the view that is not augmented
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are loaded: per process, images at a time and processes that decode; and what a damaged one does."""
+
+    batch_size: int = 64
+    workers: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+class Loaded(NamedTuple):
+    """Views of b samples: pixels [b, 3, H, W] float32, labels [b] int64, and whether each could be read [b] bool."""
+
+    pixels: Tensor
+    labels: Tensor
+    good: Tensor
+
+
+class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
+    """(view, position) -> that view of a sample, float32 [3, H, W], its label, its position, what is wrong with it (""), and
+    whether it is then skipped.
+
+    Augmentation is keyed by (augmentation seed, view, sample), so a view is the same whoever computes it, and when.
+
+    Args:
+        train: the recipe whose augmentation is applied; None where only view 0 is asked for.
+
+    Attributes:
+        skipped: ids of damaged samples that were left out and why, as far as this process came upon them.
+    """
+
+    def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig | None, loading: Loading) -> None:
+        self.samples, self.evaluate, self.loading = samples, backbone.eval_transform, loading
+        self.sizes = (backbone.image_size, backbone.mean, backbone.std)
+        self.train = train
+        self.skipped: dict[str, str] = {}
+
+    def __getitem__(self, view: tuple[int, int]) -> tuple[Tensor, int, int, str, bool]:
+        number, position = view
+        label = int(self.samples.labels[position])
+        try:
+            return self._pixels(number, position), label, position, "", False
+        except UserError as error:  # as a value, since torch would put a loading process's traceback before it
+            skip = self.loading.on_error == "skip" and isinstance(error, DamagedSample)
+            return torch.zeros(3, self.sizes[0], self.sizes[0]), label, position, str(error), skip
+
+    def load(self, batches: Iterable[list[tuple[int, int]]], device: torch.device) -> Iterator[Loaded]:
+        """Batches of (view, position) on the CPU, ready to be copied to a device; `loading.workers` processes load ahead.
+
+        Raises:
+            UserError: a sample is damaged, and `loading.on_error` is "raise"; or a shard is missing.
+        """
+        pinned = device.type == "cuda"
+        loader = DataLoader(self, batch_sampler=batches, num_workers=self.loading.workers, pin_memory=pinned)
+        for pixels, labels, positions, problems, skips in loader:
+            for position, problem, skip in zip(positions.tolist(), problems, skips.tolist(), strict=True):
+                if problem and not skip:
+                    raise UserError(problem)
+                key = self.samples.key(position) if problem else ""
+                if problem and key not in self.skipped:
+                    self.skipped[key] = problem
+                    log.warning("skipped: %s", problem)
+            yield Loaded(pixels, labels, torch.tensor([not problem for problem in problems]))
+
+    def _pixels(self, number: int, position: int) -> Tensor:
+        if number == EVALUATION:
+            return self.evaluate(self.samples.image(position))
+        assert self.train is not None and self.train.augmentation_seed is not None, "a resolved recipe is needed"
+        size, mean, std = self.sizes
+        seed, scale, flip = self.train.augmentation_seed, self.train.crop_scale, self.train.flip
+        transform = TrainTransform(size, mean, std, seed, number, scale, flip)
+        key = self.samples.key(position)
+        return self.samples.show(position, lambda picture: transform(picture, key))

@@ -1,0 +1,187 @@
+"""Real processes that are killed at random moments, many times over, or asked to end: the run that comes out is the same."""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness.checkpoint import latest
+from harness.config import Config
+from harness.files import read_json
+from harness.run import execute
+from tests.integration.launching import PYTHON, RUN, assert_same_run, environment, launch, torchrun, write_config
+
+pytestmark = pytest.mark.integration
+
+DEATHS = 48
+
+
+def work(folder: Path) -> None:
+    """One run, in a process of its own."""
+    os.chdir(folder)
+    torch.set_num_threads(1)  # as `environment` has it
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    execute(Config.load(Path("config.yaml")))
+
+
+def process(folder: Path) -> Any:
+    """A process for `work`, forked from one that has torch imported already, which saves seconds for each death."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.run", "tests.integration.test_kill_and_resume"])
+    return context.Process(target=work, args=(folder,))
+
+
+@pytest.fixture(scope="module")
+def long_config(base_config: dict[str, Any]) -> dict[str, Any]:
+    """A few hundred short steps, most of the time of a run."""
+    train = {"epochs": 150, "batch_size": 5, "lr": 0.02, "views": 4, "optimizer": "adamw", "select": "best"}
+    execution = {**base_config["run"], "log_every": 1, "checkpoint_steps": 7, "eval_batch_size": 8}
+    return {**base_config, "method": {"name": "vip", "context_length": 2}, "train": train, "run": execution}
+
+
+@pytest.fixture(scope="module")
+def whole_run(long_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_config(long_config, folder)
+    whole = process(folder)
+    whole.start()
+    whole.join()
+    assert whole.exitcode == 0
+    return only_run(folder)
+
+
+def only_run(folder: Path) -> Path:
+    (path,) = (path for path in (folder / "runs").iterdir() if not path.name.startswith("."))
+    return path
+
+
+def assert_same_bits(path: Path, whole: Path) -> None:
+    assert path.name == whole.name, "finished"
+    prompts, expected = (load_file(run / "prompts.safetensors") for run in (path, whole))
+    assert prompts.keys() == expected.keys()
+    assert all(tensor.numpy().tobytes() == expected[name].numpy().tobytes() for name, tensor in prompts.items())
+    for name in ("metrics.json", "predictions.parquet", "steps.jsonl"):
+        assert (path / name).read_bytes() == (whole / name).read_bytes(), name
+    kept = ("kept_epoch", "validation_accuracy")
+    provenance, record = (read_json(run / "provenance.json") for run in (path, whole))
+    assert [provenance[name] for name in kept] == [record[name] for name in kept]
+    assert {entry.name for entry in path.iterdir()} == {entry.name for entry in whole.iterdir()}
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    long_config: dict[str, Any], whole_run: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(5)
+    died_at: list[int] = []
+    while len(died_at) < DEATHS:
+        folder = tmp_path / f"after-{len(died_at)}-deaths"
+        write_config(long_config, folder)
+        while not finished_before_its_death(folder, moments):
+            died_at.append(rows_logged(folder))
+        assert_same_bits(only_run(folder), whole_run)
+    print(f"rows in the log of steps at each death: {died_at}")
+    assert len(set(died_at)) > DEATHS / 2, "they were many different moments"
+
+
+def finished_before_its_death(folder: Path, moments: random.Random) -> bool:
+    """Let a process work until it has logged some rows and some time has passed, or a while after its start; then kill it."""
+    worker, rows = process(folder), rows_logged(folder) + moments.randint(0, 160)
+    worker.start()
+    if moments.random() < 0.8:
+        while rows_logged(folder) < rows and worker.is_alive():
+            time.sleep(0.002)
+        worker.join(moments.uniform(0, 0.05))
+    else:
+        worker.join(moments.uniform(0, 2))
+    worker.kill()
+    worker.join()
+    assert worker.exitcode in (0, -signal.SIGKILL)
+    return worker.exitcode == 0
+
+
+def rows_logged(folder: Path) -> int:
+    logs = list((folder / "runs").glob("*.partial/steps.jsonl"))
+    return len(logs[0].read_text().splitlines()) if logs else 0
+
+
+def start(launcher: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher, *RUN, "config.yaml"],
+        cwd=folder, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_steps(folder: Path, count: int, running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while rows_logged(folder) < count:
+        assert running.poll() is None and time.monotonic() < deadline, "it should be training"
+        time.sleep(0.01)
+
+
+def test_sigterm_is_a_clean_end_and_another_process_goes_on(
+    long_config: dict[str, Any], whole_run: Path, tmp_path: Path
+) -> None:
+    write_config({**long_config, "run": {**long_config["run"], "checkpoint_steps": None}}, tmp_path)
+    running = start(PYTHON, tmp_path)
+    wait_for_steps(tmp_path, 100, running)
+    running.send_signal(signal.SIGTERM)
+    _, screen = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert screen.splitlines()[-1] == "SIGTERM: stopped at a checkpoint; the same command goes on"
+    stopped = only_run(tmp_path)
+    found = latest(stopped / "checkpoints")
+    assert found is not None and found.step > 50
+    assert not (stopped / "failed.json").exists()
+    again = launch([*PYTHON, *RUN, "config.yaml"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"training goes on after step {found.step} of 450" in again.stderr
+    assert_same_bits(only_run(tmp_path), whole_run)
+
+
+def test_several_processes_stop_at_one_step_and_one_process_goes_on(
+    long_config: dict[str, Any], whole_run: Path, tmp_path: Path
+) -> None:
+    write_config(long_config, tmp_path)
+    killed = start(torchrun(2), tmp_path)
+    wait_for_steps(tmp_path, 60, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    kill_workers(tmp_path)
+    killed.communicate()
+    asked = start(torchrun(2), tmp_path)
+    wait_for_steps(tmp_path, 120, asked)
+    asked.send_signal(signal.SIGTERM)
+    _, screen = asked.communicate(timeout=60)
+    assert "SIGTERM: stopped at a checkpoint; the same command goes on" in screen
+    stopped = only_run(tmp_path)
+    found = latest(stopped / "checkpoints")
+    assert found is not None and found.step > 60
+    ended = [re.findall(r"stopped at .*|another process.*", log.read_text()) for log in sorted(stopped.glob("logs/*"))]
+    assert ended == [["stopped at a checkpoint; the same command goes on"]] * 2, "both ranks, each of its own accord"
+    assert not (stopped / "failed.json").exists()
+    again = launch([*PYTHON, *RUN, "config.yaml"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"training goes on after step {found.step} of 450" in again.stderr
+    assert_same_run(only_run(tmp_path), whole_run)
+
+
+def kill_workers(folder: Path) -> None:
+    """What torchrun started is in sessions of their own: end what works in a folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").resolve() == folder.resolve() and int(entry.name) != os.getpid():
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except (PermissionError, FileNotFoundError, ProcessLookupError):
+                continue
