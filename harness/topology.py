@@ -10,6 +10,7 @@ More in docs/distributed.md.
 
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,7 @@ from harness.errors import AnotherRankFailed, FirstToFail, UserError
 log = logging.getLogger(__name__)
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+SECONDS_TO_DROP_TENSORS = 0.3
 FIRST_FAILURE = "vipbench/failure"  # in the store that the ranks share
 
 
@@ -193,6 +195,9 @@ class Topology:
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self.zero_stage and self.device.type == "cpu":
+            # DeepSpeed keeps gloo's threads, which take Python's lock to drop their last tensors, and abort where Python ended.
+            time.sleep(SECONDS_TO_DROP_TENSORS)
         AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps device and precision per process
 
     def describe(self) -> dict[str, Any]:

@@ -69,6 +69,9 @@ def test_select(path: Path) -> None:
     chosen = samples.select([7, 2, 2])
     assert chosen.keys.tolist() == samples.keys[[7, 2, 2]].tolist()
     assert [chosen.image_bytes(n) for n in range(3)] == [samples.image_bytes(n) for n in (7, 2, 2)]
+    assert chosen.rows.tolist() == [7, 2, 2]
+    assert chosen.select([2, 0]).rows.tolist() == [2, 7]
+    assert chosen.split_size == 12
     assert len(samples.select([])) == 0
     assert samples.select(samples.labels == 1).labels.tolist() == [1] * 6
     assert samples.select(np.arange(12)[::5]).keys.tolist() == samples.keys[::5].tolist()

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -206,3 +207,29 @@ def test_what_is_not_there_or_not_right_is_told(
     monkeypatch.setenv("VIPBENCH_CACHE_GIB", "much")
     with pytest.raises(UserError, match="VIPBENCH_CACHE_GIB: 'much' is no number"):
         ShardCache.from_environment()
+
+
+def test_reading_goes_on_where_a_connection_broke(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flaky(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            Flaky.reads += 1
+            data = super().read(size)  # the place has moved on when it fails
+            if Flaky.reads % 5 == 0:
+                raise ConnectionResetError("reset")
+            return data
+
+    content = (folder / "train-000000.tar").read_bytes()
+    monkeypatch.setattr(remote, "_opened", lambda path: Flaky(content))
+    with remote.open_binary(f"{url(server)}/train-000000.tar") as file:
+        parts = list(iter(lambda: file.read(500), b""))
+    assert b"".join(parts) == content
+    assert Flaky.reads > len(parts) + 1, "some failed"
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(Flaky, "reads", 4)
+    with pytest.raises(UserError, match="cannot be read after 1 attempts: reset"):
+        with remote.open_binary("http://far/x.tar") as file:
+            file.read(500)
