@@ -20,7 +20,15 @@ from harness.run import execute
 from harness.transfer import evaluate_run
 from tests.conftest import CLASSES, COUNTS, write_images
 
-FILES = {"config.yaml", "provenance.json", "steps.jsonl", "predictions.parquet", "metrics.json", "prompts.safetensors", "logs"}
+FILES = {
+    "config.yaml",
+    "provenance.json",
+    "steps.jsonl",
+    "predictions.parquet",
+    "metrics.json",
+    "prompts.safetensors",
+    "logs",
+}
 
 
 def run(base: dict[str, Any], out: Path, *overrides: str, force: bool = False) -> Path:
