@@ -77,4 +77,6 @@ class Result:
 
 
 def _rounded(value: Any) -> str:
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,6 +26,7 @@ from harness.pack import compute_together
 
 RUNS = 8
 EPOCHS = 50
+FEW_VIEWS = "train.views=4"  # so that filling the bank, which is not measured, is short
 
 
 def measure() -> Result:
@@ -67,9 +68,9 @@ def _sweeps() -> dict[str, Any]:
         data = make_dataset(folder / "data")
         axes = {"seed": list(range(1, RUNS + 1))}
         grid = write_grid(folder / "grid.yaml", data, axes, ["vip"], EPOCHS)
-        timed_sweep(grid, folder / "out", [])  # fills the bank
+        timed_sweep(grid, folder / "out", [FEW_VIEWS])  # fills the bank
         seconds = [_again(grid, folder / "out", options) for options in ([], ["--pack"])]
-    return _row(f"the whole sweep, {EPOCHS} epochs", *seconds) | {"floor_s": float("nan")}
+    return _row(f"the whole sweep, {EPOCHS} epochs", *seconds) | {"floor_s": None}
 
 
 def _again(grid: Path, out: Path, options: Sequence[str]) -> float:
@@ -79,7 +80,7 @@ def _again(grid: Path, out: Path, options: Sequence[str]) -> float:
     fresh = out.with_name("again" + "".join(options))
     (fresh / "runs").mkdir(parents=True)
     (out.with_name("bank") / ".bank").rename(fresh / "runs" / ".bank")
-    seconds = timed_sweep(grid, fresh, options)
+    seconds = timed_sweep(grid, fresh, [*options, FEW_VIEWS])
     (fresh / "runs" / ".bank").rename(out / "runs" / ".bank")
     return seconds
 

@@ -95,8 +95,7 @@ def measure() -> Result:
         runs = len(read_runs(folder / "out" / "runs"))
         plain = {name: _plain_seconds(name, data) for name in METHODS}
     rows = [
-        {"method": name, "plain_s": SEEDS * seconds, "ours_s": float("nan"), "ratio": float("nan")}
-        for name, seconds in plain.items()
+        {"method": name, "plain_s": SEEDS * seconds, "ours_s": None, "ratio": None} for name, seconds in plain.items()
     ]
     total = SEEDS * sum(plain.values())
     rows.append({"method": "all", "plain_s": total, "ours_s": ours, "ratio": total / ours})
