@@ -100,6 +100,7 @@ class RunConfig(Section):
     text_memory_gib: PositiveFloat = (
         2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
     )
+    compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
     log_every: PositiveInt = 10  # steps
     checkpoint_minutes: PositiveFloat | None = 10.0  # between checkpoints
     checkpoint_steps: PositiveInt | None = (

@@ -27,6 +27,7 @@ from harness.config import Config, Digests, TrainConfig, run_name
 from harness.console import log_to, setup_logging, user_errors
 from harness.data.fewshot import draw
 from harness.data.reader import Dataset, Samples
+from harness.errors import UserError
 from harness.evaluate import EvaluationSet
 from harness.features import TrainingViews, bank_facts
 from harness.files import disk_errors
@@ -64,6 +65,10 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     task = Task(dataset.classes, symptoms.texts(dataset.classes) if symptoms else None)
     backbone = load_backbone(config.backbone, topology.device)
     backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
+    if config.run.compile and topology.zero_stage == 3:
+        raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
+    if config.run.compile:
+        backbone.image.compile()
     digests = Digests(dataset.info.digest, backbone.digest, symptoms.digest() if symptoms else None)
     return Inputs(dataset, task, backbone, digests)
 

@@ -1,14 +1,31 @@
-"""The sweep verbs: `vipbench sweep run GRID --out DIR` and `vipbench sweep status DIR`."""
+"""The sweep verbs: `vipbench sweep run GRID --out DIR`, and `status`, `cancel` and `retry` of that DIR."""
 
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.errors import UserError
+
 if TYPE_CHECKING:
-    from sweeps.runner import RunState
+    from sweeps.status import RunState
+    from sweeps.units import Executor
 
 app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
+
+LOCAL, TORCHRUN, SLURM = "--executor local", "--executor torchrun", "--executor slurm"
+SECONDS_BETWEEN_LOOKS = 10.0
+Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]
+
+
+class Kind(StrEnum):
+    """What runs a sweep."""
+
+    local = "local"
+    torchrun = "torchrun"
+    slurm = "slurm"
 
 
 @app.command()
@@ -16,29 +33,144 @@ def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
     out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="processes at a time")] = 1,
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
     ] = False,
+    executor: Annotated[Kind, typer.Option(help="this machine, one allocation, or a cluster's queue")] = Kind.local,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="processes at a time; default: one per GPU, or one", rich_help_panel=LOCAL)
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="0,1,...: each run gets one of them", rich_help_panel=LOCAL)] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(help="HOST:PORT on the first node", rich_help_panel=TORCHRUN)
+    ] = None,
+    nnodes: Annotated[int | None, typer.Option(min=1, help="nodes", rich_help_panel=TORCHRUN)] = None,
+    nproc_per_node: Annotated[int | None, typer.Option(min=1, help="runs at a time", rich_help_panel=TORCHRUN)] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="settings in YAML, which the options below override", rich_help_panel=SLURM)
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="as of sbatch", rich_help_panel=SLURM)] = None,
+    account: Annotated[str | None, typer.Option(help="as of sbatch", rich_help_panel=SLURM)] = None,
+    qos: Annotated[str | None, typer.Option(help="as of sbatch", rich_help_panel=SLURM)] = None,
+    constraint: Annotated[str | None, typer.Option(help="as of sbatch", rich_help_panel=SLURM)] = None,
+    time: Annotated[
+        str | None, typer.Option(help="before a job is requeued, as of sbatch", rich_help_panel=SLURM)
+    ] = None,
+    mem: Annotated[str | None, typer.Option(help="of each node, as of sbatch", rich_help_panel=SLURM)] = None,
+    gpus_per_run: Annotated[int | None, typer.Option(min=0, help="on all its nodes", rich_help_panel=SLURM)] = None,
+    nodes_per_run: Annotated[int | None, typer.Option(min=1, help="default: 1", rich_help_panel=SLURM)] = None,
+    processes_per_run: Annotated[
+        int | None, typer.Option(min=1, help="default: one per GPU, or one per node", rich_help_panel=SLURM)
+    ] = None,
+    cpus_per_run: Annotated[int | None, typer.Option(min=1, help="on all its nodes", rich_help_panel=SLURM)] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="jobs at a time", rich_help_panel=SLURM)] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="stay until all jobs have ended", rich_help_panel=SLURM)] = False,
 ) -> None:
-    """Run what is missing of a grid. Exits with 1 when a run failed, 130 when interrupted."""
+    """Run what is missing of a grid, or submit it. Exits with 1 when a run failed, 130 when interrupted."""
     from sweeps.runner import run_sweep
 
+    given: dict[Kind, dict[str, Any]] = {
+        Kind.local: {"jobs": jobs, "gpus": gpus.split(",") if gpus else None},
+        Kind.torchrun: {"rdzv_endpoint": rdzv_endpoint, "nnodes": nnodes, "nproc_per_node": nproc_per_node},
+        Kind.slurm: {
+            "profile": profile,
+            "partition": partition,
+            "account": account,
+            "qos": qos,
+            "constraint": constraint,
+            "time": time,
+            "mem": mem,
+            "gpus_per_run": gpus_per_run,
+            "nodes_per_run": nodes_per_run,
+            "processes_per_run": processes_per_run,
+            "cpus_per_run": cpus_per_run,
+            "max_parallel": max_parallel,
+            "wait": wait or None,
+        },
+    }
+    chosen = _executor(executor, given)
     try:
-        states = run_sweep(grid, out, jobs, overrides or [], pack=pack)
+        states = run_sweep(grid, out, chosen, overrides or [], pack=pack)
+        if wait:
+            states = _watch(out)
     except KeyboardInterrupt:
-        typer.echo("interrupted: what was running has been stopped; the same command runs what is missing", err=True)
+        what = "what was submitted goes on" if executor is Kind.slurm else "what was running has been stopped"
+        typer.echo(f"interrupted: {what}; the same command runs what is missing", err=True)
         raise typer.Exit(130) from None
-    _show(states)
-    raise typer.Exit(0 if all(state.state == "done" for state in states) else 1)
+    _end(states)
 
 
 @app.command()
-def status(out: Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]) -> None:
+def status(out: Sweep) -> None:
     """Say where each run of a sweep stands."""
-    from sweeps.runner import sweep_status
+    from sweeps.status import sweep_status
 
     _show(sweep_status(out))
+
+
+@app.command()
+def cancel(out: Sweep) -> None:
+    """Take a sweep's jobs out of Slurm's queue; those that run stop at a checkpoint."""
+    from sweeps.jobs import JOBS, cancel
+    from sweeps.status import planned
+
+    planned(out)
+    typer.echo(f"{cancel(out / JOBS)} jobs cancelled")
+
+
+@app.command()
+def retry(
+    out: Sweep,
+    failed: Annotated[bool, typer.Option("--failed", help="only what failed, not all that is missing")] = False,
+) -> None:
+    """Run what is missing of a sweep again, in the way it was run last."""
+    from sweeps.runner import retry as again
+
+    _end(again(out, failed))
+
+
+def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
+    """The executor that options describe. Raises UserError for an option of another one."""
+    from sweeps.local import LocalExecutor
+    from sweeps.profile import Profile
+    from sweeps.ranks import TorchrunExecutor
+    from sweeps.slurm import SlurmExecutor
+
+    options = {of: {name: value for name, value in those.items() if value is not None} for of, those in given.items()}
+    for of, those in options.items():
+        if of is not kind and those:
+            raise UserError(f"--{next(iter(those)).replace('_', '-')} is for --executor {of}, not {kind}")
+    own = options[kind]
+    if kind is Kind.slurm:
+        own.pop("wait", None)
+        return SlurmExecutor(profile=Profile.load(own.pop("profile", None), own))
+    return LocalExecutor(**own) if kind is Kind.local else TorchrunExecutor(**own)
+
+
+def _watch(out: Path) -> "list[RunState]":
+    """Wait until all jobs have ended; an interruption does not touch them."""
+    from time import sleep
+
+    from harness.progress import Progress
+    from sweeps.status import sweep_status
+
+    states, ended = sweep_status(out), 0
+    with Progress("sweep", len(states), "runs") as progress:
+        while True:
+            now = sum(not state.queued for state in states)
+            failures = sum(state.state == "failed" for state in states)
+            progress.advance(now - ended, note=f"{failures} failed" if failures else None)
+            ended = now
+            if ended == len(states):
+                return states
+            sleep(SECONDS_BETWEEN_LOOKS)
+            states = sweep_status(out)
+
+
+def _end(states: "list[RunState]") -> None:
+    """Show where all stand; exit with 0 when all are done or on their way as jobs, else with 1."""
+    _show(states)
+    raise typer.Exit(0 if all(state.state == "done" or state.queued for state in states) else 1)
 
 
 def _show(states: "list[RunState]") -> None:

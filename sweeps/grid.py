@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from harness.config import Config, Section, nearest, override, set_key
+from harness.config import Config, Model, Section, nearest, override, set_key
 from harness.errors import UserError
 from harness.files import read_yaml
 from harness.results import flatten
@@ -48,7 +48,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     Raises:
         UserError: the file or one of its configs is wrong, or `adjust` or `exclude` name what no combination has.
     """
-    grid = _load(path)
+    grid = validated(Grid, read_yaml(path), str(path))
     base = read_yaml(Path(grid.base)) if isinstance(grid.base, str) else grid.base
     points = [dict(zip(grid.axes, values, strict=True)) for values in product(*grid.axes.values())] if grid.axes else []
     mappings = [_apply(base, point) for point in points]
@@ -63,18 +63,18 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     return [Config.from_mapping(override(mapping, overrides)) for mapping in kept]
 
 
-def _load(path: Path) -> Grid:
-    content = read_yaml(path)
-    keys = list(Grid.model_fields)
+def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+    """A section from what a file says, its keys checked. Raises UserError that begins with `where`."""
+    keys = list(model.model_fields)
     for key in content:
         if key not in keys:
-            raise UserError(f"{path}: {key}: unknown key; {nearest(str(key), keys)}")
+            raise UserError(f"{where}: {key}: unknown key; {nearest(str(key), keys)}")
     try:
-        return Grid(**content)
+        return model(**content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise UserError(f"{where}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
 def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

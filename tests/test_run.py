@@ -1,12 +1,14 @@
 """One run, in this process: what it leaves behind, that it is not run twice, and how its prompts serve elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -74,6 +76,18 @@ def test_the_same_config_gives_the_same_bits(base_config: dict[str, Any], vip_ru
     assert again.name == vip_run.name, "how it is executed is not part of its identity"
     first, second = (load_file(path / "prompts.safetensors") for path in (vip_run, again))
     assert all((first[name] - second[name]).abs().max() == 0 for name in first)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_a_compiled_image_tower_gives_the_same_prompts(
+    base_config: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    base = {**base_config, "backbone": {"name": str(model_folder / "vit.json")}}
+    path, eager = run(base, tmp_path / "compiled", "run.compile=true"), run(base, tmp_path / "eager")
+    assert path.name == eager.name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"
+    prompts, expected = (load_file(folder / "prompts.safetensors") for folder in (path, eager))
+    assert all((prompts[name] - tensor).abs().max() < 1e-5 for name, tensor in expected.items())
 
 
 def test_a_finished_run_is_not_run_again_unless_forced(base_config: dict[str, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def demo(
     from harness.demo.benchmark import make_dataset
     from harness.files import write_text
     from harness.report.tables import load_runs, make_table, to_markdown
+    from sweeps.local import LocalExecutor
     from sweeps.runner import run_sweep
 
     data, sweep, file = out / "data", out / "sweep", out / "table.md"
@@ -28,7 +29,7 @@ def demo(
         "symptoms": ROOT / "symptoms_cache" / "demo" / "lesions.json",
     }
     overrides = [f"{key}={place}" for key, place in places.items()]
-    states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, jobs, overrides)
+    states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, LocalExecutor(jobs=jobs), overrides)
     table = to_markdown(make_table(load_runs(sweep), ["method"], ["shots"], ["accuracy"]))
     write_text(file, table)
     typer.echo(f"\nTest accuracy on drawn lesions, by shots per class (chance is 25.00):\n\n{table}")

@@ -1,12 +1,14 @@
 """`vipbench symptoms generate`: from options to a plan, and from a plan to a set, an estimate or a batch file."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 SHOWN = 10  # classes that are named when something is missing
 CHARACTERS_PER_TOKEN = 4  # of English, about
 BATCH = "batch"  # stands for the version of what answers a batch file, unless it is given
+SLURM = "--executor slurm"
 OWN_SERVER_PATIENCE = 30.0  # seconds: a server that was started for the job does not come back
+
+
+class Place(StrEnum):
+    """Where generation runs."""
+
+    local = "local"
+    slurm = "slurm"
 
 
 class Kind(StrEnum):
@@ -52,6 +62,7 @@ class Source:
 
 
 def generate(
+    context: typer.Context,
     task: Annotated[str | None, typer.Option(help="the task's name; default: the dataset's")] = None,
     classes: Annotated[str | None, typer.Option(help="A,B,C")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="a class per line; a tab and its group may follow")] = None,
@@ -91,11 +102,21 @@ def generate(
     concurrency: Annotated[int, typer.Option(min=1, help="the most requests under way at one server")] = 256,
     gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
+    executor: Annotated[
+        Place, typer.Option(help="here, or as a Slurm job, in which --serve starts vLLM")
+    ] = Place.local,
+    profile: Annotated[Path | None, typer.Option(help="settings of the job in YAML", rich_help_panel=SLURM)] = None,
+    partition: Annotated[str | None, typer.Option(help="as of sbatch", rich_help_panel=SLURM)] = None,
+    time: Annotated[
+        str | None, typer.Option(help="before the job is requeued, as of sbatch", rich_help_panel=SLURM)
+    ] = None,
 ) -> None:
     """Let an LLM write a symptom set: elicit, refine, filter. What was answered is on record and never asked again."""
     from harness.symptoms import plans
     from harness.symptoms.generate import without_llm
 
+    if executor is not Place.slurm and (profile or partition or time):
+        raise UserError("--profile, --partition and --time are for --executor slurm")
     classes_given = plans.read_classes(task, classes, classes_file, data, modality)
     plan = plans.make_plan(
         classes_given,
@@ -124,7 +145,45 @@ def generate(
         _check_source(source, offline)
         if name:
             _file(out, plan.task, name, overwrite)  # before the work begins
+        if executor is Place.slurm:
+            _submit(context, source, profile, {"partition": partition, "time": time, "gpus_per_run": gpus})
+            return
         _generate(plan, source, out, name, overwrite)
+
+
+def _submit(context: typer.Context, source: Source, profile: Path | None, options: dict[str, Any]) -> None:
+    """Have a Slurm job give the same command. What it records (the answers) is how it goes on when it is requeued."""
+    from sweeps.profile import Profile
+    from sweeps.slurm import submit
+    from sweeps.units import Unit
+
+    if source.serve is None:
+        raise UserError(
+            "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
+        )
+    settings = Profile.load(profile, options | {"nodes_per_run": 1, "processes_per_run": 1})
+    command = [sys.executable, "-m", "harness.cli", "symptoms", "generate", *_words(context)]
+    command += ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []
+    jobs = source.cache.with_suffix(".jobs")
+    log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
+    number = submit(jobs, [Unit((), tuple(command), log_file)], settings)
+    typer.echo(
+        f"job {number} is in the queue and will write the set; what it says: {log_file}; scancel {number} ends it"
+    )
+
+
+def _words(context: typer.Context) -> list[str]:
+    """The options of this command as they were given, without those that are about the job."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and name not in ("executor", "profile", "partition", "time", "gpus"):
+            value = context.params[name]
+            values = value if isinstance(value, list) else [value]
+            for item in values:
+                words += [parameter.opts[0]] if item is True else [parameter.opts[0], str(item)]
+    return words
 
 
 def _check_source(source: Source, offline: bool) -> None:

@@ -1,11 +1,14 @@
-"""One run per recipe in one process, with which those of many processes are compared."""
+"""One run per recipe in one process, with which those of many processes are compared; and a Slurm cluster."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.launching import PYTHON, run
+from tests.integration.slurm_cluster import missing, running_cluster
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,16 @@ def vip_run(vip_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def cocoop_run(cocoop_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(PYTHON, cocoop_config, tmp_path_factory.mktemp("cocoop"))
+
+
+@pytest.fixture(scope="module")
+def slurm_cluster() -> Iterator[None]:
+    """A cluster that Slurm's commands find; the test is skipped where Slurm is not installed."""
+    if missing():
+        pytest.skip(f"{', '.join(missing())}: not installed (Debian's packages slurm-wlm and munge)")
+    with running_cluster() as configuration, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:  # of a job that runs these tests
+            patch.delenv(name)
+        patch.setenv("SLURM_CONF", str(configuration))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.results import read_runs
-from sweeps.runner import run_sweep, sweep_status
+from sweeps.local import LocalExecutor
+from sweeps.runner import run_sweep
+from sweeps.status import sweep_status
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +75,7 @@ def test_a_failed_run_is_recorded_and_the_rest_go_on(grid: Path, tmp_path: Path)
 
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
     assert len(stamps) == 2
-    states = run_sweep(grid, out, 1, ["train.warmup_epochs=1"])
+    states = run_sweep(grid, out, LocalExecutor(), ["train.warmup_epochs=1"])
     assert [state.state for state in states] == ["done", "done", "failed"]
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}, (
         "finished runs ran again"
@@ -129,12 +131,12 @@ time.sleep(120)
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from sweeps import runner
+from sweeps import local, units
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
-runner.SECONDS_TO_STOP = 1.0
+local.SECONDS_TO_STOP = 1.0
 folder = Path(sys.argv[1])
-task = runner.Task(("stubborn",), (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
-list(runner.run_locally([task], jobs=1))
+task = units.Unit(("stubborn",), (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
+list(local.run_locally([task], jobs=1))
 """
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import yaml
 from filelock import FileLock
 
 from harness.errors import UserError
-from sweeps.runner import FAILED, PLAN, RUNS, Task, run_locally, run_sweep, sweep_status, why
+from sweeps.local import LocalExecutor, run_locally
+from sweeps.runner import run_sweep
+from sweeps.status import sweep_status
+from sweeps.units import FAILED, PLAN, RUNS, Unit, why
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -53,7 +57,7 @@ def test_only_what_is_missing_runs(
     out, broken, calls = tmp_path / "out #1: é", tmp_path / "broken", tmp_path / "calls"
     broken.touch()
     with caplog.at_level(logging.INFO, "sweeps"):
-        states = run_sweep(grid, out, 2, command=stand_in)
+        states = run_sweep(grid, out, LocalExecutor(jobs=2), command=stand_in)
     assert "6 combinations are 4 different runs" in caplog.text
     assert [state.state for state in states] == ["done", "done", "failed", "done"]
     assert states[2].reason == "no luck today"
@@ -64,7 +68,7 @@ def test_only_what_is_missing_runs(
 
     broken.unlink()
     calls.unlink()
-    states = run_sweep(grid, out, 2, command=stand_in)
+    states = run_sweep(grid, out, LocalExecutor(jobs=2), command=stand_in)
     assert [state.state for state in states] == ["done"] * 4
     assert calls.read_text().split() == ["2"]
     assert not list((out / FAILED).iterdir())
@@ -79,7 +83,7 @@ def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str],
 
 def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) -> None:
     codes = {"killed": "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)", "well": "print('bye')"}
-    tasks = [Task((name,), (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
+    tasks = [Unit((name,), (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
     reasons = {task.names[0]: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
     assert reasons["killed"] == "killed by SIGKILL; it said last: step 3"
     assert reasons["well"].startswith("it ended without an error but left no run directory")
@@ -87,7 +91,7 @@ def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) 
 
 def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    task = Task(("show",), (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"), tmp_path / "log")
+    task = Unit(("show",), (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"), tmp_path / "log")
     for given, jobs, shown in ((None, 4, "8"), ("3", 1, "3")):  # one task alone has all cores, whatever --jobs says
         if given is None:
             monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -97,12 +101,31 @@ def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert task.log.read_text().strip() == shown
 
 
+def test_each_run_gets_a_gpu_that_no_other_uses(tmp_path: Path) -> None:
+    code = (
+        "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.time()); time.sleep(0.4); print(time.time())"
+    )
+    units = [Unit((name,), (sys.executable, "-c", code), tmp_path / name) for name in "abcd"]
+    for gpus, jobs in ((("3", "5"), 2), (("3", "5"), 4)):
+        assert [status for _, status in run_locally(units, jobs, gpus)] == [0] * 4
+        times: dict[str, list[tuple[float, float]]] = {}
+        for unit in units:
+            gpu, began, ended = unit.log.read_text().split()
+            times.setdefault(gpu, []).append((float(began), float(ended)))
+        assert {gpu: len(spans) for gpu, spans in times.items()} == {"3": 2, "5": 2}
+        together = any(first[1] > second[0] for spans in times.values() for first, second in pairwise(sorted(spans)))
+        assert together == (jobs == 4), "more jobs than GPUs share them evenly, as many do not share"
+
+
 def test_status_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / RUNS).mkdir()
     (tmp_path / FAILED).mkdir()
     (tmp_path / PLAN).write_text(json.dumps({"runs": ["a", "b"]}))
     (tmp_path / FAILED / "b.json").write_text(json.dumps({"error": "out of luck", "exit_status": 1, "log": "b.log"}))
-    assert [tuple(state) for state in sweep_status(tmp_path)] == [("a", "pending", ""), ("b", "failed", "out of luck")]
+    assert [tuple(state) for state in sweep_status(tmp_path)] == [
+        ("a", "pending", "", False),
+        ("b", "failed", "out of luck", False),
+    ]
     code = (
         "import sys; from harness.cli import app\n"
         f"app(['sweep', 'status', {str(tmp_path)!r}], standalone_mode=False)\n"

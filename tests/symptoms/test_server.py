@@ -52,17 +52,22 @@ ROOT = Path(__file__).parents[2]
 VIPBENCH = [sys.executable, "-c", "from harness.cli import main; main()"]
 
 
+def interpreter_with(server: str, folder: Path) -> Path:
+    """An interpreter for which vLLM's server is another program."""
+    module = folder / "site" / "vllm" / "entrypoints" / "openai"
+    module.mkdir(parents=True)
+    (module / "api_server.py").write_text(server)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT}:{folder / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter for which vLLM's server is the stub above."""
-    module = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
-    module.mkdir(parents=True)
-    (module / "api_server.py").write_text(STUB)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
     monkeypatch.setattr(server_module, "LOOK_SECONDS", 0.05)
-    return python
+    return interpreter_with(STUB, tmp_path)
 
 
 @pytest.fixture
@@ -226,12 +231,10 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_generate_serves_the_model_for_the_job_and_ends_it(stub: Path, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "site" / "vllm" / "entrypoints" / "openai" / "api_server.py").write_text(FAKE)
-    stub.write_text(stub.read_text().replace("PYTHONPATH=", f"PYTHONPATH={ROOT}:"))
+def test_generate_serves_the_model_for_the_job_and_ends_it(model: Path, tmp_path: Path) -> None:
     words = ["--serve", str(model), "--task", "skin", "--classes", "melanoma,nevus", "--modality", "dermoscopy"]
     words += ["--rounds", "1", "--keep-jargon", "--cache", str(tmp_path / "answers.sqlite"), "--out", str(tmp_path)]
-    environment = {**os.environ, "VIPBENCH_SERVE_PYTHON": str(stub)}
+    environment = {**os.environ, "VIPBENCH_SERVE_PYTHON": str(interpreter_with(FAKE, tmp_path))}
     command = [*VIPBENCH, "symptoms", "generate", *words]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in result.stderr and (tmp_path / "skin" / "tiny.json").exists(), result.stderr

@@ -1,0 +1,142 @@
+"""Where each run of a sweep stands, from its files and, where it was submitted, from Slurm. No process of ours is asked."""
+
+import logging
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness.errors import UserError
+from harness.files import read_json, read_yaml
+from harness.results import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
+from sweeps.jobs import JOBS, WAITING, Entry, entries
+from sweeps.units import FAILED, LOGS, PLAN, RUNS, last_line
+
+log = logging.getLogger(__name__)
+
+ENDED = {
+    "TIMEOUT": "ran out of time before it could go back into the queue (--time)",
+    "OUT_OF_MEMORY": "out of memory (--mem)",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not start",
+    "PREEMPTED": "preempted",
+    "DEADLINE": "missed its deadline",
+}
+BLOCK = 1 << 16
+
+State = Literal["done", "failed", "running", "pending"]
+
+
+class RunState(NamedTuple):
+    """Where a planned run stands, what is to be said of it (why it failed or waits, how far it is), and whether it is a job."""
+
+    name: str
+    state: State
+    reason: str = ""
+    queued: bool = False
+
+
+def sweep_status(out: Path) -> list[RunState]:
+    """Where every planned run of a sweep stands.
+
+    Raises:
+        UserError: there is no sweep at `out`.
+    """
+    names = planned(out)
+    try:
+        submitted = entries(out / JOBS)
+    except UserError as error:
+        log.warning("%s; what follows is from files alone", error)
+        submitted = {}
+    return [_state(out, name, submitted.get(name)) for name in names]
+
+
+def planned(out: Path) -> list[str]:
+    """The names of a sweep's runs. Raises UserError where there is no sweep."""
+    if not (out / PLAN).is_file():
+        raise UserError(
+            f"{out}: no sweep here (it has no {PLAN}); start one with `vipbench sweep run GRID --out {out}`"
+        )
+    return list(read_json(out / PLAN)["runs"])
+
+
+def _state(out: Path, name: str, entry: Entry | None) -> RunState:
+    run = out / RUNS / name
+    if is_finished(run):
+        return RunState(name, "done")
+    if entry and entry.state in WAITING:
+        why = entry.reason if entry.reason not in ("", "None") else entry.state
+        return RunState(name, "pending", f"in the queue ({why})", queued=True)
+    queued = bool(entry and entry.active)
+    if queued or is_running(run):
+        return RunState(name, "running", progress(run.with_name(run.name + PARTIAL)), queued)
+    record = out / FAILED / f"{name}.json"
+    reason = str(read_json(record)["error"]) if record.is_file() else failure(run)
+    if entry and entry.state in ENDED:
+        return RunState(name, "failed", f"{ENDED[entry.state]}; {reason or _said_last(out, name)}")
+    if reason:
+        return RunState(name, "failed", reason)
+    if entry and entry.state != "CANCELLED":
+        ended = f"ended ({entry.state})" if entry.state else "is gone from Slurm's queue"
+        return RunState(name, "failed", f"its job {entry.job} {ended} and left no reason; {_said_last(out, name)}")
+    return RunState(name, "pending", "cancelled" if entry else "")
+
+
+def _said_last(out: Path, name: str) -> str:
+    return f"it said last: {last_line(out / LOGS / f'{name}.log')}"
+
+
+def progress(partial: Path) -> str:
+    """How far a run at work has come, and about how long it will still train: from its log of steps and the times of its files.
+
+    The rate is that since the run was started or went on, its set-up included.
+    """
+    try:
+        step = _last_step(partial / STEPS)
+        config = read_yaml(partial / CONFIG)
+        steps = _steps(config) if config["train"] else None
+        began, now = ((partial / file).stat().st_mtime for file in (CONFIG, STEPS))
+    except (UserError, OSError):  # it is starting, or has just ended
+        return ""
+    if steps is None or step is None:
+        return ""
+    if step >= steps:
+        return f"step {step} of {steps}, testing"
+    first = _resumed_after(partial / LOGS / "rank-0.log")
+    rate = (step - first) / max(now - began, 1e-3)
+    left = f", about {timedelta(seconds=round((steps - step) / rate))} left" if rate > 0 else ""
+    return f"step {step} of {steps}{left}"
+
+
+def _last_step(path: Path) -> int | None:
+    found = re.findall(rb'"step": (\d+)[^\n]*\n', _end(path))
+    return int(found[-1]) if found else None
+
+
+def _resumed_after(path: Path) -> int:
+    found = re.findall(rb"goes on after step (\d+) of", _end(path)) if path.is_file() else []
+    return int(found[-1]) if found else 0
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - BLOCK))
+        return file.read()
+
+
+def _steps(config: Mapping[str, Any]) -> int:
+    """The optimiser steps that a resolved config plans."""
+    train, shots = config["train"], config["data"]["shots"]
+    classes, images = _dataset(config["data"]["path"])
+    samples = images if shots == "all" else shots * classes
+    return int(train["epochs"] * max(1, samples // train["batch_size"]))
+
+
+@cache
+def _dataset(path: str) -> tuple[int, int]:
+    from harness.data.shards import DatasetInfo
+
+    info = DatasetInfo.load(path)
+    return len(info.classes), sum(info.splits["train"].counts.values())

@@ -1,0 +1,71 @@
+"""What one process, or one launch of several, works on: a run, or runs that train together; and how its end is recorded."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from harness.config import Section
+from harness.files import write_json
+from harness.results import failure, is_finished
+
+PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
+STOPPED = (
+    128 + signal.SIGTERM,
+    128 + signal.SIGUSR1,
+)  # status of a run that stopped at a checkpoint, as it was asked to
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A command to be started for runs (several: they train together), and the file for what it prints."""
+
+    names: tuple[str, ...]
+    command: tuple[str, ...]
+    log: Path
+
+
+class Executor(Section):
+    """What works through units, or has them worked through. Its settings are plain values, so that a sweep can keep them."""
+
+    alone: ClassVar[bool] = True  # one command at a time may work on a sweep with it
+
+    def run(self, out: Path, units: Sequence[Unit]) -> None:
+        """Work through units of the sweep at `out`. A run that fails is recorded, and the rest go on."""
+        raise NotImplementedError
+
+
+def record_end(out: Path, unit: Unit, status: int, reason: str | None = None) -> int:
+    """Record which runs of a unit failed and why, after its command ended with `status`; returns how many.
+
+    One that stopped at a checkpoint because it was asked to has not failed, unless a `reason` is given.
+    """
+    failures = 0
+    for name in unit.names:
+        record = out / FAILED / f"{name}.json"
+        if is_finished(out / RUNS / name):
+            record.unlink(missing_ok=True)
+        elif reason or status not in STOPPED:
+            failures += 1
+            error = reason or failure(out / RUNS / name) or why(status, unit.log)
+            write_json(record, {"error": error, "exit_status": status, "log": str(unit.log)})
+    return failures
+
+
+def why(status: int, log_file: Path) -> str:
+    """Why a run that left no result ended, in one line: what it said last, and how it ended where that says more."""
+    line = last_line(log_file)
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}; it said last: {line}"
+    if status == 0:
+        return f"it ended without an error but left no run directory of this name; it said last: {line}"
+    return line
+
+
+def last_line(path: Path) -> str:
+    """The last line that is not empty of a log, without what a launcher adds around an error of ours."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("error: ")]
+    return (ours or lines or ["(it printed nothing)"])[-1]

@@ -1,0 +1,70 @@
+"""Runs of a sweep dealt over the processes that torchrun starts, on one node and on two."""
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.files import read_json
+from sweeps.status import sweep_status
+from tests.integration.launching import SCRIPTS, environment
+
+pytestmark = pytest.mark.integration
+
+
+def node(grid: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+    """The command that is given on each node."""
+    command = [str(SCRIPTS / "vipbench"), "sweep", "run", str(grid), "--out", str(out), "--executor", "torchrun"]
+    return subprocess.Popen(
+        [*command, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def processes_of(folder: Path) -> str:
+    return subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False).stdout
+
+
+def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) -> None:
+    base = {**base_config, "method": "coop", "train": {**base_config["train"], "warmup_lr": 0.01}}
+    content = {"base": base, "axes": {"seed": [1, 2, 3]}, "include": [{"train.lr": 1e30, "train.epochs": 4}]}
+    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
+    grid.write_text(yaml.safe_dump(content))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = [node(grid, out, "--nnodes", "2", "--rdzv-endpoint", place) for _ in range(2)]
+    said = [process.communicate(timeout=240) for process in nodes]
+    assert [process.returncode for process in nodes] == [1, 1], said  # one run failed
+    assert all("3 done, 0 running, 0 pending, 1 failed" in output for output, _ in said), said
+    states = sweep_status(out)
+    assert [state.state for state in states] == ["done", "done", "done", "failed"]
+    assert "training: the loss is" in states[3].reason
+    takers = [line for _, errors in said for line in errors.splitlines() if line.startswith("process ")]
+    assert all(sum(state.name in line for line in takers) == 1 for state in states), takers
+    assert {rank for rank in (0, 1) for line in takers if f"process {rank}: " in line} == {0, 1}, takers
+    hardware = [read_json(path)["hardware"] for path in out.glob("runs/*/provenance.json")]
+    assert [(one["launcher"], one["processes"]) for one in hardware] == [("python", 1)] * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
+    run = {**base_config["run"], "bank": False}  # which would first fill itself for all these epochs
+    endless = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
+    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
+    grid.write_text(yaml.safe_dump({"base": endless, "axes": {"seed": [1, 2]}}))
+    with node(grid, out, "--nproc-per-node", "2") as sweep:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("runs/*.partial/steps.jsonl"))) < 2:
+            assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
+            time.sleep(0.1)
+        sweep.send_signal(number)
+        _, said = sweep.communicate(timeout=90)
+    assert sweep.returncode == 130
+    assert "interrupted" in said.splitlines()[-1]
+    assert processes_of(out) == ""
+    assert [state.state for state in sweep_status(out)] == ["pending", "pending"]
