@@ -36,7 +36,7 @@ from torchvision.transforms import (
 from benchmarks.measure import Result
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig, TrainConfig
-from harness.data.augment import TrainTransform
+from harness.data.augment import TrainTransform, normalised
 from harness.data.decode import Picture
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
@@ -81,14 +81,15 @@ def ours(samples: Samples, workers: int) -> Iterator[Tensor]:
 def theirs(shards: list[str], workers: int, same: bool) -> Iterator[Tensor]:
     """Batches from webdataset's pipeline: shards split over processes, a shuffle buffer, decoding, and a transform: the same as
     ours, or what its users write with "pil" and torchvision."""
-    ours = TrainTransform(224, MEAN, STD, seed=0, epoch=1)
+    ours = TrainTransform(224, seed=0, epoch=1)
     usual = Compose(
         [RandomResizedCrop(224, interpolation=BICUBIC), RandomHorizontalFlip(), ToTensor(), Normalize(MEAN, STD)]
     )
 
     def view(sample: dict[str, Any]) -> tuple[Tensor, int]:
         if same:
-            return ours(Picture(sample["jpg"]), sample["__key__"]), json.loads(sample["json"])["label"]
+            pixels = normalised(ours(Picture(sample["jpg"]), sample["__key__"])[None], MEAN, STD)[0]
+            return pixels, json.loads(sample["json"])["label"]
         return usual(sample["jpg"]), sample["json"]["label"]
 
     pipeline = wds.WebDataset(shards, shardshuffle=100, seed=0).shuffle(1000)
@@ -163,7 +164,7 @@ def _decode_times() -> str:
 
 def _times_of(width: int, height: int) -> str:
     """Milliseconds for the pixels of a JPEG, and for a training view of all of it."""
-    view = TrainTransform(224, MEAN, STD, seed=0, epoch=1, scale=(1.0, 1.0))
+    view = TrainTransform(224, seed=0, epoch=1, scale=(1.0, 1.0))
     data = jpeg(np.random.default_rng(0), width, height)
     assert np.array_equal(Picture(data).pixels(), pillow(data)), "the same pixels"
     functions = {

@@ -140,8 +140,7 @@ class TrainingViews:
 
     def _from_images(self, parts: Sequence[tuple[list[int], float]], loaded: Iterator[Loaded]) -> Iterator[Batch]:
         for _, weight in parts:
-            pixels, labels, good = next(loaded)
-            inputs = pixels.to(self.topology.device, non_blocking=True)
+            inputs, labels, good = next(loaded)
             if self.needs == "features":
                 inputs = image_features(self.backbone, inputs, self.topology)
             yield self._batch(inputs, labels, good, weight)
@@ -248,6 +247,6 @@ def encode_samples(
     device = backbone.logit_scale.device
     with Progress(description, len(samples), "images") as progress:
         for loaded in dataset.load(batches, device):
-            features.append(backbone.encode_images(loaded.pixels.to(device)).cpu())
+            features.append(backbone.encode_images(loaded.pixels).cpu())
             progress.advance(len(loaded.labels))
     return torch.cat(features) if features else torch.empty(0, backbone.dim)

@@ -121,14 +121,14 @@ class Topology:
     def each(
         self, forward: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], passes: int, shape: Sequence[int]
     ) -> Iterator[Tensor]:
-        """`forward` of each of this rank's inputs.
+        """`forward` of each of this rank's inputs, which are on its device.
 
         Where weights are sharded a rank with fewer inputs takes part in the others' passes, of which there are `passes`, with
         an input of zeros [1, *shape].
         """
         for batch in inputs:
             passes -= 1
-            yield forward(batch.to(self.device, non_blocking=True))
+            yield forward(batch)
         for _ in range(passes if self.sharded else 0):
             forward(torch.zeros(1, *shape, device=self.device))
 

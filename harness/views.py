@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.backbone import Backbone
 from harness.config import TrainConfig
-from harness.data.augment import TrainTransform
+from harness.data.augment import TrainTransform, normalised
 from harness.data.reader import DamagedSample, Samples
 from harness.errors import UserError
 
@@ -30,7 +30,7 @@ class Loading:
 
 
 class Loaded(NamedTuple):
-    """Views of b samples: pixels [b, 3, H, W] float32, labels [b] int64, and whether each could be read [b] bool."""
+    """Views of b samples: pixels [b, 3, H, W] float32 on the device, labels [b] int64, and whether each could be read."""
 
     pixels: Tensor
     labels: Tensor
@@ -38,8 +38,8 @@ class Loaded(NamedTuple):
 
 
 class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
-    """(view, position) -> that view of a sample, float32 [3, H, W], its label, its position, what is wrong with it (""), and
-    whether it is then skipped.
+    """(view, position) -> that view of a sample, its label, its position, what is wrong with it (""), and whether it is then
+    skipped. A view is uint8 [H, W, 3] where it is augmented, and float32 [3, H, W] where it is the backbone's own preprocessing.
 
     Augmentation is keyed by (augmentation seed, view, sample), so a view is the same whoever computes it, and when.
 
@@ -52,7 +52,7 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
 
     def __init__(self, samples: Samples, backbone: Backbone, train: TrainConfig | None, loading: Loading) -> None:
         self.samples, self.evaluate, self.loading = samples, backbone.eval_transform, loading
-        self.sizes = (backbone.image_size, backbone.mean, backbone.std)
+        self.size, self.mean, self.std = backbone.image_size, backbone.mean, backbone.std
         self.train = train
         self.skipped: dict[str, str] = {}
 
@@ -63,10 +63,13 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
             return self._pixels(number, position), label, position, "", False
         except UserError as error:  # as a value, since torch would put a loading process's traceback before it
             skip = self.loading.on_error == "skip" and isinstance(error, DamagedSample)
-            return torch.zeros(3, self.sizes[0], self.sizes[0]), label, position, str(error), skip
+            blank = torch.zeros(3, self.size, self.size)
+            if number != EVALUATION:
+                blank = blank.permute(1, 2, 0).byte()
+            return blank, label, position, str(error), skip
 
     def load(self, batches: Iterable[list[tuple[int, int]]], device: torch.device) -> Iterator[Loaded]:
-        """Batches of (view, position) on the CPU, ready to be copied to a device; `loading.workers` processes load ahead.
+        """Batches of (view, position), each of augmented views or of view 0 alone; `loading.workers` processes load ahead.
 
         Raises:
             UserError: a sample is damaged, and `loading.on_error` is "raise"; or a shard is missing.
@@ -81,14 +84,16 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
                 if problem and key not in self.skipped:
                     self.skipped[key] = problem
                     log.warning("skipped: %s", problem)
+            pixels = pixels.to(device, non_blocking=True)
+            if pixels.dtype == torch.uint8:
+                pixels = normalised(pixels, self.mean, self.std)
             yield Loaded(pixels, labels, torch.tensor([not problem for problem in problems]))
 
     def _pixels(self, number: int, position: int) -> Tensor:
         if number == EVALUATION:
             return self.evaluate(self.samples.image(position))
         assert self.train is not None and self.train.augmentation_seed is not None, "a resolved recipe is needed"
-        size, mean, std = self.sizes
         seed, scale, flip = self.train.augmentation_seed, self.train.crop_scale, self.train.flip
-        transform = TrainTransform(size, mean, std, seed, number, scale, flip)
+        transform = TrainTransform(self.size, seed, number, scale, flip)
         key = self.samples.key(position)
         return self.samples.show(position, lambda picture: transform(picture, key))

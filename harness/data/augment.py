@@ -18,11 +18,10 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class TrainTransform:
-    """Random resized crop (bicubic), horizontal flip, normalisation; the same view whoever computes it, and when.
+    """Random resized crop (bicubic) and horizontal flip; the same view whoever computes it, and when.
 
     Args:
         size: pixels of a side of the view.
-        mean, std: of each channel, for pixels in 0..1.
         seed: the augmentation seed.
         epoch: which view of a sample.
         scale: smallest and largest part of the image's area that a crop covers.
@@ -32,20 +31,15 @@ class TrainTransform:
     def __init__(
         self,
         size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
         seed: int,
         epoch: int,
         scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
     ) -> None:
         self.size, self.seed, self.epoch, self.scale, self.flip = size, seed, epoch, scale, flip
-        # (pixel / 255 - mean) / std as one product and one sum
-        self.gain = np.array([1 / (255 * s) for s in std], dtype=np.float32).reshape(3, 1, 1)
-        self.bias = np.array([-m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32).reshape(3, 1, 1)
 
     def __call__(self, picture: Picture, key: str) -> Tensor:
-        """View of an image file: float32 [3, size, size].
+        """View of an image file: uint8 [size, size, 3], a quarter of what its numbers take; `normalised` makes them.
 
         A JPEG is decoded at a half, a quarter or an eighth of its size where the crop still has the view's pixels then.
 
@@ -62,10 +56,20 @@ class TrainTransform:
         view = view.resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and random.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        values = np.empty((3, self.size, self.size), dtype=np.float32)
-        np.multiply(np.asarray(view).transpose(2, 0, 1), self.gain, out=values)
-        values += self.bias
-        return torch.from_numpy(values)
+        return torch.from_numpy(np.array(view))
+
+
+def normalised(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Views as a tower reads them: uint8 [b, H, W, 3] -> float32 [b, 3, H, W] on the same device.
+
+    Args:
+        mean, std: of each channel, for pixels in 0..1.
+    """
+    # (pixel / 255 - mean) / std as one product and one sum
+    gain = torch.tensor([1 / (255 * s) for s in std], device=views.device).reshape(3, 1, 1)
+    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=views.device).reshape(3, 1, 1)
+    planes = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return planes.mul_(gain).add_(bias)
 
 
 def reduction(box: Box, size: int) -> int:
