@@ -43,7 +43,7 @@ from harness.data.shards import write_dataset
 from harness.data.sources import read_folder
 from harness.views import Loading, Views
 
-IMAGES, ROUNDS, ENTRIES, READ = 800, 3, 1_000_000, 4000
+IMAGES, ROUNDS, ENTRIES, READ = 800, 3, 1_000_000, 8000
 BICUBIC = InterpolationMode.BICUBIC
 SIZES = ((600, 450), (1024, 1024), (3000, 2000))
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -140,12 +140,12 @@ def _memory(samples: Samples) -> str:
     batches = [[(1, place) for place in places[first : first + 32]] for first in range(0, READ, 32)]
     held = []
     for number, _ in enumerate(views.load(batches, torch.device("cpu"))):
-        if number in (len(batches) // 4, len(batches) - 4):
+        if number in (len(batches) // 2, len(batches) - 4):
             processes = [psutil.Process(), *psutil.Process().children()]
             held.append(sum(process.memory_full_info().pss for process in processes) / 2**20)
     return (
         f"index: {per_entry:.0f} bytes an entry; with {ENTRIES:,} entries main and two loader processes hold {held[0]:.0f} MiB "
-        f"(proportional set size) after {READ // 4} samples, {held[1]:.0f} MiB after {READ - 128}"
+        f"(proportional set size) after {READ // 2} samples, {held[1]:.0f} MiB after {READ - 128}"
     )
 
 
