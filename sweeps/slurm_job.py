@@ -65,7 +65,7 @@ class SlurmJob:
             told = told or bool(asked and self._ask_to_end(process))
             time.sleep(SECONDS_BETWEEN_LOOKS)
         status = process.returncode
-        if self._done(status):
+        if self._done(status) or (node and status == 0):
             return
         if (asked or status in STOPPED) and _still_wanted():
             try:

@@ -1,4 +1,7 @@
-"""A real one-node Slurm cluster of our own: munged, slurmctld and slurmd with a temporary configuration."""
+"""A real Slurm cluster of our own with a temporary configuration: munged, slurmctld, and two slurmd that are two nodes.
+
+Both nodes are this machine. The first has its name, under which the processes of a run look for each other.
+"""
 
 import contextlib
 import getpass
@@ -18,17 +21,16 @@ CONFIGURATION = """
 ClusterName=vipbench
 SlurmctldHost={host}
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -38,9 +40,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 CoresPerSocket=2 RealMemory=4000"
 
 
 def missing() -> list[str]:
@@ -56,9 +59,11 @@ def running_cluster() -> Iterator[Path]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         configuration = folder / "slurm.conf"
         host = socket.gethostname().split(".")[0]
-        ports = {"controller": _free_port(), "daemon": _free_port()}
-        configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user=getpass.getuser(), **ports))
-        for name in ("state", "spool"):
+        nodes = (host, f"{host}-too")
+        lines = [NODE.format(name=node, host=host, port=_free_port()) for node in nodes]
+        settings = {"folder": folder, "host": host, "user": getpass.getuser(), "controller": _free_port()}
+        configuration.write_text(CONFIGURATION.format(**settings, nodes="\n".join(lines)))
+        for name in ("state", *(f"spool.{node}" for node in nodes)):
             (folder / name).mkdir()
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -68,14 +73,16 @@ def running_cluster() -> Iterator[Path]:
         for command in (
             ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
             ["slurmctld", "-D", "-i"],
-            ["slurmd", "-D", "-N", host],
+            *(["slurmd", "-D", "-N", name] for name in nodes),
         ):
-            with (folder / f"{command[0]}.out").open("wb") as out:
+            with (folder / f"{command[0]}.out").open("ab") as out:
                 process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
             stack.callback(_stop, process)
             if command[0] == "munged":
                 _wait_for(folder, lambda: (folder / "munge.socket").exists())
-        _wait_for(folder, lambda: _said(["sinfo", "-h", "-o", "%T"], environment) == "idle")
+        _wait_for(
+            folder, lambda: _said(["sinfo", "--noheader", "--Node", "--format=%T"], environment).split() == ["idle"] * 2
+        )
         stack.callback(_cancel_all, environment)
         yield configuration
 
@@ -83,7 +90,7 @@ def running_cluster() -> Iterator[Path]:
 def _cancel_all(environment: dict[str, str]) -> None:
     subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, capture_output=True, check=False)
     deadline = time.monotonic() + 15
-    while _said(["squeue", "-h", "-o", "%i"], environment) and time.monotonic() < deadline:
+    while _said(["squeue", "--noheader", "--format=%i"], environment) and time.monotonic() < deadline:
         time.sleep(0.5)
 
 

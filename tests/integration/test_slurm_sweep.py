@@ -1,4 +1,4 @@
-"""A real Slurm cluster of one node: arrays, several ranks, signals and requeueing, failures, a submitter that dies."""
+"""A real Slurm cluster on this machine: arrays, several ranks and nodes, requeueing, failures, a submitter that dies."""
 
 import signal
 import subprocess
@@ -124,13 +124,13 @@ def test_a_run_of_two_ranks(vip_config: dict[str, Any], vip_run: Path, profile: 
     assert sorted(log.name for log in (path / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
 
 
-@pytest.mark.parametrize(("number", "processes"), [("TERM", 1), ("USR2", 2)])  # USR2: Slurm sends it before time is up
+@pytest.mark.parametrize(("number", "nodes"), [("TERM", 1), ("USR2", 2)])  # USR2: Slurm sends it before time is up
 def test_a_job_that_is_told_to_end_goes_back_into_the_queue_and_goes_on(
-    long_config: dict[str, Any], profile: Path, tmp_path: Path, number: str, processes: int
+    long_config: dict[str, Any], profile: Path, tmp_path: Path, number: str, nodes: int
 ) -> None:
+    """A process on each node."""
     out = tmp_path / "out"
-    options = ["--executor", "slurm", "--profile", profile, "--processes-per-run", processes]
-    options += ["--cpus-per-run", processes]
+    options = ["--executor", "slurm", "--profile", profile, "--nodes-per-run", nodes, "--cpus-per-run", nodes]
     sweep("run", write_grid(tmp_path, long_config, include=[{}]), "--out", out, *options)
     name = only(sweep_status(out)).name
     wait_for(lambda: steps(out, name) > 30, out)
@@ -141,8 +141,10 @@ def test_a_job_that_is_told_to_end_goes_back_into_the_queue_and_goes_on(
     wait_for(lambda: only(sweep_status(out)).state == "pending", out)
     wait_for(lambda: ended(out), out)
     assert only(sweep_status(out)).state == "done", sweep_status(out)
-    assert read_json(out / "runs" / name / "provenance.json")["resumed_after_step"] > 0
-    if processes == 1:
+    provenance = read_json(out / "runs" / name / "provenance.json")
+    assert provenance["resumed_after_step"] > 0
+    assert provenance["hardware"]["processes"] == nodes
+    if nodes == 1:
         whole = run(PYTHON, long_config, tmp_path / "whole")
         prompts, expected = (load_file(path / "prompts.safetensors") for path in (out / "runs" / name, whole))
         assert all(prompts[key].equal(tensor) for key, tensor in expected.items())
