@@ -40,8 +40,11 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 KillWait=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 CoresPerSocket=2 RealMemory=4000"
 
@@ -81,7 +84,11 @@ def running_cluster() -> Iterator[Path]:
             if command[0] == "munged":
                 _wait_for(folder, lambda: (folder / "munge.socket").exists())
         _wait_for(
-            folder, lambda: _said(["sinfo", "--noheader", "--Node", "--format=%T"], environment).split() == ["idle"] * 2
+            folder,
+            lambda: (
+                _said(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"], environment).split()
+                == ["idle"] * 2
+            ),
         )
         stack.callback(_cancel_all, environment)
         yield configuration

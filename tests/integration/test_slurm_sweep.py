@@ -150,6 +150,28 @@ def test_a_job_that_is_told_to_end_goes_back_into_the_queue_and_goes_on(
         assert all(prompts[key].equal(tensor) for key, tensor in expected.items())
 
 
+def test_a_run_that_is_preempted_goes_on(long_config: dict[str, Any], profile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(
+        "run",
+        write_grid(tmp_path, long_config, include=[{}]),
+        "--out",
+        out,
+        "--executor",
+        "slurm",
+        "--profile",
+        profile,
+    )
+    name = only(sweep_status(out)).name
+    wait_for(lambda: steps(out, name) > 30, out)
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 3"]
+    slurm("sbatch", "--job-name=urgent", f"--output={tmp_path / 'urgent.log'}", *urgent)
+    wait_for(lambda: only(sweep_status(out)).state == "pending", out)
+    wait_for(lambda: ended(out), out)
+    assert only(sweep_status(out)).state == "done", sweep_status(out)
+    assert read_json(out / "runs" / name / "provenance.json")["resumed_after_step"] > 0
+
+
 def test_cancelled_jobs_stop_at_a_checkpoint(long_config: dict[str, Any], profile: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     endless = {**long_config, "train": {**long_config["train"], "epochs": 10**6}}
