@@ -4,6 +4,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,23 @@ from tests.integration.launching import SCRIPTS, environment
 pytestmark = pytest.mark.integration
 
 
-def node(grid: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
-    """The command that is given on each node."""
+@contextmanager
+def node(grid: Path, out: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command that is given on each node; it does not outlive a failing test."""
     command = [str(SCRIPTS / "vipbench"), "sweep", "run", str(grid), "--out", str(out), "--executor", "torchrun"]
-    return subprocess.Popen(
-        [*command, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process = subprocess.Popen(
+        [*command, *options],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in a shell's background ignores
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def processes_of(folder: Path) -> str:
@@ -37,8 +50,10 @@ def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    nodes = [node(grid, out, "--nnodes", "2", "--rdzv-endpoint", place) for _ in range(2)]
-    said = [process.communicate(timeout=240) for process in nodes]
+    with ExitStack() as stack:
+        options = ("--nnodes", "2", "--rdzv-endpoint", place)
+        nodes = [stack.enter_context(node(grid, out, *options)) for _ in range(2)]
+        said = [process.communicate(timeout=240) for process in nodes]
     assert [process.returncode for process in nodes] == [1, 1], said  # one run failed
     assert all("3 done, 0 running, 0 pending, 1 failed" in output for output, _ in said), said
     states = sweep_status(out)
