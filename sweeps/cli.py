@@ -115,7 +115,10 @@ def cancel(out: Sweep) -> None:
     from sweeps.status import planned
 
     planned(out)
-    typer.echo(f"{cancel(out / JOBS)} jobs cancelled")
+    count = cancel(out / JOBS)
+    typer.echo(
+        f"{count} jobs cancelled" if count else "none of its runs is in Slurm's queue; other executors end with Ctrl-C"
+    )
 
 
 @app.command()

@@ -145,7 +145,13 @@ def test_no_orphan_however_the_command_ends(stub: Path, model: Path, number: sig
     """Ctrl-C goes to the whole foreground group, as from a terminal; the child of the server ignores SIGTERM."""
     command = [*VIPBENCH, "serve", str(model), "--python", str(stub), "--port", str(server_module._free_port())]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in a shell's background ignores
     )
     assert process.stdout
     line = process.stdout.readline()
