@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
@@ -45,11 +45,14 @@ class TorchrunExecutor(Executor):
         rdzv_endpoint: HOST:PORT where the nodes find each other; None: there is one node.
     """
 
-    alone: ClassVar[bool] = False  # each node gives the same command
     kind: Literal["torchrun"] = "torchrun"
     rdzv_endpoint: str | None = None
     nnodes: PositiveInt = 1
     nproc_per_node: PositiveInt = 1
+
+    @property
+    def alone(self) -> bool:
+        return self.nnodes == 1  # else each node gives the same command
 
     def run(self, out: Path, units: Sequence[Unit]) -> None:
         """Work through units together with the other nodes.

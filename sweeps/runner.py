@@ -10,7 +10,7 @@ how.json (which executor, for `retry`) and jobs/ (what was submitted to Slurm).
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -66,15 +66,13 @@ def run_sweep(
     """
     executor = executor or LocalExecutor()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out, executor):
+
+    def missing() -> list[Unit]:
         names = plan(grid, out, overrides)
         write_json(out / HOW, {"executor": executor.model_dump(mode="json"), "pack": pack})
-        units = _units(out, _missing(out, names), command, pack)
-        if executor.alone:
-            executor.run(out, units)
-    if not executor.alone:
-        executor.run(out, units)
-    return sweep_status(out)
+        return _units(out, _missing(out, names), command, pack)
+
+    return _work(out, executor, missing)
 
 
 def retry(out: Path, only_failed: bool, command: Sequence[str] = RUN_COMMAND) -> list[RunState]:
@@ -85,12 +83,23 @@ def retry(out: Path, only_failed: bool, command: Sequence[str] = RUN_COMMAND) ->
     """
     names = planned(out)
     how = How(**read_json(out / HOW))
-    with _locked(out, how.executor):
+
+    def missing() -> list[Unit]:
         failed = {state.name for state in sweep_status(out) if state.state == "failed"}
-        missing = [name for name in _missing(out, names) if name in failed or not only_failed]
-        for name in missing:
-            (out / FAILED / f"{name}.json").unlink(missing_ok=True)
-        how.executor.run(out, _units(out, missing, command, how.pack))
+        wanted = [name for name in _missing(out, names) if name in failed or not only_failed]
+        return _units(out, wanted, command, how.pack)
+
+    return _work(out, how.executor, missing)
+
+
+def _work(out: Path, executor: Executor, find: Callable[[], list[Unit]]) -> list[RunState]:
+    """Find what there is to do on a sweep and do it, together with other commands only where the executor is made for that."""
+    with _locked(out, executor):
+        units = find()
+        if executor.alone:
+            executor.run(out, units)
+    if not executor.alone:
+        executor.run(out, units)
     return sweep_status(out)
 
 

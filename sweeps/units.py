@@ -4,7 +4,6 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from harness.config import Section
 from harness.files import write_json
@@ -29,7 +28,10 @@ class Unit:
 class Executor(Section):
     """What works through units, or has them worked through. Its settings are plain values, so that a sweep can keep them."""
 
-    alone: ClassVar[bool] = True  # one command at a time may work on a sweep with it
+    @property
+    def alone(self) -> bool:
+        """Whether one command at a time may work on a sweep with it."""
+        return True
 
     def run(self, out: Path, units: Sequence[Unit]) -> None:
         """Work through units of the sweep at `out`. A run that fails is recorded, and the rest go on."""

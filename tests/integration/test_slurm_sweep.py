@@ -88,8 +88,7 @@ def test_six_runs_as_an_array_whose_submitter_is_killed(
     submitter.wait()
 
     assert "6 pending" in sweep("status", out)
-    said = sweep(*command[1:])
-    assert "in the queue (Dependency)" in said, "the runs wait for the job that fills the bank"
+    sweep(*command[1:])
     assert len(list(out.glob("jobs/*.json"))) == 2, "what waits already was submitted again"
 
     wait_for(lambda: ended(out), out)
@@ -102,6 +101,8 @@ def test_six_runs_as_an_array_whose_submitter_is_killed(
     assert not any("encode" in log for log in logs), "a run filled what the first job should have filled"
     array = next(path for path in out.glob("jobs/*/*_submission.sh") if "--array" in path.read_text())
     assert "#SBATCH --array=0-5%2" in array.read_text()
+    bank = next(record for record in map(read_json, out.glob("jobs/*.json")) if record["units"] == [[]])
+    assert f"#SBATCH --dependency=afterany:{bank['job']}" in array.read_text(), "the runs wait for the bank"
     config = yaml.safe_load((out / "configs" / f"{states[0].name}.yaml").read_text())
     config["run"]["out"] = "runs"
     assert_same_run(out / "runs" / states[0].name, run(PYTHON, config, tmp_path / "alone"))

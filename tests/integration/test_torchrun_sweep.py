@@ -20,11 +20,10 @@ pytestmark = pytest.mark.integration
 
 
 @contextmanager
-def node(grid: Path, out: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command that is given on each node; it does not outlive a failing test."""
-    command = [str(SCRIPTS / "vipbench"), "sweep", "run", str(grid), "--out", str(out), "--executor", "torchrun"]
+def node(*words: str) -> Iterator["subprocess.Popen[str]"]:
+    """`vipbench sweep WORDS`, which is given on each node; it does not outlive a failing test."""
     process = subprocess.Popen(
-        [*command, *options],
+        [str(SCRIPTS / "vipbench"), "sweep", *words],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,6 +41,15 @@ def processes_of(folder: Path) -> str:
     return subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False).stdout
 
 
+def on_two_nodes(*words: str) -> list[tuple[str, str]]:
+    """What two nodes say that give the same command, for a sweep of which one run fails."""
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(node(*words)) for _ in range(2)]
+        said = [process.communicate(timeout=240) for process in nodes]
+    assert [process.returncode for process in nodes] == [1, 1], said
+    return said
+
+
 def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) -> None:
     base = {**base_config, "method": "coop", "train": {**base_config["train"], "warmup_lr": 0.01}}
     content = {"base": base, "axes": {"seed": [1, 2, 3]}, "include": [{"train.lr": 1e30, "train.epochs": 4}]}
@@ -50,11 +58,8 @@ def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    with ExitStack() as stack:
-        options = ("--nnodes", "2", "--rdzv-endpoint", place)
-        nodes = [stack.enter_context(node(grid, out, *options)) for _ in range(2)]
-        said = [process.communicate(timeout=240) for process in nodes]
-    assert [process.returncode for process in nodes] == [1, 1], said  # one run failed
+    words = ["run", str(grid), "--out", str(out), "--executor", "torchrun", "--nnodes", "2", "--rdzv-endpoint", place]
+    said = on_two_nodes(*words)
     assert all("3 done, 0 running, 0 pending, 1 failed" in output for output, _ in said), said
     states = sweep_status(out)
     assert [state.state for state in states] == ["done", "done", "done", "failed"]
@@ -65,6 +70,10 @@ def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) ->
     hardware = [read_json(path)["hardware"] for path in out.glob("runs/*/provenance.json")]
     assert [(one["launcher"], one["processes"]) for one in hardware] == [("python", 1)] * 3
 
+    said = on_two_nodes("retry", str(out), "--failed")
+    takers = [line for _, errors in said for line in errors.splitlines() if line.startswith("process ")]
+    assert len(takers) == 1 and states[3].name in takers[0], said
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
@@ -72,7 +81,7 @@ def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, n
     endless = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
     grid, out = tmp_path / "grid.yaml", tmp_path / "out"
     grid.write_text(yaml.safe_dump({"base": endless, "axes": {"seed": [1, 2]}}))
-    with node(grid, out, "--nproc-per-node", "2") as sweep:
+    with node("run", str(grid), "--out", str(out), "--executor", "torchrun", "--nproc-per-node", "2") as sweep:
         deadline = time.monotonic() + 120
         while len(list(out.glob("runs/*.partial/steps.jsonl"))) < 2:
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
