@@ -1,6 +1,6 @@
 # make demo   set up .venv, then run the embedded benchmark and print its table
 # make test   set up .venv, then lint, type-check and test everything
-# make bench  set up .venv, then measure speed as ratios (about half an hour on two cores; nothing else should run): bench.json
+# make bench  set up .venv, then measure speed as ratios (about 20 minutes on two cores; nothing else should run): bench.json
 # SERVE=0 leaves out the environment with vLLM's CPU build; the tests that need it then skip with that reason.
 
 PYTHON ?= python3
