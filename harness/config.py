@@ -86,6 +86,10 @@ class TrainConfig(Section):
         "all"  # views per image: a new one each epoch, or K in turn (an approximation)
     )
 
+    def steps_per_epoch(self, samples: int) -> int:
+        """Optimiser steps of an epoch of so many samples; see `harness.features.global_batches`."""
+        return max(1, samples // self.batch_size)
+
 
 class RunConfig(Section):
     """Where and how it runs; nothing here changes a result."""

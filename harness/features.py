@@ -82,7 +82,7 @@ class TrainingViews:
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, len(self.samples) // self.train.batch_size)
+        return self.train.steps_per_epoch(len(self.samples))
 
     def view(self, epoch: int) -> int:
         """Which view an epoch shows: its own, or with `train.views` = K one of K in turn."""

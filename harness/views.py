@@ -63,9 +63,8 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
             return self._pixels(number, position), label, position, "", False
         except UserError as error:  # as a value, since torch would put a loading process's traceback before it
             skip = self.loading.on_error == "skip" and isinstance(error, DamagedSample)
-            blank = torch.zeros(3, self.size, self.size)
-            if number != EVALUATION:
-                blank = blank.permute(1, 2, 0).byte()
+            size = self.size
+            blank = torch.zeros(3, size, size) if number == EVALUATION else torch.zeros(size, size, 3).byte()
             return blank, label, position, str(error), skip
 
     def load(self, batches: Iterable[list[tuple[int, int]]], device: torch.device) -> Iterator[Loaded]:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from harness.config import TrainConfig
 from harness.errors import UserError
 from harness.files import read_json, read_yaml
 from harness.results import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
@@ -128,10 +129,10 @@ def _end(path: Path) -> bytes:
 
 def _steps(config: Mapping[str, Any]) -> int:
     """The optimiser steps that a resolved config plans."""
-    train, shots = config["train"], config["data"]["shots"]
+    train, shots = TrainConfig(**config["train"]), config["data"]["shots"]
     classes, images = _dataset(config["data"]["path"])
     samples = images if shots == "all" else shots * classes
-    return int(train["epochs"] * max(1, samples // train["batch_size"]))
+    return train.epochs * train.steps_per_epoch(samples)
 
 
 @cache
