@@ -308,7 +308,7 @@ def _create(config: BackboneConfig) -> tuple[Any, Any, Any]:
             raise UserError(
                 f"backbone.name: {name!r} is no open_clip model, hf-hub: id, folder or model JSON; {_nearest(name)}"
             )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.create_model(
             name, config.pretrained, pretrained_image=False, pretrained_text=False, weights_only=True, **options

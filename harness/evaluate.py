@@ -1,6 +1,6 @@
 """Predictions: every sample exactly once, on any number of ranks. Predictions are written; metrics derive from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.bank import FeatureBank
 from harness.data.reader import Samples
+from harness.devices import to_device, to_host
+from harness.errors import UserError
 from harness.features import fill_bank, image_features
 from harness.method import Method
 from harness.metrics import compute_metrics
@@ -44,7 +46,9 @@ class Predictions:
 
 
 class EvaluationSet:
-    """Samples to predict. What the frozen image tower says of them is computed once, however often a method is asked."""
+    """Samples to predict, shared among the ranks. Features of the frozen image tower are computed once, however often a method is
+    asked. A rank may have no sample at all.
+    """
 
     def __init__(
         self,
@@ -62,21 +66,25 @@ class EvaluationSet:
         self.mine = np.arange(len(samples))[topology.share(len(samples))]
         self.good = np.ones(len(self.mine), dtype=bool)  # which of them are not damaged, as far as it is known
         self.passes = topology.passes(len(samples), loading.batch_size)
-        self.features: Tensor | None = None  # of this rank's samples, [n, d]
+        self.features: Tensor | None = None  # of this rank's samples, [n, d] on the CPU
 
     @torch.no_grad()
     def predict(self, method: Method) -> Predictions:
-        """Logits of all samples but damaged ones that are skipped, the same on every rank."""
+        """Logits of all samples but damaged ones that are skipped, the same on every rank.
+
+        Raises:
+            UserError: a logit or a feature is not finite.
+        """
         method.eval()
-        if self.needs == "features" and self.features is None:
-            self.features = self._encode()
-        if self.features is not None:
-            parts = self.features.split(self.loading.batch_size)
-            with self.topology.autocast():
-                computed = self.topology.each(method, parts, self.passes, (self.backbone.dim,))
-                logits = torch.cat([part.float().cpu() for part in computed])
+        if self.needs == "features":
+            if self.features is None:
+                self.features = self._encode()
+            batches = self.features.split(self.loading.batch_size) if len(self.mine) else ()
+            inputs = (to_device(batch, self.topology.device) for batch in batches)
+            parts = list(self._map(method, inputs, (self.backbone.dim,)))
         else:
-            logits = self._run(method, f"predict {self.name} images")
+            parts = self._map_images(method, f"predict {self.name} images")
+        logits = torch.cat([*parts, torch.empty(0, len(method.task.classes))])
         good = self.mine[self.good].tolist()
         rows = sorted(self.topology.gather(zip(good, logits.numpy()[self.good], strict=True)), key=lambda row: row[0])
         places = [place for place, _ in rows]
@@ -95,14 +103,15 @@ class EvaluationSet:
         """Features [n, d] of this rank's samples, from the bank if there is one."""
         if self.bank is None:
             forward = partial(image_features, self.backbone, topology=self.topology)
-            return self._run(forward, f"encode {self.name} images")
+            parts = self._map_images(forward, f"encode {self.name} images")
+            return torch.cat([*parts, torch.empty(0, self.backbone.dim)])
         self.fill()
         features, self.good = self.bank.read(EVALUATION, self.samples.rows[self.mine])
         assert self.good.all() or self.loading.on_error == "skip", "the bank was filled before"
         return features
 
-    def _run(self, forward: Callable[[Tensor], Tensor], description: str) -> Tensor:
-        """Pass this rank's images through `forward`: [n, ...] float32 on the CPU."""
+    def _map_images(self, forward: Callable[[Tensor], Tensor], description: str) -> list[Tensor]:
+        """Pass this rank's images through `forward`: parts [b, ...], as float32 on the CPU; notes which samples are damaged."""
         size, parts, good = self.loading.batch_size, [], []
         positions = [(EVALUATION, place) for place in self.mine.tolist()]
         batches = [positions[first : first + size] for first in range(0, len(positions), size)]
@@ -112,9 +121,23 @@ class EvaluationSet:
                 good.append(loaded.good.numpy())
                 yield loaded.pixels
 
-        with Progress(description, len(positions), "images") as progress, self.topology.autocast():
-            for part in self.topology.each(forward, pixels(), self.passes, self.backbone.pixels_shape):
-                parts.append(part.float().cpu())
+        with Progress(description, len(positions), "images") as progress:
+            for part in self._map(forward, pixels(), self.backbone.pixels_shape):
+                parts.append(part)
                 progress.advance(len(part))
-        self.good = np.concatenate(good) if good else self.good
-        return torch.cat(parts) if parts else torch.empty(0, self.backbone.dim)
+        self.good = np.concatenate([*good, np.empty(0, bool)])
+        return parts
+
+    def _map(
+        self, forward: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], shape: Sequence[int]
+    ) -> Iterator[Tensor]:
+        """Outputs of `forward` for inputs on the device, as float32 on the CPU."""
+        with self.topology.autocast():
+            for output in self.topology.each(forward, inputs, self.passes, shape):
+                part = to_host(output)
+                if not torch.isfinite(part).all():
+                    raise UserError(
+                        f"{self.name} images: the model's output is not finite for {(~part.isfinite()).any(1).sum()} of "
+                        f"{len(part)} images; check the backbone's weights, or use precision=fp32"
+                    )
+                yield part

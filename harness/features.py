@@ -18,6 +18,7 @@ from harness.bank import STORED, FeatureBank
 from harness.config import TrainConfig
 from harness.data.order import epoch_order
 from harness.data.reader import Samples
+from harness.devices import to_device, to_host
 from harness.progress import Progress
 from harness.topology import Topology
 from harness.views import EVALUATION, Loaded, Loading, Views
@@ -147,7 +148,8 @@ class TrainingViews:
 
     def _batch(self, inputs: Tensor, labels: Tensor, good: Tensor, weight: float) -> Batch:
         device = self.topology.device
-        return Batch(inputs.to(device), labels.to(device), (good * weight).float().to(device))
+        inputs, labels, weights = (to_device(part, device) for part in (inputs, labels, (good * weight).float()))
+        return Batch(inputs, labels, weights)
 
 
 class _Schedule:
@@ -206,7 +208,7 @@ def fill_bank(
                 forward = partial(image_features, backbone, topology=topology)
                 passes = topology.passes(len(missing), size)
                 computed = topology.each(forward, pixels, passes, backbone.pixels_shape)
-                for batch, features in zip(batches, map(Tensor.cpu, computed), strict=True):
+                for batch, features in zip(batches, map(to_host, computed), strict=True):
                     _store(bank, dataset, batch, features)
                     progress.advance(len(batch))
         topology.gather([])  # nobody reads before everybody has written
@@ -247,6 +249,6 @@ def encode_samples(
     device = backbone.logit_scale.device
     with Progress(description, len(samples), "images") as progress:
         for loaded in dataset.load(batches, device):
-            features.append(backbone.encode_images(loaded.pixels).cpu())
+            features.append(to_host(backbone.encode_images(loaded.pixels)))
             progress.advance(len(loaded.labels))
     return torch.cat(features) if features else torch.empty(0, backbone.dim)

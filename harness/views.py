@@ -13,6 +13,7 @@ from harness.backbone import Backbone
 from harness.config import TrainConfig
 from harness.data.augment import TrainTransform, normalised
 from harness.data.reader import DamagedSample, Samples
+from harness.devices import to_device
 from harness.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
                 if problem and key not in self.skipped:
                     self.skipped[key] = problem
                     log.warning("skipped: %s", problem)
-            pixels = pixels.to(device, non_blocking=True)
+            pixels = to_device(pixels, device)
             if pixels.dtype == torch.uint8:
                 pixels = normalised(pixels, self.mean, self.std)
             yield Loaded(pixels, labels, torch.tensor([not problem for problem in problems]))
