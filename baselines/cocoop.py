@@ -11,14 +11,14 @@ Memory: where the B x C prompts of a batch take more than `run.text_memory_gib`,
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
-from harness.config import MethodConfig
+from harness.config import ContextLength, MethodConfig, Words
 from harness.method import Method, Task, cosine_logits, register
 from harness.prompts import PromptBatch, context_prompt, context_vectors
 
@@ -26,10 +26,18 @@ REDUCTION = 16  # of the meta-net's hidden layer
 
 
 class CoCoOpConfig(MethodConfig):
-    """Options of CoCoOp. There are as many context vectors as `init_words` has tokens, or `context_length` random ones."""
+    """Options of CoCoOp. There are as many context vectors as `init_words` has tokens; with `init_words: null` there are
+    `context_length` random ones, 4 by default.
+    """
 
-    init_words: str | None = "a photo of a"
-    context_length: PositiveInt = 4
+    init_words: Words | None = "a photo of a"
+    context_length: ContextLength | None = None
+
+    @model_validator(mode="after")
+    def _settle_options(self) -> Self:
+        why = "init_words gives the context vectors (init_words: null draws random ones)"
+        self.settle("context_length", self.init_words is None, 4, why)
+        return self
 
 
 @register("cocoop")

@@ -9,25 +9,30 @@ BiomedCoOp repository). Not reproduced here: neither those weights nor the data 
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import model_validator
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.config import MethodConfig
+from harness.config import ContextLength, MethodConfig, Words
 from harness.method import Task, TextClassifier, register
 from harness.prompts import PromptBatch, context_prompt, context_vectors
 
 
 class CoOpConfig(MethodConfig):
-    """Options of CoOp. With `init_words` there are as many context vectors as the words have tokens."""
+    """Options of CoOp. With `init_words` there are as many context vectors as the words have tokens, else 16 by default."""
 
-    context_length: PositiveInt = 16
-    init_words: str | None = None
+    context_length: ContextLength | None = None
+    init_words: Words | None = None
     class_specific_context: bool = False
     position: Literal["end", "middle", "front"] = "end"  # of the class name among the context vectors
+
+    @model_validator(mode="after")
+    def _settle_options(self) -> Self:
+        self.settle("context_length", self.init_words is None, 16, "init_words gives the context vectors")
+        return self
 
 
 def epochs_for(shots: int | str) -> int:

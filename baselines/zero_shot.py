@@ -6,11 +6,11 @@ Command: `python harness/run.py CONFIG.yaml method=zero_shot method.text=symptom
 Expected figure: none; it depends on the backbone and the task alone.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.backbone import Backbone
@@ -35,13 +35,13 @@ class ZeroShotConfig(MethodConfig):
     """Options of zero-shot classification; `templates` replaces the default ones and each holds {} once."""
 
     text: Literal["class_names", "templates", "symptoms"] = "class_names"
-    templates: list[str] | None = None
+    templates: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> Self:
         for template in self.templates or []:
-            if template.count("{}") != 1:
-                raise ValueError(f"template {template!r} must hold {{}} once, where the text goes")
+            if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+                raise ValueError(f"template {template!r} must hold {{}} once, where the text goes, and no other brace")
         if self.text == "class_names" and self.templates and len(self.templates) > 1:
             raise ValueError("text: class_names takes one template; use text: templates for several")
         return self
@@ -63,7 +63,9 @@ class ZeroShot(TextClassifier):
         else:
             words = [[name.replace("_", " ")] for name in task.classes]
         templates = config.templates or DEFAULT_TEMPLATES[config.text]
-        texts = [template.format(word.rstrip(". ")) for entry in words for word in entry for template in templates]
+        texts = [
+            template.replace("{}", word.rstrip(". ")) for entry in words for word in entry for template in templates
+        ]
         names = [name for name in symptom_names(task.classes, words) for _ in templates]
         features = F.normalize(backbone.text.encode_texts(texts, names), dim=-1)
         parts = features.split([len(entry) * len(templates) for entry in words])

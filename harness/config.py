@@ -5,20 +5,21 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     SerializeAsAny,
     ValidationError,
+    model_validator,
 )
 
 from harness.errors import UserError
@@ -27,26 +28,60 @@ from harness.files import digest_json, read_yaml
 log = logging.getLogger(__name__)
 
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
+
+SHOWN = 80  # characters of a rejected value
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=3e38)]  # what fp32 holds
+Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
+Gib = Annotated[float, Field(gt=0, le=2**30)]
+ContextLength = Annotated[int, Field(ge=1, le=4096)]  # vectors; more than any text tower takes
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys are refused, values do not change."""
+    """A part of a config: unknown keys and numbers that are not finite are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def settle(self, name: str, applies: bool, default: Any, why: str) -> None:
+        """Fill in an option that depends on others, from a validator: its default where it applies, else None.
+
+        So equal runs have equal configs.
+
+        Raises:
+            ValueError: the option is given, as another value than the default, where it has no effect.
+        """
+        value = getattr(self, name)
+        if not applies and value not in (None, default):
+            raise ValueError(f"{name} has no effect, since {why}; leave it out")
+        object.__setattr__(self, name, (default if value is None else value) if applies else None)
 
 
 Model = TypeVar("Model", bound=Section)
 
 
+def expand_home(value: Any) -> Any:
+    """A path or name with "~" or "~user" in front as the home folder; everything else as it is."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+Words = Annotated[str, Field(pattern=r"\w", max_length=1000)]  # a text in which there is something to tokenise
+HomePath = Annotated[Path, BeforeValidator(expand_home)]
+HomeText = Annotated[str, BeforeValidator(expand_home)]
+
+
 class DataConfig(Section):
     """What is trained and tested on."""
 
-    path: str  # a folder or URL that `vipbench prepare` or `vipbench index` wrote
-    shots: NonNegativeInt | Literal["all"] = "all"  # training images per class; 0 for methods that do not train
-    split_seed: NonNegativeInt | None = None  # which images the few shots are; default: the run's seed
+    path: HomeText  # a folder or URL that `vipbench prepare` or `vipbench index` wrote
+    shots: Annotated[int, Field(ge=0, lt=2**31)] | Literal["all"] = "all"  # training images per class; 0: no training
+    split_seed: Seed | None = None  # which images the few shots are; default: the run's seed
+    fewer: Literal["refuse", "take"] = (
+        "refuse"  # a class with fewer images than shots ends the run, or gives what it has
+    )
     on_error: Literal["raise", "skip"] = (
         "raise"  # a damaged image ends the run, or is left out and named in provenance.json
     )
@@ -55,8 +90,8 @@ class DataConfig(Section):
 class BackboneConfig(Section):
     """Which frozen model; see `harness.backbone.load_backbone`."""
 
-    name: str = "ViT-B-16"
-    pretrained: str | None = None
+    name: HomeText = "ViT-B-16"
+    pretrained: HomeText | None = None
 
 
 class MethodConfig(Section):
@@ -69,22 +104,39 @@ class TrainConfig(Section):
     """The recipe. Each method's `recipe` states its paper's values; what stands here is Dassl's, which most share."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.002
-    batch_size: PositiveInt = 32  # over all processes together
-    epochs: PositiveInt = 50
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # SGD only
-    weight_decay: float = Field(default=5e-4, ge=0)
-    warmup_epochs: NonNegativeInt = 1
-    warmup_lr: PositiveFloat = 1e-5
-    select: Literal["best", "last"] = "last"  # the epoch that is kept; "best" is by validation accuracy, first of ties
-    max_grad_norm: PositiveFloat | None = None  # L2 norm that gradients are scaled down to
+    lr: Rate = 0.002
+    batch_size: Count = 32  # over all processes together
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of SGD, 0.9 by default
+    weight_decay: Annotated[float, Field(ge=0, le=3e38)] = 5e-4
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = 1
+    warmup_lr: Rate | None = None  # 1e-5 by default
+    select: Literal["best", "last"] = "last"  # the epoch that is kept; "best" is by validation accuracy
+    # Of epochs with equal accuracy: the one of lowest validation loss (the first of equal ones), or simply the first, as Dassl.
+    select_ties: Literal["lower_loss", "first"] | None = None
+    max_grad_norm: Rate | None = None  # L2 norm that gradients are scaled down to
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
     flip: bool = True
-    augmentation_seed: NonNegativeInt | None = None  # default: the run's seed
-    shuffle_block: PositiveInt | None = None  # None: all at once; a number: shards, then blocks of so many
-    views: PositiveInt | Literal["all"] = (
+    augmentation_seed: Seed | None = None  # default: the run's seed
+    shuffle_block: Count | None = None  # None: all at once; a number: shards, then blocks of so many
+    views: Annotated[int, Field(ge=1, le=10**6)] | Literal["all"] = (
         "all"  # views per image: a new one each epoch, or K in turn (an approximation)
     )
+
+    @model_validator(mode="after")
+    def _settle_options(self) -> Self:
+        self.settle("momentum", self.optimizer == "sgd", 0.9, f"the optimizer is {self.optimizer}")
+        self.settle("warmup_lr", self.warmup_epochs > 0, 1e-5, "there is no warm-up epoch")
+        self.settle("select_ties", self.select == "best", "lower_loss", f"select is {self.select}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs for training at the learning rate; "
+                "give fewer, or 0"
+            )
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(f"crop_scale [{low}, {high}] is no range within (0, 1]; the papers use [0.08, 1.0]")
+        return self
 
     def steps_per_epoch(self, samples: int) -> int:
         """Optimiser steps of an epoch of so many samples; see `harness.features.global_batches`."""
@@ -94,40 +146,33 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Where and how it runs; nothing here changes a result."""
 
-    out: Path = Path("runs")
+    out: HomePath = Path("runs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: NonNegativeInt = 2  # image loading processes per rank
-    eval_batch_size: PositiveInt = 64  # images per process
-    micro_batch: PositiveInt | None = (
-        None  # samples per process in a training pass; the gradients of a batch are added up
-    )
-    text_memory_gib: PositiveFloat = (
-        2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
-    )
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # image loading processes per rank
+    eval_batch_size: Count = 64  # images per process
+    micro_batch: Count | None = None  # samples per process in a training pass; the gradients of a batch are added up
+    text_memory_gib: Gib = 2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
     compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
-    log_every: PositiveInt = 10  # steps
-    checkpoint_minutes: PositiveFloat | None = 10.0  # between checkpoints
-    checkpoint_steps: PositiveInt | None = (
-        None  # between checkpoints too; both may be left out, see harness/checkpoint.py
-    )
-    keep_checkpoints: PositiveInt = 2  # of an unfinished run, the newest
-    timeout_minutes: PositiveFloat = 30.0  # after which a process that waits for the others in vain gives up
-    tracking: tuple[
-        Literal["tensorboard", "wandb", "mlflow"], ...
-    ] = ()  # who is told of the run; see harness/tracking.py
+    log_every: Count = 10  # steps
+    checkpoint_minutes: Minutes | None = 10.0  # between checkpoints
+    checkpoint_steps: Count | None = None  # between checkpoints too; both may be left out, see harness/checkpoint.py
+    keep_checkpoints: Count = 2  # of an unfinished run, the newest
+    timeout_minutes: Minutes = 30.0  # after which a process that waits for the others in vain gives up
+    # Where steps and results are sent to; see harness/tracking.py.
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     tracking_project: str = "vipbench"  # its name at W&B and MLflow
     bank: bool = True  # store image features under `out`, shared by all runs there
-    bank_gib: PositiveFloat | None = None  # how much the stored features may take; those used longest ago leave first
+    bank_gib: Gib | None = None  # how much the stored features may take; those used longest ago leave first
 
 
 class Config(Section):
     """A resolved run: every default is filled in, so that the config alone says what was done."""
 
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     precision: Precision = "fp32"
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
-    symptoms: Path | None = None
+    symptoms: HomePath | None = None
     method: SerializeAsAny[MethodConfig]
     train: TrainConfig | None  # None for methods that do not train
     run: RunConfig = RunConfig()
@@ -192,10 +237,11 @@ class Digests(NamedTuple):
 def run_name(config: Config, digests: Digests) -> str:
     """The run's identity as a directory name: readable front, then 12 hex digits of everything that determines the result.
 
-    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does.
+    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does. Nor does `data.fewer`, which
+    decides whether there is a result, and not which.
     """
     settings = config.model_dump(
-        mode="json", exclude={"run": True, "data": {"path"}, "backbone": True, "symptoms": True}
+        mode="json", exclude={"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
     )
     identity = digest_json({"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()})
     return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"
@@ -239,11 +285,11 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 class _Draft(Section):
     """A config as written, before the method's defaults are known."""
 
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     precision: Precision = "fp32"
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
-    symptoms: Path | None = None
+    symptoms: HomePath | None = None
     method: dict[str, Any]
     train: dict[str, Any] | None = None
     run: RunConfig = RunConfig()
@@ -253,12 +299,11 @@ def _resolve_training(draft: _Draft, recipe: Mapping[str, Any]) -> dict[str, Any
     if draft.data.shots == 0:
         raise UserError(f"data.shots: method {draft.method['name']!r} trains and needs images; give a number or 'all'")
     train = _validate(TrainConfig, {**recipe, **(draft.train or {})}, "train.")
-    low, high = train.crop_scale
-    if not low <= high <= 1:
-        raise UserError(f"train.crop_scale: [{low}, {high}] is no range within (0, 1]; the papers use [0.08, 1.0]")
     if train.augmentation_seed is None:
         train = train.model_copy(update={"augmentation_seed": draft.seed})
-    split_seed = draft.seed if draft.data.split_seed is None else draft.data.split_seed
+    split_seed = None  # where nothing is drawn
+    if draft.data.shots != "all":
+        split_seed = draft.seed if draft.data.split_seed is None else draft.data.split_seed
     return {"train": train, "data": draft.data.model_copy(update={"split_seed": split_seed})}
 
 
@@ -277,10 +322,10 @@ def _validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -
     try:
         return model(**values)
     except ValidationError as error:
-        first, *more = error.errors()
-        key = prefix + ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained"))
-        )
+        # A misspelt key comes first, since it may be why another one is missing.
+        first, *more = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+        parts = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained"))]
+        key = ".".join([*filter(None, [prefix.rstrip(".")]), *parts])
         text = f"config: {key}: {_explain(model, first)}"
         raise UserError(text + (f" (and {len(more)} more)" if _distinct(error) > 1 else "")) from error
 
@@ -296,8 +341,16 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"unknown key; {nearest(str(detail['loc'][-1]), list(model.model_fields))}"
     if detail["type"] == "missing":
         return "is missing"
+    if detail["type"] == "value_error":  # of a validator of ours, which says it all
+        return str(detail["ctx"]["error"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{message}; found {detail['input']!r}"
+    return f"{message}; found {shortened(detail['input'])}"
+
+
+def shortened(value: Any) -> str:
+    """A value as it is shown in a message, at most `SHOWN` characters of it."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**SHOWN else "a number too long to show"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _section(model: type[BaseModel], name: str) -> type[BaseModel]:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import logsumexp
 from torch import Tensor
 
 from harness.backbone import Backbone
@@ -37,8 +38,21 @@ class Predictions:
     def accuracy(self) -> float:
         return float(np.mean(self.logits.argmax(axis=1) == self.labels))
 
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        logits = self.logits.astype(np.float64)
+        return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(logits)), self.labels]))
+
     def metrics(self, classes: list[str]) -> dict[str, object]:
         return compute_metrics(self.labels, self.logits, classes)
+
+    def summary(self, classes: list[str]) -> str:
+        """Accuracy beside what it must be compared with: balanced accuracy, and always guessing the most frequent class."""
+        found, counts = self.metrics(classes), np.bincount(self.labels, minlength=len(classes))
+        return (
+            f"accuracy {found['accuracy']:.4f}, balanced accuracy {found['balanced_accuracy']:.4f} on {len(self.ids)} images "
+            f"(always guessing {classes[counts.argmax()]!r} gives {found['majority_share']:.4f})"
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Columns id, label, logits (a list of C float32)."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 from sklearn import metrics as sklearn_metrics
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ def compute_metrics(labels: np.ndarray, logits: np.ndarray, classes: Sequence[st
         classes: C names.
 
     Returns:
-        accuracy, balanced_accuracy (mean sensitivity of the classes that occur), macro_f1 (scikit-learn's macro average
-        over the classes that occur in the labels, as Dassl), auroc (macro one-vs-rest over the classes that have both
-        positives and negatives; None where there is none), ece (expected calibration error), sensitivity and specificity
-        by class (None for a class without positives or negatives), samples (N).
+        accuracy, majority_share (the accuracy of always guessing the most frequent class), balanced_accuracy (mean sensitivity
+        of the classes that occur), macro_f1 (scikit-learn's macro average over the classes that occur in the labels, as Dassl),
+        auroc (macro one-vs-rest over the classes that have both positives and negatives; None where there is none), ece
+        (expected calibration error), sensitivity and specificity by class (None for a class without positives or negatives),
+        samples (N).
     """
     assert len(labels) and logits.shape == (len(labels), len(classes))
     probabilities, predicted = softmax(logits), logits.argmax(axis=1)
@@ -36,11 +38,12 @@ def compute_metrics(labels: np.ndarray, logits: np.ndarray, classes: Sequence[st
     specificity = [_ratio(of - wrong, of) for wrong, of in zip(false_positives, negatives, strict=True)]
     return {
         "accuracy": float(np.mean(predicted == labels)),
+        "majority_share": float(positives.max() / len(labels)),
         "balanced_accuracy": float(np.mean([value for value in sensitivity if value is not None])),
         "macro_f1": float(
             sklearn_metrics.f1_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
         ),
-        "auroc": _auroc(labels, probabilities, classes),
+        "auroc": _auroc(labels, logits, classes),
         "ece": expected_calibration_error(labels, probabilities),
         "sensitivity": dict(zip(classes, sensitivity, strict=True)),
         "specificity": dict(zip(classes, specificity, strict=True)),
@@ -63,12 +66,24 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     return float(gaps[counts > 0].sum() / len(labels))
 
 
-def _auroc(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> float | None:
+def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
+    """Log-odds [N] float64 of a class against the others, from logits [N, C].
+
+    They rank as the softmax probability does, which in floating point is 1 for all samples far from the decision boundary.
+    """
+    logits = logits.astype(np.float64)
+    others = np.sort(
+        np.delete(logits, label, axis=1), axis=1
+    )  # so that equal numbers in another order are exactly tied
+    return logits[:, label] - logsumexp(others, axis=1)
+
+
+def _auroc(labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> float | None:
     scores, left_out = [], []
     for index, name in enumerate(classes):
         is_class = labels == index
         if is_class.any() and not is_class.all():
-            scores.append(sklearn_metrics.roc_auc_score(is_class, probabilities[:, index]))
+            scores.append(sklearn_metrics.roc_auc_score(is_class, log_odds(logits, index)))
         else:
             left_out.append(name)
     if left_out:

@@ -144,9 +144,10 @@ def context_prompt(tower: "TextTower", name: str, context_length: int, position:
     return [SLOT] * before + body + [SLOT] * (context_length - before) + stop
 
 
-def context_vectors(tower: "TextTower", words: str | None, length: int, copies: int = 1) -> nn.Parameter:
+def context_vectors(tower: "TextTower", words: str | None, length: int | None, copies: int = 1) -> nn.Parameter:
     """Learned context [copies, M, w]: the embeddings of `words` (M is their token count), or M = `length` draws N(0, 0.02)."""
     if words is None:
+        assert length is not None
         return nn.Parameter(torch.randn(copies, length, tower.width) * CONTEXT_STD)
     with torch.no_grad():
         tokens = torch.tensor([tower.tokenize(words.replace("_", " "))], device=tower.device)

@@ -79,8 +79,10 @@ class RunDirectory:
     def write_prompts(self, tensors: "Mapping[str, Tensor]") -> None:
         from safetensors.torch import save
 
+        from harness.devices import to_host
+
         with atomic_path(self.path / PROMPTS) as temporary:  # save_file would not say which error of the system it met
-            temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+            temporary.write_bytes(save({name: to_host(tensor).contiguous() for name, tensor in tensors.items()}))
 
     def write_evaluation(self, predictions: "Predictions", classes: list[str], provenance: Mapping[str, Any]) -> None:
         """Write predictions, the metrics that derive from them, and provenance."""

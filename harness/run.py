@@ -25,8 +25,9 @@ from harness.bank import FeatureBank
 from harness.checkpoint import Checkpoints
 from harness.config import Config, Digests, TrainConfig, run_name
 from harness.console import log_to, setup_logging, user_errors
-from harness.data.fewshot import draw
+from harness.data.fewshot import draw, fewer
 from harness.data.reader import Dataset, Samples
+from harness.devices import to_device
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet
 from harness.features import TrainingViews, bank_facts
@@ -152,7 +153,11 @@ class Job:
     def test(self, kept: Trained | None) -> None:
         """Predict the test split with what was learned, and write all that a run leaves."""
         if kept:
+            assert self.config.train is not None
             self.provenance.add(kept_epoch=kept.epoch, validation_accuracy=kept.validation_accuracy)
+            self.provenance.add(validation_loss=kept.validation_loss, selection=kept.warnings(self.config.train))
+            for warning in kept.warnings(self.config.train):
+                log.warning("selection: %s", warning)
             self.provenance.add(resumed_after_step=self.checkpoints.resumed_after)  # times are since then
         dataset = self.inputs.dataset
         tested = self._evaluation_set(dataset.split("test"), "test")
@@ -164,7 +169,7 @@ class Job:
                 self.directory.write_prompts(self.method.trainable())
         if self.directory:
             self.directory.write_evaluation(predictions, dataset.classes, description)
-            log.info("test accuracy %.4f on %d images", predictions.accuracy(), len(predictions.ids))
+            log.info("test: %s", predictions.summary(dataset.classes))
 
     def fill_bank(self) -> None:
         """Compute the image features that the run will read, and no more; all runs of the folder then find them."""
@@ -178,6 +183,9 @@ class Job:
         config, backbone = self.config, self.inputs.backbone
         samples, validation = training_samples(config, self.inputs.dataset)
         self.provenance.add(training_samples=len(samples))
+        if config.data.shots != "all" and (short := fewer(samples, self.inputs.dataset.classes, config.data.shots)):
+            log.warning("data.fewer=take: fewer than %d images of %s", config.data.shots, ", ".join(short))
+            self.provenance.add(fewer_than_shots=short)
         if train.views != "all":
             shown = (
                 f"{train.epochs} epochs show {train.views} views of an image in turn, not a new one each (train.views)"
@@ -226,7 +234,7 @@ def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)
-    return method.to(backbone.logit_scale.device)
+    return to_device(method, backbone.logit_scale.device)
 
 
 def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples | None]:
@@ -239,7 +247,7 @@ def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples
     assert isinstance(shots, int) and seed is not None
     if validation is not None:
         validation = draw(validation, dataset.classes, min(shots, VALIDATION_SHOTS), seed, fewer=True)
-    return draw(train, dataset.classes, shots, seed), validation
+    return draw(train, dataset.classes, shots, seed, fewer=config.data.fewer == "take"), validation
 
 
 def main(

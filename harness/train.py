@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.checkpoint import Checkpoints
 from harness.config import TrainConfig
 from harness.data.keyed import keyed_rank
+from harness.devices import to_host
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet
 from harness.features import Batch, TrainingViews
@@ -30,10 +31,29 @@ LEARNED, KEPT = "learned/", "kept/"  # in front of the names of tensors in a che
 
 @dataclass(frozen=True)
 class Trained:
-    """The epoch that is kept (counted from 1) and its validation accuracy, None where there was no validation."""
+    """The epoch that is kept.
+
+    Attributes:
+        epoch: counted from 1.
+        validation_accuracy, validation_loss: of that epoch (mean cross-entropy); None where nothing was validated.
+        improved: whether any epoch had a higher validation accuracy than the first one.
+    """
 
     epoch: int
-    validation_accuracy: float | None
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    improved: bool = False
+
+    def warnings(self, train: TrainConfig) -> list[str]:
+        """Reasons to doubt that the selection chose a trained model."""
+        if self.validation_accuracy is None:
+            return []
+        found = []
+        if self.epoch <= train.warmup_epochs:
+            found.append(f"epoch {self.epoch} is kept, which is of the warm-up: hardly anything was learned by then")
+        if not self.improved:
+            found.append(f"validation accuracy never rose above that of epoch 1 ({self.validation_accuracy:.4f})")
+        return found
 
 
 def learning_rate(epoch: int, train: TrainConfig) -> float:
@@ -42,6 +62,7 @@ def learning_rate(epoch: int, train: TrainConfig) -> float:
     As Dassl's constant warm-up around torch's CosineAnnealingLR: lr / 2 * (1 + cos(pi (e - 1 - warmup) / E)).
     """
     if epoch <= train.warmup_epochs:
+        assert train.warmup_lr is not None
         return train.warmup_lr
     return train.lr / 2 * (1 + math.cos(math.pi * (epoch - 1 - train.warmup_epochs) / train.epochs))
 
@@ -49,6 +70,7 @@ def learning_rate(epoch: int, train: TrainConfig) -> float:
 def make_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; weight decay on every parameter, prompts too."""
     if train.optimizer == "sgd":
+        assert train.momentum is not None
         return torch.optim.SGD(parameters, train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
     return torch.optim.AdamW(parameters, train.lr, weight_decay=train.weight_decay)
 
@@ -57,8 +79,10 @@ class Training:
     """One run's training, a step at a time: what it does next, what it has kept, and so all that a checkpoint must hold.
 
     Args:
-        validation: needed for `train.select == "best"`, which keeps the epoch of highest validation accuracy, the first of ties.
-        write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "step", "validation_accuracy"}.
+        validation: needed for `train.select == "best"`, which keeps the epoch of highest validation accuracy; of equal
+            ones the one of lowest validation loss, or the first, as `train.select_ties` says.
+        write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "step", "validation_accuracy",
+            "validation_loss"} after each epoch.
 
     Attributes:
         step: optimiser steps done; everything else about the position in the data follows from it.
@@ -87,7 +111,7 @@ class Training:
         self.topology, self.write_step, self.log_every = topology, write_step, log_every
         self.loss = WeightedLoss(method)
         self.optimizer = make_optimizer(list(method.trainable().values()), train)
-        self.step, self.kept, self.note = 0, Trained(train.epochs, None), ""
+        self.step, self.kept, self.note = 0, Trained(train.epochs), ""
         self.kept_tensors: dict[str, Tensor] | None = None
 
     @property
@@ -135,7 +159,7 @@ class Training:
         with self.topology.whole(self.method.trainable().values()):
             tensors = {LEARNED + name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
         tensors |= {KEPT + name: tensor for name, tensor in (self.kept_tensors or {}).items()}
-        return {"kept": asdict(self.kept)}, {name: tensor.cpu() for name, tensor in tensors.items()}
+        return {"kept": asdict(self.kept)}, {name: to_host(tensor) for name, tensor in tensors.items()}
 
     def resume(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Be where another training was after a step, given its `state`; before an engine is made.
@@ -155,10 +179,19 @@ class Training:
 
     def _select(self, epoch: int) -> None:
         assert self.validation is not None
-        accuracy = self.validation.predict(self.method).accuracy()
-        self.write_step({"epoch": epoch, "step": self.step, "validation_accuracy": accuracy})
-        if self.kept.validation_accuracy is None or accuracy > self.kept.validation_accuracy:
-            self.kept = Trained(epoch, accuracy)
+        predictions = self.validation.predict(self.method)
+        accuracy, loss = predictions.accuracy(), predictions.loss()
+        row = {"epoch": epoch, "step": self.step, "validation_accuracy": accuracy, "validation_loss": loss}
+        self.write_step(row)
+        best = self.kept
+        if best.validation_accuracy is None or best.validation_loss is None:
+            higher, better = False, True
+        else:
+            higher = accuracy > best.validation_accuracy
+            tied = accuracy == best.validation_accuracy and self.train.select_ties == "lower_loss"
+            better = higher or (tied and loss < best.validation_loss)
+        if better:
+            self.kept = Trained(epoch, accuracy, loss, best.improved or higher)
             with self.topology.whole(self.method.trainable().values()):
                 self.kept_tensors = {name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
 

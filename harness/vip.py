@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
-from harness.config import MethodConfig
+from harness.config import ContextLength, MethodConfig
 from harness.method import Task, TextClassifier, register, symptom_names
 from harness.prompts import PromptBatch, context_prompt, context_vectors
 
@@ -34,13 +34,17 @@ class ViPConfig(MethodConfig):
     """Options of ViP; `context: fixed` and `merge: mean` are the ablations of its two prompts."""
 
     context: Literal["learned", "fixed"] = "learned"
-    context_length: PositiveInt = 4
+    context_length: ContextLength | None = None  # 4 by default; a fixed context has the tokens of its words
     class_specific_context: bool = False
     position: Literal["end", "middle", "front"] = "end"  # of the symptom among the context vectors
     merge: Literal["attention", "mean"] = "attention"
 
     @model_validator(mode="after")
-    def _something_is_learned(self) -> "ViPConfig":
+    def _settle_options(self) -> "ViPConfig":
+        fixed = f"the context is fixed to {FIXED_CONTEXT!r}"
+        self.settle("context_length", self.context == "learned", 4, fixed)
+        if self.context == "fixed" and self.class_specific_context:
+            raise ValueError(f"class_specific_context has no effect, since {fixed}; leave it out")
         if self.context == "fixed" and self.merge == "mean":
             raise ValueError(
                 "fixed context and mean merge leave nothing to train; use method zero_shot with text: symptoms"

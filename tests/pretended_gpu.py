@@ -109,7 +109,7 @@ class Interface(TorchFunctionMode):
         super().__init__()
         self.marks = marks
         self.shown: dict[Any, Callable[[bool], Any]] = {
-            torch.Tensor.device.__get__: lambda on_gpu: GPU if on_gpu else torch.device("cpu"),  # type: ignore[attr-defined]
+            torch.Tensor.device.__get__: lambda on_gpu: GPU if on_gpu else torch.device("cpu"),
             torch.Tensor.is_cuda.__get__: lambda on_gpu: on_gpu,  # type: ignore[attr-defined]
             torch.Tensor.is_cpu.__get__: lambda on_gpu: not on_gpu,  # type: ignore[attr-defined]
         }
@@ -124,7 +124,7 @@ class Interface(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func is Tensor.pin_memory:
             return args[0]
-        if kwargs.get("device") is None or func is torch._C._nn._parse_to:  # type: ignore[attr-defined]
+        if kwargs.get("device") is None or func is torch._C._nn._parse_to:
             return func(*args, **kwargs)
         device = torch.device(kwargs["device"])
         made = func(*args, **{**kwargs, "device": "cpu"})
@@ -168,14 +168,13 @@ def pretended_gpu() -> Iterator[None]:
     }
     for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all"):
         found[name] = lambda *args, **kwargs: None
+    stream = SimpleNamespace(is_capturing=lambda: False)
     with (
         mock.patch.multiple(torch.cuda, **found),
         # Pages are pinned, and graphs captured, by CUDA itself.
         mock.patch.multiple(torch.accelerator, is_available=lambda: False, current_device_index=lambda: 0),
-        mock.patch.object(
-            torch.accelerator, "current_stream", lambda *args: SimpleNamespace(is_capturing=lambda: False)
-        ),
-        mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        mock.patch.object(torch.accelerator, "current_stream", return_value=stream),
+        mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False),
         warnings.catch_warnings(),
         Operators(MARKS),
         Interface(MARKS),

@@ -115,6 +115,9 @@ class Accuracy(Validation):
     def accuracy(self) -> float:
         return abs(self.weights[-1] * 1e4) % 1
 
+    def loss(self) -> float:
+        return 1 - self.accuracy()
+
 
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("recipe", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"max_grad_norm": 0.1}])

@@ -62,7 +62,54 @@ def test_defaults_are_the_papers(changes: dict[str, Any], expected: dict[str, An
         ({**BASE, "method": {"name": "zero_shot", "templates": ["no place"]}}, "must hold {} once"),
         ({**BASE, "train": {"lr": -1}}, "config: train.lr: input should be greater than 0; found -1"),
         ({**BASE, "train": {"lr": "fast"}}, "config: train.lr: input should be a valid number"),
-        ({**BASE, "train": {"crop_scale": [0.9, 0.1]}}, "train.crop_scale: [0.9, 0.1] is no range"),
+        ({**BASE, "train": {"crop_scale": [0.9, 0.1]}}, "config: train: crop_scale [0.9, 0.1] is no range"),
+        ({**BASE, "train": {"crop_scale": [0.9, 2]}}, "config: train: crop_scale [0.9, 2.0] is no range"),
+        ({"metod": "vip"}, "config: metod: unknown key; did you mean 'method'? (and 2 more)"),
+        (
+            {**BASE, "train": {"warmup_epochs": 5, "epochs": 5}},
+            "config: train: warmup_epochs=5 leaves none of 5 epochs",
+        ),
+        (
+            {**BASE, "train": {"optimizer": "adamw", "momentum": 0.5}},
+            "momentum has no effect, since the optimizer is adamw",
+        ),
+        ({**BASE, "train": {"warmup_epochs": 0, "warmup_lr": 1}}, "warmup_lr has no effect, since there is no warm-up"),
+        (
+            {**BASE, "method": "coop", "train": {"select_ties": "first"}},
+            "select_ties has no effect, since select is last",
+        ),
+        (
+            {**BASE, "method": {"name": "cocoop", "context_length": 8}},
+            "config: method: context_length has no effect, since init",
+        ),
+        (
+            {**BASE, "method": {"name": "coop", "init_words": "a photo", "context_length": 4}},
+            "config: method: context_length has no effect, since init_words gives the context vectors; leave it out",
+        ),
+        (
+            {**BASE, "method": {"name": "vip", "context": "fixed", "context_length": 8}},
+            "context_length has no effect, since the context is fixed to 'a photo of a'",
+        ),
+        (
+            {**BASE, "method": {"name": "vip", "context": "fixed", "class_specific_context": True}},
+            "class_specific_context has no effect",
+        ),
+        ({**BASE, "method": {"name": "coop", "init_words": '""'}}, "config: method.init_words: string should match"),
+        (
+            {**BASE, "method": {"name": "zero_shot", "templates": ["{} of {x}"]}},
+            "once, where the text goes, and no other brace",
+        ),
+        ({**BASE, "seed": 2**63}, "config: seed: input should be less than 9223372036854775808"),
+        ({**BASE, "seed": 10**400}, "found a number too long to show"),
+        ({**BASE, "seed": "x" * 500}, "xxx..."),
+        ({**BASE, "train": {"lr": float("inf")}}, "config: train.lr: input should be a finite number"),
+        ({**BASE, "train": {"weight_decay": float("nan")}}, "config: train.weight_decay: input should be"),
+        ({**BASE, "train": {"epochs": 10**9}}, "config: train.epochs: input should be less than or equal to 1000000"),
+        ({**BASE, "run": {"timeout_minutes": 1e300}}, "config: run.timeout_minutes: input should be less than"),
+        (
+            {**BASE, "method": {"name": "vip", "context_length": 10**9}},
+            "config: method.context_length: input should be less",
+        ),
         ({**BASE, "data": {"path": "d", "shots": "few"}}, "config: data.shots: input should be"),
         ({**BASE, "data": {"path": "d", "shots": 0}}, "data.shots: method 'vip' trains and needs images"),
         ({**BASE, "precision": "fp8"}, "config: precision: input should be 'fp32', 'bf16' or 'fp16'; found 'fp8'"),
@@ -116,6 +163,7 @@ def test_identity_changes_with_what_determines_the_result_and_nothing_else() -> 
         config(precision="bf16"),
         config(train={"lr": 0.003}),
         config(train={"augmentation_seed": 5}),
+        config(train={"select_ties": "first"}),
         config(data={"path": "data", "shots": 8}),
         config(data={"path": "data", "shots": 16, "split_seed": 9}),
         config(method={"name": "vip", "context_length": 5}),
@@ -124,6 +172,31 @@ def test_identity_changes_with_what_determines_the_result_and_nothing_else() -> 
         run_name(config(), DIGESTS._replace(**{field: "x"})) for field in Digests._fields
     ]
     assert len({name, *names}) == len(names) + 1
+
+
+def test_one_result_has_one_identity() -> None:
+    """Defaults that are written out, a draw of nothing and permission to take fewer images change no result."""
+    same: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"method": "cocoop"}, {"method": {"name": "cocoop", "context_length": 4}}),
+        ({"train": {"optimizer": "adamw"}}, {"train": {"optimizer": "adamw", "momentum": 0.9}}),
+        ({"data": {"path": "d"}}, {"data": {"path": "d", "split_seed": 7}}),
+        ({}, {"data": {"path": "d", "shots": 16, "fewer": "take"}}),
+    ]
+    for first, second in same:
+        assert run_name(config(**first), DIGESTS) == run_name(config(**second), DIGESTS)
+
+
+def test_home_is_expanded_wherever_a_config_names_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    places = config(
+        data={"path": "~/data"},
+        backbone={"name": "~/m.json", "pretrained": "~/w.pt"},
+        symptoms="~/s.json",
+        run={"out": "~/r"},
+    )
+    found = (places.data.path, places.backbone.name, places.backbone.pretrained, places.symptoms, places.run.out)
+    assert list(map(str, found)) == [f"/home/me/{name}" for name in ("data", "m.json", "w.pt", "s.json", "r")]
+    assert config(data={"path": "https://host/~me/data"}).data.path == "https://host/~me/data"
 
 
 def test_what_a_method_does_not_read_is_not_part_of_it(caplog: pytest.LogCaptureFixture) -> None:

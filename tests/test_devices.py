@@ -1,5 +1,6 @@
 """Whole runs on a GPU that is not there: no tensor meets one of another device, and predictions are those of the CPU."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,10 @@ def test_a_run_goes_on(
         advance(training, loss)
 
     with pretended_gpu():
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Training, "advance", dying)
+        monkeypatch.setattr(Training, "advance", dying)
+        with pytest.raises(KeyboardInterrupt):
             execute(config)
+        monkeypatch.setattr(Training, "advance", advance)
         resumed = execute(config)
     assert '"resumed_after_step": 4' in (resumed / "provenance.json").read_text()
     np.testing.assert_allclose(logits(resumed), logits(whole), atol=1e-4)
@@ -178,7 +180,7 @@ def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, tm
 
     run = execute(configured(base_config, tmp_path, method, "cpu"))
     with pretended_gpu():
-        scored = evaluate_run(run, str(dataset), "test", None, "cuda")
+        scored = evaluate_run(run, dataset, "test", None, "cuda")
     np.testing.assert_allclose(logits(scored), logits(run), atol=1e-4)
 
 
@@ -195,3 +197,15 @@ def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, sym
         filters._centred_cosines(["a round mole.", "a jagged border.", "many colours."], backbone.text)
         sets.check(symptom_set, None, backbone.text)
     assert scored.accuracy == expected.accuracy
+
+
+def test_copies_between_devices_are_made_in_one_place() -> None:
+    """Towers, engines and the script that made the demo's CLIP move what they hold themselves."""
+    allowed = {"devices.py", "backbone.py", "text_stack.py", "engines.py", "train_clip.py"}
+    root = Path(__file__).parents[1]
+    for path in [*root.glob("harness/**/*.py"), *root.glob("baselines/*.py")]:
+        if path.name not in allowed:
+            moves = re.findall(
+                r"^.*\.(?:cpu\(|cuda\(|to\((?:self\.)?(?:\w+\.)*device\b).*$", path.read_text("utf-8"), re.MULTILINE
+            )
+            assert not moves, f"{path}: {moves}"

@@ -64,10 +64,10 @@ class Views:
 
 
 class Validation:
-    """Stands for a validation set whose accuracies are given; notes the weight that it was asked about."""
+    """Stands for a validation set whose accuracies and losses are given; notes the weight that it was asked about."""
 
-    def __init__(self, accuracies: list[float]) -> None:
-        self.accuracies = accuracies
+    def __init__(self, accuracies: list[float], losses: list[float] | None = None) -> None:
+        self.accuracies, self.losses = accuracies, losses or [1.0] * len(accuracies)
         self.weights: list[float] = []
 
     def predict(self, method: Any) -> "Validation":
@@ -76,6 +76,9 @@ class Validation:
 
     def accuracy(self) -> float:
         return self.accuracies[len(self.weights) - 1]
+
+    def loss(self) -> float:
+        return self.losses[len(self.weights) - 1]
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_micro_batches_add_up_to_the_batch(topology: Topology) -> None:
 
 
 def test_gradients_are_clipped(topology: Topology) -> None:
-    line, _, _ = run(topology, momentum=0, weight_decay=0, max_grad_norm=0.5, epochs=1, warmup_epochs=0)
+    line, _, _ = run(topology, momentum=0, weight_decay=0, max_grad_norm=0.5, epochs=1, warmup_epochs=0, warmup_lr=None)
     assert line.weight.item() == pytest.approx(2 * 0.02 * 0.5), "two steps with a gradient of norm 0.5"
 
 
@@ -144,12 +147,34 @@ def test_training_goes_on_at_any_step(topology: Topology, done: int) -> None:
     assert job.method.weight.item() == pytest.approx(weight, rel=1e-4)  # type: ignore[operator]
 
 
-def test_best_keeps_the_first_of_the_best_epochs(topology: Topology) -> None:
-    validation = Validation([0.1, 0.7, 0.7, 0.2])
-    line, kept, rows = run(topology, validation, select="best")
-    assert (kept.epoch, kept.validation_accuracy) == (2, 0.7)
-    assert line.weight.item() == validation.weights[1] != validation.weights[3]
+@pytest.mark.parametrize(
+    ("ties", "losses", "epoch"),
+    [
+        ("first", [0.9, 0.5, 0.4, 0.1], 2),
+        ("lower_loss", [0.9, 0.5, 0.4, 0.1], 3),
+        ("lower_loss", [0.9, 0.5, 0.5, 0.1], 2),
+        (None, [0.9, 0.5, 0.4, 0.1], 3),
+    ],
+)
+def test_best_keeps_the_most_accurate_epoch(
+    topology: Topology, ties: str | None, losses: list[float], epoch: int
+) -> None:
+    validation = Validation([0.1, 0.7, 0.7, 0.2], losses)
+    line, kept, rows = run(topology, validation, select="best", select_ties=ties)
+    assert (kept.epoch, kept.validation_accuracy, kept.validation_loss) == (epoch, 0.7, losses[epoch - 1])
+    assert kept.improved and kept.warnings(TrainConfig()) == []
+    assert line.weight.item() == validation.weights[epoch - 1] != validation.weights[3]
     assert [row["validation_accuracy"] for row in rows if "validation_accuracy" in row] == [0.1, 0.7, 0.7, 0.2]
+
+
+def test_a_selection_that_chose_nothing_says_so(topology: Topology) -> None:
+    """Eight validation images, which the untrained prompts get as right as the trained ones: the first of ties is the warm-up."""
+    _, kept, _ = run(topology, Validation([0.5, 0.5, 0.4, 0.5]), select="best", select_ties="first")
+    warm_up, flat = kept.warnings(TrainConfig())
+    assert "epoch 1 is kept, which is of the warm-up" in warm_up
+    assert "never rose above that of epoch 1 (0.5000)" in flat
+    _, kept, _ = run(topology, Validation([0.5, 0.5, 0.4, 0.5], [1.0, 0.9, 0.8, 0.7]), select="best")
+    assert kept.epoch == 4 and len(kept.warnings(TrainConfig())) == 1
 
 
 def test_last_ignores_validation(topology: Topology) -> None:

@@ -18,7 +18,16 @@ def draw(samples: Samples, classes: list[str], k: int, seed: int, fewer: bool = 
     for label, name in enumerate(classes):
         members = by_key[samples.labels[by_key] == label]
         if len(members) < k and not fewer:
-            raise UserError(f"class {name!r} has {len(members)} images, fewer than the {k} shots asked for")
+            raise UserError(
+                f"class {name!r} has {len(members)} images, fewer than the {k} shots asked for; "
+                "data.fewer=take takes what there is"
+            )
         chosen.append(keyed_generator("few-shot", seed, name).permutation(members)[:k])
     positions = np.concatenate(chosen)
     return samples.select(positions[np.argsort(samples.rows[positions])])
+
+
+def fewer(samples: Samples, classes: list[str], k: int) -> dict[str, int]:
+    """Images of each class that has fewer than k, by its name."""
+    counts = np.bincount(samples.labels, minlength=len(classes)).tolist()
+    return {name: count for name, count in zip(classes, counts, strict=True) if count < k}

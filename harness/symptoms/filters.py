@@ -207,7 +207,9 @@ class _Sameness:
 
 def _centred_cosines(texts: list[str], tower: "TextTower") -> np.ndarray:
     """[n, n] float64."""
-    features = tower.encode_texts(texts).double().cpu().numpy()
+    from harness.devices import to_host
+
+    features = to_host(tower.encode_texts(texts)).double().numpy()
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     features -= features.mean(axis=0)
     features /= np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)

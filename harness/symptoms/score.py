@@ -78,6 +78,7 @@ def score_set(
     """
     import torch.nn.functional as F
 
+    from harness.devices import to_host
     from harness.features import encode_samples
     from harness.method import symptom_names
 
@@ -88,7 +89,7 @@ def score_set(
     )
     phrases = [f"{text.rstrip('. ')}." for group in texts for text in group]
     encoded = backbone.text.encode_texts(phrases, symptom_names(dataset.classes, texts))
-    cosines = (images @ F.normalize(encoded, dim=-1).cpu().T).numpy()
+    cosines = (images @ to_host(F.normalize(encoded, dim=-1)).T).numpy()
     owners = np.repeat(np.arange(len(texts)), [len(group) for group in texts])
     scores, coverage = score_cosines(cosines, samples.labels, owners)
     means = np.stack([cosines[:, owners == label].mean(axis=1) for label in range(len(texts))], axis=1)
