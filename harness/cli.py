@@ -1,5 +1,8 @@
 """The `vipbench` command; each verb is a few lines that call a module. Heavy packages are imported inside the verbs."""
 
+import os
+import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +21,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")]
+
+
+class Device(StrEnum):
+    """Names of devices, as in `run.device`."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class OnError(StrEnum):
+    """Names of what a damaged image does, as in `data.on_error`."""
+
+    raise_ = "raise"
+    skip = "skip"
 
 
 app.command()(data_cli.prepare)
@@ -55,22 +73,29 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a finished run directory")],
-    data: Annotated[Path, typer.Option(help="a prepared dataset")],
+    data: Annotated[str, typer.Option(help="a prepared dataset, a folder or URL")],
     split: Annotated[str, typer.Option(help="the split to score")] = "test",
     symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="where to compute; auto is a GPU where there is one")] = Device.auto,
+    on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
     from harness.transfer import evaluate_run
 
-    evaluate_run(run, data, split, symptoms, device)
+    evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None)
 
 
 def main() -> None:
     """Entry point of the `vipbench` command."""
     setup_logging()
     with user_errors():
-        app()
+        app([_expand_home(argument) for argument in sys.argv[1:]])
+
+
+def _expand_home(argument: str) -> str:
+    """ "--out=~/x" as the shell would have it, which expands "~" only where a word begins."""
+    option, equals, value = argument.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(argument)
 
 
 if __name__ == "__main__":

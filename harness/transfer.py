@@ -1,10 +1,14 @@
 """Score the saved prompts of a run on another dataset: `vipbench evaluate RUN --data DIR`."""
 
 import logging
+import re
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from harness.backbone import load_backbone
-from harness.config import Config, Digests
+from harness.config import RESULT_VERSION, Config, Digests
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet, Predictions
@@ -20,23 +24,38 @@ from harness.views import Loading
 
 log = logging.getLogger(__name__)
 
+EVALUATIONS = "evaluations"  # in the run directory
 
-def evaluate_run(run: Path, data: Path, split: str, symptoms: Path | None, device: str) -> Path:
+
+def evaluate_run(
+    run: Path,
+    data: str | Path,
+    split: str,
+    symptoms: Path | None,
+    device: str,
+    on_error: str | None = None,
+) -> Path:
     """Predict a split of a dataset with a run's prompts; returns the directory with predictions and metrics.
 
-    The dataset's classes may come in another order. They may be other classes only where the method learned nothing that
-    belongs to a class, such as CoOp's shared context. The run's backbone must be the one that the prompts were trained on.
+    The dataset's classes may come in another order, which is that of the predictions. They may be other classes only where the
+    method learned nothing that belongs to a class, such as CoOp's shared context.
+
+    Args:
+        symptoms: another symptom set than the run's, which is then named in the directory and the record.
+        on_error: what a damaged image does, "raise" or "skip"; None: what the run's config says.
 
     Raises:
-        UserError: not a finished run, other classes than the prompts can serve, or another backbone.
+        UserError: not a finished run, other classes than the prompts can serve, another backbone, or the run's own symptom set
+            is no longer what it was.
     """
     prompts = read_prompts(run)
     config = Config.load(run / CONFIG)
     trained = read_json(run / PROVENANCE)
-    dataset, trained_classes = Dataset(data), trained["classes"]
-    same = set(dataset.classes) == set(trained_classes)
-    classes = trained_classes if same else dataset.classes
-    symptom_set = SymptomSet.load(symptoms or config.symptoms) if config.symptoms else None
+    _warn_of_another_version(run, trained)
+    dataset = Dataset(data)
+    same = set(dataset.classes) == set(trained["classes"])
+    classes = trained["classes"] if same else dataset.classes
+    symptom_set = _symptoms(run, config, symptoms, trained["digests"])
     topology = Topology(device, config.precision)
     try:
         backbone = load_backbone(config.backbone, topology.device)
@@ -47,26 +66,58 @@ def evaluate_run(run: Path, data: Path, split: str, symptoms: Path | None, devic
         method = build_method(config, Task(classes, symptom_set.texts(classes) if symptom_set else None), backbone)
         if not same and method.per_class:
             raise UserError(
-                f"{data}: {config.method.name} learned for {trained_classes}; {dataset.classes} are other classes"
+                f"{data}: {config.method.name} learned for {trained['classes']}; {dataset.classes} are other classes"
             )
         restore(method, prompts)
-        loading = Loading(config.run.eval_batch_size, config.run.workers)
+        settings = config.data.model_copy(update={"on_error": on_error} if on_error else {})
+        loading = Loading(config.run.eval_batch_size, config.run.workers, settings.on_error)
         images = EvaluationSet(dataset.split(split), backbone, method.needs, topology, loading, split)
-        predictions = _relabel(images.predict(method), dataset.classes, classes)
+        predictions = _in_order(images.predict(method), classes, dataset.classes)
         digests = Digests(dataset.info.digest, backbone.digest, symptom_set.digest() if symptom_set else None)
         provenance = Provenance(dataset, digests, topology)
-        out = run / "evaluations" / f"{dataset.info.name}_{split}_{dataset.info.digest[:8]}"
+        provenance.add(run=run.name, split=split)
+        if images.dataset.skipped:
+            provenance.add(skipped={split: images.dataset.skipped})
+        out = run / EVALUATIONS / _name(dataset.info.name, split, digests, trained["digests"])
         with atomic_directory(out, overwrite=True) as folder:
-            RunDirectory(folder).write_evaluation(predictions, classes, provenance.describe())
+            RunDirectory(folder).write_evaluation(predictions, dataset.classes, provenance.describe())
     finally:
         topology.close()
-    log.info("%s: accuracy %.4f on %d images", out, predictions.accuracy(), len(predictions.ids))
+    log.info("%s: %s", out, predictions.summary(dataset.classes))
     return out
 
 
-def _relabel(predictions: Predictions, labelled: list[str], predicted: list[str]) -> Predictions:
-    """Labels count in the dataset's order of classes, logits in the method's; make both the method's."""
-    place = [predicted.index(name) for name in labelled]
-    labels = predictions.labels.copy()
-    labels[:] = [place[label] for label in predictions.labels]
-    return Predictions(predictions.ids, labels, predictions.logits)
+def _symptoms(run: Path, config: Config, other: Path | None, trained: dict[str, Any]) -> SymptomSet | None:
+    """The set that the run was trained with, or another one where it is named."""
+    if not config.symptoms:
+        if other:
+            raise UserError(f"--symptoms: {config.method.name} reads no symptom set; leave it out")
+        return None
+    found = SymptomSet.load(other or config.symptoms)
+    if found.digest() != trained["symptoms"]:
+        if other is None:
+            raise UserError(
+                f"{config.symptoms}: holds other symptoms now than when {run.name} was trained; restore it, or name the set to "
+                "evaluate with in --symptoms"
+            )
+        log.warning("%s: not the symptom set that the prompts were trained with", other)
+    return found
+
+
+def _warn_of_another_version(run: Path, trained: dict[str, Any]) -> None:
+    version = trained.get("result_version")
+    if version != RESULT_VERSION:
+        log.warning("%s: made by result version %s of vipbench; this is %s", run, version, RESULT_VERSION)
+
+
+def _name(dataset: str, split: str, digests: Digests, trained: dict[str, Any]) -> str:
+    """The folder of an evaluation: readable words of the dataset and its digest, and that of another symptom set."""
+    words = [re.sub(r"[^\w-]+", "-", word) for word in (dataset, split)]
+    other = digests.symptoms if digests.symptoms != trained["symptoms"] else None
+    return "_".join([*words, digests.dataset[:8], *([f"symptoms-{other[:8]}"] if other else [])])
+
+
+def _in_order(predictions: Predictions, predicted: list[str], labelled: list[str]) -> Predictions:
+    """Logits in the method's order of classes, put into the dataset's, in which its labels count."""
+    columns = np.array([predicted.index(name) for name in labelled])
+    return Predictions(predictions.ids, predictions.labels, np.ascontiguousarray(predictions.logits[:, columns]))
