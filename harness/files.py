@@ -1,22 +1,26 @@
 """Files that are never half there: written under a temporary name, flushed, then renamed; and digests of content."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from harness.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
@@ -53,21 +57,71 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success it becomes `path`, on failure it is removed.
 
+    A link at `path` stays, and what it points to is replaced. What calls left that were killed is put right first: their
+    temporary directories are removed, and a directory that they had moved aside comes back where none took its place.
+
     Raises:
-        UserError: `path` exists and `overwrite` is false.
+        UserError: `path` exists and `overwrite` is false, or nothing can be written there.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give --overwrite to replace it, or another place")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    workspace = _Workspace(target)
+    with output_errors(path):
+        _recover(target)
+        if target.exists() and not overwrite:
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another place")
+        workspace.open()
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        with disk_errors(path):
+            yield workspace.content
+        with output_errors(path):
+            workspace.publish()
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        workspace.close()
+
+
+class _Workspace:
+    """A temporary directory beside a target: `content` will be the target, `aside` is what was there before, and `held` is
+    locked as long as the process that made it lives."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def open(self) -> None:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", suffix=".tmp", dir=self.target.parent))
+        self.lock = FileLock(self.path / "held")
+        self.lock.acquire()
+        self.content = self.path / "content"
+        self.content.mkdir()
+
+    def publish(self) -> None:
+        """Rename what was there aside, then the new content in."""
+        if self.target.exists():
+            self.target.rename(self.path / "aside")
+        self.content.rename(self.target)
+
+    def close(self) -> None:
+        """Remove what is left, but for a target that could not be replaced."""
+        _put_back(self.path, self.target)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.release()
+
+
+def _put_back(workspace: Path, target: Path) -> None:
+    aside = workspace / "aside"
+    if aside.exists() and not target.exists():
+        aside.rename(target)
+
+
+def _recover(target: Path) -> None:
+    """Put right what killed calls left beside a target. A workspace without a lock file may be one that is being made."""
+    for workspace in target.parent.glob(f".{glob.escape(target.name)}.{'[a-z0-9_]' * 8}.tmp"):  # as mkdtemp names them
+        held = workspace / "held"
+        with suppress(Timeout, FileNotFoundError):  # it is in use, or its owner finished meanwhile
+            if workspace.is_dir() and (held.is_file() or time.time() - workspace.stat().st_mtime > SECONDS_TO_LOCK):
+                with FileLock(held, timeout=0):
+                    _put_back(workspace, target)
+                    shutil.rmtree(workspace, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,6 +189,16 @@ def disk_errors(where: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise UserError(f"{error.filename or where}: {error.strerror}; what was written before is whole") from error
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raises UserError, in one line, where an output cannot be made: a file where a folder should be, no right to write."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        raise UserError(f"{path}: cannot be written: {error.strerror}{where}") from error
 
 
 def _flush(path: Path) -> None:

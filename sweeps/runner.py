@@ -147,7 +147,7 @@ def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
     """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
     from harness.backbone import backbone_digest
     from harness.config import Config, Digests, run_name
-    from harness.data.shards import DatasetInfo
+    from harness.data.info import DatasetInfo
     from harness.symptoms.sets import SymptomSet
     from sweeps.grid import read_grid
 

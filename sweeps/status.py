@@ -137,7 +137,7 @@ def _steps(config: Mapping[str, Any]) -> int:
 
 @cache
 def _dataset(path: str) -> tuple[int, int]:
-    from harness.data.shards import DatasetInfo
+    from harness.data.info import DatasetInfo
 
     info = DatasetInfo.load(path)
     return len(info.classes), sum(info.splits["train"].counts.values())

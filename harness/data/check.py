@@ -1,5 +1,6 @@
 """Decode every image of a source once, in order, on any number of processes; what is good waits in a spool file."""
 
+import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from harness.data.images import BadImage, Normalised, normalise_file
 from harness.data.sources import Record
 from harness.errors import UserError
+from harness.processes import end_with_parent
 from harness.progress import Progress
 
 AHEAD = 4  # images in flight per process, which bounds memory
@@ -63,7 +65,8 @@ def _normalise_all(paths: list[Path], workers: int) -> Iterator[Normalised | Bad
         return
     pending: deque[Future[Normalised | BadImage]] = deque()
     # Spawned, since forking a process that has threads can hang it.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
             for path in paths:
                 pending.append(pool.submit(_try_normalise, path))

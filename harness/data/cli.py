@@ -1,29 +1,37 @@
 """The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.data.choices import Format, Leaks, OnError
+
 if TYPE_CHECKING:
-    from harness.data.shards import DatasetInfo
+    from harness.data.info import DatasetInfo
+
+MAX_WORKERS = 1024
+MAX_SHARD_MIB = 1 << 20
+
+Classes = Annotated[
+    str | None,
+    typer.Option(help='class names in order, as a CSV line: A,"B, with a comma",C; default: sorted, or by label'),
+]
+ClassesFile = Annotated[Path | None, typer.Option(help="a file with a class name per line, in order")]
+Shards = Annotated[
+    list[str] | None,
+    typer.Option(help="its shards: a path or URL, with * or {000..011} for several; may be given several times"),
+]
 
 
-class Format(StrEnum):
-    """How a source names its images and labels."""
-
-    folder = "folder"
-    csv = "csv"
-    coop_split = "coop-split"
-
-
-class OnError(StrEnum):
-    """What to do with an image that cannot be used."""
-
-    stop = "raise"
-    skip = "skip"
+LeaksOption = Annotated[
+    Leaks,
+    typer.Option(
+        help="images and patients in several splits: refuse, keep them as published, or drop-train: keep those of test, and "
+        "take out of train what val or test holds (and out of val what test holds)"
+    ),
+]
 
 
 def prepare(
@@ -33,25 +41,30 @@ def prepare(
     image_root: Annotated[Path | None, typer.Option(help="where paths in SOURCE start; default: its folder")] = None,
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="class names in order: A,B,C; default: sorted, or by label")
-    ] = None,
+    classes: Classes = None,
+    classes_file: ClassesFile = None,
     val_fraction: Annotated[float, typer.Option(help="part of train for a missing val split; 0: none")] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="part of train for a missing test split; 0: none")] = 0.2,
     seed: Annotated[int, typer.Option(help="of the splits that are made")] = 0,
-    shard_size: Annotated[int, typer.Option(min=1, help="about this many MiB of images per shard")] = 256,
+    shard_size: Annotated[
+        int, typer.Option(min=1, max=MAX_SHARD_MIB, help="about this many MiB of images per shard")
+    ] = 256,
     on_error: Annotated[OnError, typer.Option(help="what to do with an image that cannot be used")] = OnError.stop,
+    leaks: LeaksOption = Leaks.refuse,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the dataset at --out")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes that decode; default: one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=MAX_WORKERS, help="processes that decode; default: one per core")
+    ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
     from harness.data import sources
+    from harness.data.names import listed_classes
     from harness.data.shards import write_dataset
     from harness.data.splits import HoldOut
     from harness.errors import UserError
 
     hold_out = HoldOut(val_fraction, test_fraction, seed)
-    order = [part.strip() for part in classes.split(",")] if classes else None
+    order = listed_classes(classes, classes_file)
     if format is Format.folder:
         if image_root:
             raise UserError("--image-root: a folder source has its images inside; leave the option out")
@@ -66,6 +79,7 @@ def prepare(
         modality=modality,
         shard_bytes=shard_size * 2**20,
         on_error="skip" if on_error is OnError.skip else "raise",
+        leaks=leaks,
         overwrite=overwrite,
         hold_out=hold_out,
         workers=workers or _cores(),
@@ -74,19 +88,23 @@ def prepare(
 
 
 def index(
-    train: Annotated[str | None, typer.Option(help="its shards: paths or URLs, with * or {000..011}")] = None,
-    val: Annotated[str | None, typer.Option(help="its shards")] = None,
-    test: Annotated[str | None, typer.Option(help="its shards")] = None,
+    train: Shards = None,
+    val: Shards = None,
+    test: Shards = None,
     out: Annotated[Path | None, typer.Option(help="where dataset.json goes; default: the folder of the shards")] = None,
-    classes: Annotated[str | None, typer.Option(help="class names in the order of their labels: A,B,C")] = None,
+    classes: Classes = None,
+    classes_file: ClassesFile = None,
     label_key: Annotated[str, typer.Option(help="where a .json holds the label; a.b for nested objects")] = "label",
     patient_key: Annotated[str, typer.Option(help="where a .json holds the patient")] = "patient",
     image: Annotated[str | None, typer.Option(help="the image's extension, where samples hold several")] = None,
+    leaks: LeaksOption = Leaks.refuse,
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
 ) -> None:
     """Describe webdataset shards that others wrote, so that runs can read them where they are."""
-    from harness.data.foreign import Reading, expand, index_shards
+    from harness.data.foreign import expand, index_shards
+    from harness.data.members import Reading
+    from harness.data.names import listed_classes
     from harness.data.remote import is_url
     from harness.errors import UserError
 
@@ -94,23 +112,24 @@ def index(
     if not patterns:
         raise UserError("index: no shards given; name them with --train, --val and --test")
     if out is None:
-        shards = [shard for pattern in patterns.values() for shard in expand(pattern)]
+        shards = [shard for given in patterns.values() for shard in expand(given)]
         folders = {Path(shard).parent for shard in shards}
         if len(folders) > 1 or any(is_url(shard) for shard in shards):
             raise UserError(
                 "--out: these shards are not in one local folder; say where dataset.json and the indexes go"
             )
         out = folders.pop()
-    order = [part.strip() for part in classes.split(",")] if classes else None
+    order = listed_classes(classes, classes_file)
     reading = Reading(order, label_key, patient_key, image.lower().lstrip(".") if image else None)
-    _show(index_shards(patterns, out, reading, name, modality), out)
+    _show(index_shards(patterns, out, reading, name, modality, leaks), out)
 
 
 def inspect(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder or URL that `prepare` or `index` wrote")],
 ) -> None:
     """Print a dataset's counts, and verify the checksums of its shards and images."""
-    from harness.data.shards import DatasetInfo, verify
+    from harness.data.info import DatasetInfo
+    from harness.data.shards import verify
 
     _show(DatasetInfo.load(folder), folder)
     verify(folder)

@@ -2,285 +2,259 @@
 
     vipbench index --train 'shards/train-{000000..000007}.tar' --test 'shards/test-*.tar' --classes nevus,melanoma --out data/mine
 
-A sample is the members of a tar whose names agree up to the first dot of the base name, as webdataset has it: one image (jpg,
-jpeg, png, webp) and one label (cls, txt or json). Shards are read once, from start to end; nothing but images' headers, JSON and
-text is decoded. What is written is dataset.json and an index per shard.
+A sample is one image (jpg, jpeg, png, webp) and one label (cls, json or txt, in this order) of one name; see
+`harness/data/members.py`. Shards are read once, from start to end; nothing but images' headers, JSON and text is decoded. What
+is written is dataset.json and an index per shard.
 """
 
 import glob
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from braceexpand import braceexpand
 
-from harness.data.decode import Picture
-from harness.data.images import BadImage
-from harness.data.index import SCHEMA, HashedFile, read_members, write_index
-from harness.data.remote import is_url, matching, open_binary
-from harness.data.shards import INFO, DatasetInfo, ShardInfo, SplitInfo, content_digest
+from harness.data.choices import Leaks
+from harness.data.index import SCHEMA, write_index
+from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo, check_dataset_name
+from harness.data.leaks import REPORT, Placed, Settled, settle
+from harness.data.members import Found, Reading, ShardContent, read_shard
+from harness.data.names import check_class_names, is_plain_url, is_safe_name
+from harness.data.remote import is_url, matching
+from harness.data.shards import count_labels, digest_tables
 from harness.errors import UserError
-from harness.files import write_json
+from harness.files import output_errors, write_json, write_text
 from harness.progress import Progress
 
-IMAGES, LABELS = ("jpg", "jpeg", "png", "webp"), ("cls", "txt", "json")
-# 16-bit images need the window that `prepare` chooses.
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
+class Place(NamedTuple):
+    """A shard in a split."""
 
-@dataclass(frozen=True)
-class Reading:
-    """How shards are read.
-
-    Attributes:
-        classes: names in order; None takes the names that labels give, sorted.
-        label_key, patient_key: where a JSON member holds them; dots go into nested objects.
-        image: the extension of the image, where samples hold several.
-    """
-
-    classes: Sequence[str] | None = None
-    label_key: str = "label"
-    patient_key: str = "patient"
-    image: str | None = None
-
-
-@dataclass
-class Found:
-    """A sample of a shard: what its members say."""
-
+    split: str
     shard: str
-    offset: int
-    label: int | str | None = None
-    name: str | None = None  # of the class, where the JSON gives one beside a number
-    patient: str | None = None
-    images: dict[str, dict[str, Any]] = field(default_factory=dict)  # by extension
+
+
+Contents = Mapping[Place, ShardContent]
 
 
 def index_shards(
-    patterns: Mapping[str, str], out: Path, reading: Reading, name: str | None = None, modality: str | None = None
+    patterns: Mapping[str, Sequence[str]],
+    out: Path,
+    reading: Reading,
+    name: str | None = None,
+    modality: str | None = None,
+    leaks: Leaks = Leaks.refuse,
 ) -> DatasetInfo:
     """Write dataset.json and an index per shard into `out`.
 
     Args:
-        patterns: for each split its shards: paths or URLs with * or {000..011}; several with spaces between.
+        patterns: for each split its shards: paths or URLs, with * or {000..011}.
+        leaks: what to do about images and patients in several splits; leaks.csv in `out` lists them.
 
     Raises:
-        UserError: no such shard, cut off, a sample without image or label, an unknown label, a key, image or patient twice.
+        UserError: no such shard, cut off, a sample without image or label, an unknown label, a key twice, an image or patient in
+            several splits, or `out` cannot be written.
     """
-    shards = [(split, shard) for split, pattern in patterns.items() for shard in expand(pattern)]
-    out.mkdir(parents=True, exist_ok=True)
+    name = name or out.resolve().name
+    check_dataset_name(name, "the dataset's name")
+    places = [Place(split, shard) for split, given in patterns.items() for shard in expand(given)]
     if (out / INFO).exists():
         raise UserError(f"{out / INFO}: exists; give another --out, or remove it to index again")
-    found: dict[tuple[str, str], tuple[dict[str, Found], str]] = {}
-    with Progress("index shards", len(shards), "shards") as progress:
-        for split, shard in shards:
-            found[split, shard] = read_shard(shard, reading)
-            progress.advance(note=f"{sum(len(samples) for samples, _ in found.values())} samples")
-    notes = _make_keys_distinct(found)
-    classes = _classes(found, reading)
-    pseudonyms = _pseudonyms(found)
-    infos = {split: SplitInfo(counts=dict.fromkeys(classes, 0), shards=[]) for split in patterns}
-    tables: dict[str, list[pa.Table]] = {split: [] for split in patterns}
-    for number, ((split, shard), (samples, checksum)) in enumerate(found.items()):
-        rows = [_row(key, sample, classes, pseudonyms) for key, sample in samples.items()]
-        tables[split].append(pa.Table.from_pylist(rows, SCHEMA).combine_chunks())
-        infos[split].shards.append(_shard_info(shard, split, number, checksum, len(samples), out))
-        for label, count in Counter(row["label"] for row in rows).items():
-            infos[split].counts[classes[label]] += count
-    _refuse_leaks(tables)
-    for label, count in infos["train"].counts.items() if "train" in infos else ():
-        if not count:
-            raise UserError(f"class {label!r} has no training image")
-    for split, info in infos.items():
-        for shard_info, table in zip(info.shards, tables[split], strict=True):
-            write_index(out / shard_info.index_file, table)
-    dataset = DatasetInfo(
-        name=name or out.resolve().name,
-        modality=modality,
-        classes=classes,
-        splits=infos,
-        notes=notes,
-        digest=content_digest(classes, tables),
-    )
-    write_json(out / INFO, dataset.model_dump())
+    with output_errors(out):  # before the shards are read, which takes long
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / f".{INFO}.tried", "")
+        (out / f".{INFO}.tried").unlink()
+    contents: dict[Place, ShardContent] = {}
+    with Progress("index shards", len(places), "shards") as progress:
+        for place in places:
+            contents[place] = read_shard(place.shard, reading)
+            progress.advance(note=f"{sum(len(content.samples) for content in contents.values())} samples")
+    stems = _prefixes(contents)
+    classes = _classes(contents, reading)
+    pseudonyms = _pseudonyms(contents)
+    tables = {
+        place: pa.Table.from_pylist(
+            [_row(stems[place] + key, sample, classes, pseudonyms) for key, sample in content.samples.items()], SCHEMA
+        ).combine_chunks()
+        for place, content in contents.items()
+    }
+    with output_errors(out):
+        settled = settle(_placed(tables), classes, leaks, out / REPORT)
+        tables = _kept(tables, settled)
+        infos, by_split = _describe(tables, contents, classes, out)
+        for split, info in infos.items():
+            for shard_info, table in zip(info.shards, by_split[split], strict=True):
+                write_index(out / shard_info.index_file, table)
+        dataset = DatasetInfo(
+            name=name,
+            modality=modality,
+            classes=classes,
+            splits=infos,
+            notes=[*_notes(contents, stems), *settled.notes],
+            leaks=settled.info,
+            digest=digest_tables(classes, by_split),
+        )
+        if settled.report is not None:
+            write_text(out / REPORT, settled.report)
+        write_json(out / INFO, dataset.model_dump())
     return dataset
 
 
-def expand(patterns: str) -> list[str]:
-    """Paths and URLs that patterns stand for, sorted within each. Raises UserError where one stands for nothing."""
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Paths and URLs that patterns stand for, sorted within each. A file of exactly that name is itself.
+
+    Raises:
+        UserError: one stands for nothing, or two for the same shard.
+    """
     shards: list[str] = []
-    for pattern in patterns.split():
-        try:
-            paths = list(braceexpand(pattern))
-        except ValueError as error:
-            raise UserError(f"{pattern}: its braces do not match") from error
-        for path in paths:
-            if not any(sign in path for sign in "*?["):
-                shards.append(path if is_url(path) else str(Path(path).resolve()))
-            elif is_url(path):
-                shards += matching(path)
-            else:
-                shards += sorted(str(Path(match).resolve()) for match in glob.glob(path))
-    if not shards:
-        raise UserError(f"{patterns}: no shard of this name; give paths or URLs with * or {{000..011}}")
+    for pattern in patterns:
+        shards += _expand(pattern)
     if len(set(shards)) < len(shards):
-        raise UserError(f"{patterns}: names {Counter(shards).most_common(1)[0][0]} twice")
+        raise UserError(f"{', '.join(patterns)}: names {Counter(shards).most_common(1)[0][0]} twice")
     return shards
 
 
-def read_shard(shard: str, reading: Reading) -> tuple[dict[str, Found], str]:
-    """The samples of a shard by key, in its order, and the shard's SHA-256 (hex)."""
-    samples: dict[str, Found] = {}
-    closed, last = set(), ""
-    with open_binary(shard) as file:
-        hashed = HashedFile(file)
-        try:
-            for member, data in read_members(hashed):
-                key, extension = _key(member.name)
-                if key != last and key in closed:
-                    raise ValueError(f"sample {key!r} at byte {member.offset} is there twice")
-                closed.add(last)
-                last = key
-                sample = samples.setdefault(key, Found(shard, member.offset))
-                if extension in IMAGES if reading.image is None else extension == reading.image:
-                    _check_image(data, member.name)
-                    digest = hashlib.sha256(data).hexdigest()
-                    sample.images[extension] = {"offset": member.offset_data, "size": member.size, "sha256": digest}
-                elif extension in LABELS:
-                    _read_label(sample, extension, data, member.name, reading)
-            for key, sample in samples.items():
-                _check(key, sample)
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(f"{shard}: {' '.join(str(error).split())}") from error
-    if not samples:
-        raise UserError(f"{shard}: holds no sample; webdataset's are an image and a label of one name")
-    return samples, hashed.digest.hexdigest()
-
-
-def _key(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the base name, and the rest is the extension."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _check_image(data: bytes, member: str) -> None:
+def _expand(pattern: str) -> list[str]:
+    if not is_url(pattern) and Path(pattern).is_file():
+        return [str(Path(pattern).resolve())]
     try:
-        mode = Picture(data).mode
-    except BadImage as error:
-        raise ValueError(f"{member}: {error}") from error
-    if mode not in MODES:
-        raise ValueError(f"{member}: {mode} pixels have over 8 bits; `vipbench prepare` turns such images into 8 bits")
+        paths = list(braceexpand(pattern))
+    except ValueError as error:
+        raise UserError(f"{pattern}: its braces do not match") from error
+    shards: list[str] = []
+    for path in paths:
+        if not any(sign in path for sign in "*?["):
+            shards.append(path if is_url(path) else str(Path(path).resolve()))
+        elif is_url(path):
+            shards += matching(path)
+        else:
+            shards += sorted(str(Path(match).resolve()) for match in glob.glob(path))
+    if not shards:
+        raise UserError(f"{pattern}: no shard of this name; give a path or URL, with * or {{000..011}} for several")
+    if wrong := [shard for shard in shards if is_url(shard) and not is_plain_url(shard)]:
+        raise UserError(f"{wrong[0]}: not a URL of one protocol, such as https://host/train-000.tar")
+    return shards
 
 
-def _read_label(sample: Found, extension: str, data: bytes, member: str, reading: Reading) -> None:
-    text = data.decode().strip()
-    if extension != "json":
-        sample.label = int(text) if text.lstrip("-").isdigit() else text
-        return
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        sample.label = content if isinstance(content, int | str) else None
-        return
-    label = _dotted(content, reading.label_key)
-    if label is not None:  # a JSON beside a .cls or .txt may hold other things only
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise ValueError(f"{member}: {reading.label_key} is {label!r}; a label is a number or a class's name")
-        sample.label, sample.name = label, content.get("class")
-    patient = _dotted(content, reading.patient_key)
-    sample.patient = None if patient is None else str(patient)
-
-
-def _dotted(content: Any, key: str) -> Any:
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
-
-
-def _check(key: str, sample: Found) -> None:
-    where = f"sample {key!r} at byte {sample.offset}"
-    if len(sample.images) > 1:
-        raise ValueError(f"{where} has several images ({', '.join(sorted(sample.images))}); say which with --image EXT")
-    if not sample.images:
-        raise ValueError(f"{where} has no image ({', '.join(IMAGES)})")
-    if sample.label is None:
-        raise ValueError(f"{where} has no label (.cls, .txt, or .json with the key that --label-key names)")
-
-
-def _make_keys_distinct(found: dict[tuple[str, str], tuple[dict[str, Found], str]]) -> list[str]:
-    """Put the shard's name before keys where shards use the same ones; returns a note about it."""
-    keys = Counter(key for samples, _ in found.values() for key in samples)
-    repeated = [key for key, count in keys.items() if count > 1]
-    if not repeated:
-        return []
-    stems = {place: Path(place[1]).name.removesuffix(".tar") for place in found}
+def _prefixes(contents: Contents) -> dict[Place, str]:
+    """What goes before the keys of each shard: its name where shards use the same keys, else nothing."""
+    if not _repeated(contents):
+        return dict.fromkeys(contents, "")
+    stems = {place: Path(place.shard).name.removesuffix(".tar") for place in contents}
     if len(set(stems.values())) < len(stems):
-        stems = {place: f"{place[0]}/{number:06d}" for number, place in enumerate(found)}
-    for place, (samples, checksum) in list(found.items()):
-        found[place] = ({f"{stems[place]}/{key}": sample for key, sample in samples.items()}, checksum)
-    return [f"{len(repeated)} keys are in several shards, so ids hold the shard's name"]
+        stems = {place: f"{place.split}/{number:06d}" for number, place in enumerate(contents)}
+    return {place: f"{stem}/" for place, stem in stems.items()}
 
 
-def _classes(found: Mapping[tuple[str, str], tuple[dict[str, Found], str]], reading: Reading) -> list[str]:
-    """Class names in order. Raises UserError where labels are numbers and nobody names them."""
+def _repeated(contents: Contents) -> int:
+    """How many keys are in several shards."""
+    keys = Counter(key for content in contents.values() for key in content.samples)
+    return sum(count > 1 for count in keys.values())
+
+
+def _notes(contents: Contents, prefixes: Mapping[Place, str]) -> list[str]:
+    notes = []
+    if any(prefixes.values()):
+        notes.append(f"{_repeated(contents)} keys are in several shards, so ids hold the shard's name")
+    if passed_over := sum(content.passed_over for content in contents.values()):
+        notes.append(f"{passed_over} files in the shards are no image or label of a sample and were passed over")
+    return notes
+
+
+def _classes(contents: Contents, reading: Reading) -> list[str]:
+    """Class names in order. Raises UserError where labels are numbers and nobody names them, or names contradict each other."""
+    samples = {key: sample for content in contents.values() for key, sample in content.samples.items()}
+    kinds = {sample.kind: key for key, sample in samples.items()}
+    if len(kinds) > 1:
+        (kind, key), (other, another), *_ = kinds.items()
+        raise UserError(f"sample {key!r} has its label in .{kind}, sample {another!r} in .{other}; one kind is needed")
     if reading.classes is not None:
-        if len(set(reading.classes)) < len(reading.classes):
-            raise UserError(f"--classes: {list(reading.classes)} are not distinct")
         return list(reading.classes)
-    samples = [sample for part, _ in found.values() for sample in part.values()]
-    if all(isinstance(sample.label, str) for sample in samples):
-        return sorted({str(sample.label) for sample in samples})
-    named = {sample.label: sample.name for sample in samples if sample.name}
-    numbers = sorted({sample.label for sample in samples if isinstance(sample.label, int)})
-    if numbers == list(range(len(numbers))) and set(named) == set(numbers):
-        return [str(named[number]) for number in numbers]
-    raise UserError(f"labels are numbers ({numbers[:5]} ...): name them in order with --classes A,B,C")
+    labels = {sample.label for sample in samples.values()}
+    numbers = sorted({sample.number for sample in samples.values() if sample.number is not None})
+    if not numbers:
+        classes = sorted(labels)
+    else:
+        named: dict[int, str] = {}
+        for sample in samples.values():
+            if sample.number is not None and sample.name:
+                name = named.setdefault(sample.number, sample.name)
+                if name != sample.name:
+                    raise UserError(
+                        f"{sample.shard}: label {sample.number} is class {sample.name!r} here and {name!r} elsewhere"
+                    )
+        if len(numbers) < len(labels) or numbers != list(range(len(numbers))) or set(named) != set(numbers):
+            raise UserError(f"labels are numbers ({numbers[:5]} ...): name them in order with --classes A,B,C")
+        classes = [named[number] for number in numbers]
+    check_class_names(classes, "the shards' labels")
+    return classes
 
 
-def _pseudonyms(found: Mapping[tuple[str, str], tuple[dict[str, Found], str]]) -> dict[str, str]:
+def _pseudonyms(contents: Contents) -> dict[str, str]:
     """Patients' ids in sorted order -> p0001, p0002, ..."""
-    patients = sorted({one.patient for samples, _ in found.values() for one in samples.values() if one.patient})
+    patients = sorted(
+        {sample.patient for content in contents.values() for sample in content.samples.values() if sample.patient}
+    )
     digits = max(4, len(str(len(patients))))
     return {patient: f"p{number:0{digits}d}" for number, patient in enumerate(patients, start=1)}
 
 
 def _row(key: str, sample: Found, classes: Sequence[str], pseudonyms: Mapping[str, str]) -> dict[str, Any]:
-    label = sample.label
-    if isinstance(label, str) and label in classes:
-        label = classes.index(label)
-    if not isinstance(label, int) or not 0 <= label < len(classes):
-        raise UserError(f"{sample.shard}: sample {key!r} has label {label!r}, which is none of {list(classes)}")
+    """A sample's row of the index. A label that is a class's name is that class; only another may be a position."""
+    label = classes.index(sample.label) if sample.label in classes else sample.number
+    if label is None or not 0 <= label < len(classes):
+        shown = sample.number if sample.number is not None else sample.label[:80]
+        raise UserError(f"{sample.shard}: sample {key!r} has label {shown!r}, which is none of {list(classes)}")
     ((extension, image),) = sample.images.items()
     patient = pseudonyms[sample.patient] if sample.patient else None
-    return {"key": key, "label": label, "patient": patient, "extension": extension, **image}
+    return {"key": key, "label": label, "patient": patient, "extension": extension.rpartition(".")[2], **image}
 
 
-def _shard_info(shard: str, split: str, number: int, checksum: str, samples: int, out: Path) -> ShardInfo:
+def _placed(tables: Mapping[Place, pa.Table]) -> list[Placed]:
+    """All samples; images are the same where their bytes are."""
+    return [
+        Placed(row["key"], place.split, row["label"], row["patient"], row["sha256"])
+        for place, table in tables.items()
+        for row in table.to_pylist()
+    ]
+
+
+def _kept(tables: Mapping[Place, pa.Table], settled: Settled) -> dict[Place, pa.Table]:
+    """Tables without the samples that were dropped."""
+    kept, first = {}, 0
+    for place, table in tables.items():
+        kept[place] = table.filter(pa.array(settled.kept[first : first + len(table)])).combine_chunks()
+        first += len(table)
+    return {place: table for place, table in kept.items() if len(table)}
+
+
+def _describe(
+    tables: Mapping[Place, pa.Table], contents: Contents, classes: Sequence[str], out: Path
+) -> tuple[dict[str, SplitInfo], dict[str, list[pa.Table]]]:
+    """The description of each split, and its index tables. Raises UserError where a class has no training image."""
+    by_split: dict[str, list[pa.Table]] = {}
+    shards: dict[str, list[ShardInfo]] = {}
+    for number, (place, table) in enumerate(tables.items()):
+        by_split.setdefault(place.split, []).append(table)
+        shards.setdefault(place.split, []).append(_shard_info(place, number, contents[place].sha256, len(table), out))
+    infos = {
+        split: SplitInfo(counts=count_labels(parts, classes), shards=shards[split]) for split, parts in by_split.items()
+    }
+    for label, count in infos["train"].counts.items() if "train" in infos else ():
+        if not count:
+            raise UserError(f"class {label!r} has no training image")
+    return infos, by_split
+
+
+def _shard_info(place: Place, number: int, checksum: str, samples: int, out: Path) -> ShardInfo:
     """A shard in `out` itself has its index beside it; one elsewhere has it in `out`."""
-    inside = not is_url(shard) and Path(shard).parent == out.resolve() and shard.endswith(".tar")
+    path = Path(place.shard)
+    inside = (
+        not is_url(place.shard) and path.parent == out.resolve() and path.suffix == ".tar" and is_safe_name(path.name)
+    )
     if inside:
-        return ShardInfo(file=Path(shard).name, sha256=checksum, samples=samples)
-    return ShardInfo(file=shard, sha256=checksum, samples=samples, index=f"{split}-{number:06d}.index.parquet")
-
-
-def _refuse_leaks(tables: Mapping[str, Sequence[pa.Table]]) -> None:
-    """Raises UserError where an image or a patient is in two splits."""
-    for column, what in (("sha256", "the same image"), ("patient", "the same patient")):
-        owners: dict[str, tuple[str, str]] = {}
-        for split, parts in tables.items():
-            for key, value in _pairs(parts, column):
-                other, first = owners.setdefault(value, (split, key))
-                if other != split:
-                    raise UserError(f"{what} is in {other} (sample {first!r}) and in {split} (sample {key!r})")
-
-
-def _pairs(parts: Sequence[pa.Table], column: str) -> Iterator[tuple[str, str]]:
-    for part in parts:
-        for key, value in zip(part["key"].to_pylist(), part[column].to_pylist(), strict=True):
-            if value is not None:
-                yield key, value
+        return ShardInfo(file=path.name, sha256=checksum, samples=samples)
+    index = f"{place.split}-{number:06d}.index.parquet"
+    return ShardInfo(file=place.shard, sha256=checksum, samples=samples, index=index)

@@ -1,19 +1,22 @@
-"""What an image becomes in a shard: 8-bit RGB or greyscale JPEG or PNG, without metadata, fully decoded once.
+"""Images as upright 8-bit RGB pixels, by one rule for `prepare` and for shards that others wrote; and as they are stored.
 
-8-bit RGB and greyscale JPEG and PNG keep their pixel data byte for byte. All else becomes an RGB PNG.
+In a shard of `prepare`'s, 8-bit RGB and greyscale JPEG and PNG keep their pixel data byte for byte, without metadata. All else
+becomes an RGB PNG.
 """
 
 import hashlib
 import io
+import os
 import re
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from harness.errors import UserError
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (
@@ -50,8 +53,20 @@ DECODE_ERRORS = (
     zlib.error,
 )
 
+MAX_PIXELS = "VIPBENCH_MAX_PIXELS"  # the environment variable that bounds an image's size
+DEFAULT_MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which `open_image` replaces by one that can be raised
+
 ORIENTATION = 0x0112
-UPRIGHT = (0, 1)  # 0 is no value of the standard, but is written where nothing is known
+TURNS = {  # by EXIF orientation; all other values count as upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed byte, a restart marker nor filling
@@ -93,54 +108,84 @@ def normalise_file(path: Path) -> Normalised:
     return normalise(data)
 
 
-def normalise(data: bytes) -> Normalised:
-    """Decode an image file's bytes and make them what is stored.
+def max_pixels() -> int:
+    """How many pixels an image may have. Raises UserError where the environment variable is no positive number."""
+    text = os.environ.get(MAX_PIXELS, str(DEFAULT_MAX_PIXELS))
+    if not re.fullmatch(r"[0-9]{1,15}", text) or not int(text):
+        raise UserError(f"{MAX_PIXELS}: {text[:50]!r} is no number of pixels; the default is {DEFAULT_MAX_PIXELS}")
+    return int(text)
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Read an image file's header.
+
+    Raises:
+        BadImage: no image of these formats, damaged, or too many pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:
+        raise BadImage(f"is not an image of a known format ({', '.join(formats)})") from error
+    except DECODE_ERRORS as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+    if image.width * image.height > max_pixels():
+        raise BadImage(
+            f"has {image.width} x {image.height} pixels, more than the {max_pixels()} that are taken for no decompression bomb; "
+            f"{MAX_PIXELS} raises the limit"
+        )
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """An image's EXIF orientation, 2 to 8, without decoding its pixels; 1 where it is upright or the EXIF data are broken."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        value = exif.get(ORIENTATION, 1)
+        return int(value) if value in TURNS else 1
+    except DECODE_ERRORS:
+        return 1
+
+
+def upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """An opened image as upright 8-bit RGB, and what was done to its pixels, as phrases.
 
     16-bit, 32-bit and float greyscale are windowed linearly from the image's own minimum and maximum to 0..255; what is
     transparent becomes black; of several frames the first is taken; an EXIF orientation is applied. 16-bit colour keeps
-    its high bytes, which is all that Pillow reads. Colour profiles are dropped, not applied.
+    its high bytes, which is all that Pillow reads. Colour profiles are not applied.
 
     Raises:
-        BadImage: no image of a known format, damaged, truncated, or more pixels than PIL.Image.MAX_IMAGE_PIXELS.
+        BadImage: damaged, truncated, or values that are not finite.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return _normalise(data)
-        except BadImage:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise BadImage(f"has over {Image.MAX_IMAGE_PIXELS} pixels: refused as a decompression bomb") from error
-        except UnidentifiedImageError as error:
-            raise BadImage("is not an image of a known format") from error
-        except DECODE_ERRORS as error:
-            raise BadImage(f"cannot be decoded: {error}") from error
+    try:
+        changes = _several_frames(image)
+        if turn := TURNS.get(orientation(image)):
+            image = image.transpose(turn)
+            changes.append("were turned as their EXIF orientation says")
+        rgb, change = _to_rgb(image)
+    except BadImage:
+        raise
+    except DECODE_ERRORS as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+    return rgb, changes + ([change] if change else [])
 
 
-def _normalise(data: bytes) -> Normalised:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    changes = []
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO's other frames are previews
-        changes.append("hold several frames: the first was taken")
-    upright = _orientation(image) in UPRIGHT
-    if upright and (stored := _without_metadata(image, data)):
-        image = Image.open(io.BytesIO(stored))  # so that what is decoded here is what is stored
+def normalise(data: bytes) -> Normalised:
+    """Decode an image file's bytes and make them what is stored. Raises BadImage as `open_image` and `upright_rgb` do."""
+    image = open_image(data)
+    if orientation(image) == 1 and (stored := _without_metadata(image, data)):
+        rgb, _ = upright_rgb(open_image(stored))  # so that what is decoded here is what is stored
         extension = "jpg" if stored.startswith(JPEG_START) else "png"
-        return Normalised(extension, stored, _pixel_digest(image.convert("RGB")), tuple(changes))
-    if not upright:
-        ImageOps.exif_transpose(image, in_place=True)
-        changes.append("were turned as their EXIF orientation says")
-    rgb, change = _to_rgb(image)
+        return Normalised(extension, stored, _pixel_digest(rgb), tuple(_several_frames(image)))
+    rgb, changes = upright_rgb(image)
     buffer = io.BytesIO()
     rgb.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return Normalised("png", buffer.getvalue(), _pixel_digest(rgb), (*changes, *filter(None, [change])))
+    return Normalised("png", buffer.getvalue(), _pixel_digest(rgb), tuple(changes))
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, read without decoding the pixels."""
-    exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
-    return int(exif.get(ORIENTATION, 1))
+def _several_frames(image: Image.Image) -> list[str]:
+    several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # an MPO's other frames are previews
+    return ["hold several frames: the first was taken"] if several else []
 
 
 def _without_metadata(image: Image.Image, data: bytes) -> bytes | None:

@@ -3,18 +3,27 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harness.data.names import SHA256
 from harness.data.remote import Stream, read_bytes
 from harness.errors import UserError
 from harness.files import atomic_path
 
-IMAGE_EXTENSIONS = ("jpg", "png")
+PREPARED_EXTENSIONS = ("jpg", "png")  # of the images that `prepare` writes
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_SHARD_BYTES = 1 << 42
+MAX_MEMBER_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 20
+MAX_PADDING_BYTES = 1 << 26  # after a tar's end
+MAX_READS_AT_END = 16
+MAX_ROWS = 20_000_000  # of a shard's index
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -33,28 +42,6 @@ def index_path(shard: str | Path) -> Path:
     return Path(shard).with_suffix(".index.parquet")
 
 
-def read_members(file: "HashedFile") -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Files in a tar and their content, in one pass over all of it.
-
-    Raises:
-        ValueError: not an uncompressed tar, or cut off (says at which byte).
-    """
-    source: Any = file
-    try:
-        with tarfile.open(fileobj=source, mode="r|") as tar:
-            for member in tar:
-                if member.isfile():
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    yield member, content.read()
-    except tarfile.TarError as error:
-        raise ValueError(f"not a whole tar: {error} (at byte {file.position})") from error
-    while file.read(1 << 20):
-        continue
-    if file.last != bytes(tarfile.BLOCKSIZE):  # zeros end a tar
-        raise ValueError(f"it ends at byte {file.position} without the mark of a tar's end: it was cut off")
-
-
 class HashedFile:
     """A file that is read once from its start.
 
@@ -64,13 +51,66 @@ class HashedFile:
 
     def __init__(self, file: Stream) -> None:
         self.file, self.position, self.last, self.digest = file, 0, b"", hashlib.sha256()
+        self.reads_at_end = 0
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
         self.position += len(data)
         self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
         self.digest.update(data)
+        self.reads_at_end += not data
+        # tarfile reads on through a member whose size is a lie, block after block.
+        if self.reads_at_end > MAX_READS_AT_END:
+            raise tarfile.ReadError("a member goes on after its end")
+        if self.position > MAX_SHARD_BYTES:
+            raise tarfile.ReadError(f"it has over {MAX_SHARD_BYTES} bytes")
         return data
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A tar's header whose own data (long names, extended headers) may not fill the memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a member is sparse")
+        regular = self.isreg() or self.type not in tarfile.SUPPORTED_TYPES  # these have data, which are read apart
+        if self.size < 0 or (not regular and self.size > MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def read_members(file: HashedFile, wanted: Callable[[str], bool]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Files in a tar and their content, in one pass over all of it; content is read where the name is wanted, else empty.
+
+    Raises:
+        ValueError: not an uncompressed tar, cut off (says at which byte), a wanted member that is sparse or too large.
+    """
+    source: Any = file
+    try:
+        with tarfile.open(fileobj=source, mode="r|", tarinfo=_BoundedTarInfo) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header, which fills the memory
+                if not member.isfile():
+                    continue
+                if not wanted(member.name):
+                    yield member, b""
+                    continue
+                if member.issparse() or not 0 <= member.size <= MAX_MEMBER_BYTES:
+                    what = "is sparse" if member.issparse() else f"has {member.size} bytes"
+                    raise ValueError(
+                        f"{member.name[:200]!r} {what}; a member is whole, of at most {MAX_MEMBER_BYTES} bytes"
+                    )
+                content = tar.extractfile(member)
+                assert content is not None
+                yield member, content.read()
+    except (tarfile.TarError, IndexError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a whole tar: {error} (at byte {file.position})") from error
+    end = file.position
+    while file.read(1 << 20):
+        if file.position - end > MAX_PADDING_BYTES:
+            raise ValueError(f"it goes on for over {MAX_PADDING_BYTES} bytes after the tar's end at byte {end}")
+    if file.last != bytes(tarfile.BLOCKSIZE):  # zeros end a tar
+        raise ValueError(f"it ends at byte {file.position} without the mark of a tar's end: it was cut off")
 
 
 def index_shard(shard: Path) -> pa.Table:
@@ -79,24 +119,42 @@ def index_shard(shard: Path) -> pa.Table:
     Raises:
         UserError: not a tar of pairs of an image and a JSON member, or cut off.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows = PreparedRows()
     try:
         with shard.open("rb") as file:
-            for member, data in read_members(HashedFile(file)):
-                key, _, extension = member.name.rpartition(".")
-                row = rows.setdefault(key, {"key": key, "patient": None})
-                if extension == "json":
-                    meta = json.loads(data)
-                    row |= {"label": meta["label"], "patient": meta.get("patient")}
-                elif extension in IMAGE_EXTENSIONS:
-                    digest = hashlib.sha256(data).hexdigest()
-                    row |= {"extension": extension, "offset": member.offset_data, "size": member.size, "sha256": digest}
-        for row in rows.values():
-            if row.keys() != set(SCHEMA.names):
-                raise ValueError(f"sample {row['key']!r} has no {'image' if 'label' in row else 'label'}")
-        return pa.Table.from_pylist(list(rows.values()), SCHEMA).combine_chunks()
+            for member, data in read_members(HashedFile(file), lambda name: True):
+                rows.add(member, data)
+        return rows.table()
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{shard}: not a whole shard of images with JSON: {error}") from error
+
+
+class PreparedRows:
+    """Rows of the index of a shard that `prepare` wrote, from its members one after the other."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, member: tarfile.TarInfo, data: bytes) -> None:
+        """Take in a member. Raises ValueError, KeyError or TypeError where it is not as `prepare` writes it."""
+        key, _, extension = member.name.rpartition(".")
+        row = self._rows.setdefault(key, {"key": key, "patient": None})
+        if extension == "json":
+            meta = json.loads(data)
+            row |= {"label": meta["label"], "patient": meta.get("patient")}
+        elif extension in PREPARED_EXTENSIONS:
+            digest = hashlib.sha256(data).hexdigest()
+            row |= {"extension": extension, "offset": member.offset_data, "size": member.size, "sha256": digest}
+
+    def table(self) -> pa.Table:
+        """All rows. Raises ValueError where a sample lacks its image or label."""
+        for row in self._rows.values():
+            if row.keys() != set(SCHEMA.names):
+                raise ValueError(f"sample {row['key']!r} has no {'image' if 'label' in row else 'label'}")
+        return pa.Table.from_pylist(list(self._rows.values()), SCHEMA).combine_chunks()
 
 
 def write_index(path: Path, table: pa.Table) -> None:
@@ -109,9 +167,48 @@ def read_index(path: str | Path) -> pa.Table:
     """Read an index, from a file or a URL. Raises UserError where it is missing or is no index."""
     content = read_bytes(path)
     try:
-        table = pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
-    if table.schema.names != SCHEMA.names:
-        raise UserError(f"{path}: its columns are {table.schema.names}; an index has {SCHEMA.names}")
-    return table.cast(SCHEMA).combine_chunks()
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if file.schema_arrow.names != SCHEMA.names:
+            raise UserError(f"{path}: its columns are {file.schema_arrow.names}; an index has {SCHEMA.names}")
+        if file.metadata.num_rows > MAX_ROWS:
+            raise UserError(f"{path}: has {file.metadata.num_rows} rows; the index of a shard has at most {MAX_ROWS}")
+        table = file.read().cast(SCHEMA).combine_chunks()
+        table.validate(full=True)  # text that is no Unicode
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a Parquet file with an index: {' '.join(str(error).split())[:300]}") from error
+    return table
+
+
+def check_index(table: pa.Table, path: str | Path, samples: int, classes: int) -> pa.Table:
+    """Check everything that the reader relies on, and return the table.
+
+    Args:
+        samples: how many dataset.json lists for the shard. classes: how many classes there are.
+
+    Raises:
+        UserError: the index says what cannot be: no or another number of samples, gaps, labels of no class, impossible places.
+    """
+    if len(table) != samples:
+        raise UserError(f"{path}: the index lists {len(table)} samples, not {samples}")
+    for name in SCHEMA.names:
+        if name != "patient" and table[name].null_count:
+            raise UserError(f"{path}: the column {name!r} has gaps")
+    allowed = {  # least and greatest
+        "label": (0, classes - 1),
+        "offset": (tarfile.BLOCKSIZE, MAX_SHARD_BYTES),
+        "size": (1, MAX_MEMBER_BYTES),
+    }
+    for name, (least, greatest) in allowed.items():
+        found = pc.min_max(table[name]).as_py()
+        if found["min"] < least or found["max"] > greatest:
+            wrong = found["min"] if found["min"] < least else found["max"]
+            raise UserError(f"{path}: the column {name!r} holds {wrong}; it should be {least} to {greatest}")
+    patterns = {"key": r"^.", "sha256": SHA256, "extension": f"^({'|'.join(IMAGE_EXTENSIONS)})$"}
+    for name, pattern in patterns.items():
+        fits = pc.match_substring_regex(table[name], pattern)
+        if not pc.all(fits).as_py():
+            wrong = table[name].filter(pc.invert(fits))[0].as_py()
+            raise UserError(f"{path}: the column {name!r} holds {wrong[:80]!r}, which is none")
+    return table

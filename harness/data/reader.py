@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from harness.data.decode import Picture
+from harness.data.digest import content_digest
 from harness.data.images import BadImage
-from harness.data.index import read_index
+from harness.data.index import check_index, read_index
+from harness.data.info import INFO, DatasetInfo, SplitInfo
 from harness.data.remote import ShardCache, is_url, join
-from harness.data.shards import DatasetInfo
 from harness.errors import UserError
 
 MAX_OPEN_SHARDS = 16  # per process; a copy that left the cache takes room as long as it is open
@@ -164,33 +165,49 @@ class Samples:
 
 
 class Dataset:
-    """A folder or URL that `vipbench prepare` or `vipbench index` wrote. Raises UserError where it is none.
+    """A folder or URL that `vipbench prepare` or `vipbench index` wrote, its indexes read and checked against its digest.
 
     Attributes:
-        info: what dataset.json says.
+        info: the content of dataset.json.
         classes: names in the order of their labels.
+
+    Raises:
+        UserError: it is no dataset, or its classes, splits, keys, labels or image checksums are not those it was written with.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
         self.info = DatasetInfo.load(path)
         self.classes = self.info.classes
+        self._splits = {name: self._read(name, split) for name, split in self.info.splits.items()}
+        if content_digest(self.classes, self._splits) != self.info.digest:
+            raise UserError(
+                f"{join(path, INFO)}: the digest is not that of its classes, labels and images; something was changed since it "
+                "was written, so prepare or index the data again"
+            )
 
     def has(self, split: str) -> bool:
-        return split in self.info.splits
+        return split in self._splits
 
     def split(self, name: str) -> Samples:
         """All samples of a split. Raises UserError where the dataset has no such split."""
         if not self.has(name):
             raise UserError(f"{self.path}: no split {name!r}; it has {', '.join(self.info.splits)}")
-        shards = self.info.splits[name].shards
-        tables = [read_index(join(self.path, shard.index_file)) for shard in shards]
-        for shard, table in zip(shards, tables, strict=True):
-            if len(table) != shard.samples:
-                raise UserError(
-                    f"{join(self.path, shard.file)}: the index lists {len(table)} samples, not {shard.samples}"
-                )
-        return Samples.from_indexes([Shard(join(self.path, shard.file), shard.sha256) for shard in shards], tables)
+        return self._splits[name]
+
+    def _read(self, name: str, split: SplitInfo) -> Samples:
+        files, tables = [], []
+        for shard in split.shards:
+            path = join(self.path, shard.index_file)
+            files.append(Shard(join(self.path, shard.file), shard.sha256))
+            tables.append(check_index(read_index(path), path, shard.samples, len(self.classes)))
+        samples = Samples.from_indexes(files, tables)
+        if len(samples) > 1 and pc.any(pc.equal(samples.names[1:], samples.names[:-1])).as_py():
+            raise UserError(f"{join(self.path, INFO)}: two samples of {name} have one key; index the data again")
+        counts = np.bincount(samples.labels, minlength=len(self.classes)).tolist()
+        if counts != [split.counts[label] for label in self.classes]:
+            raise UserError(f"{join(self.path, INFO)}: counts of {name} are not those of its shards")
+        return samples
 
 
 class _OpenFile:

@@ -5,86 +5,42 @@ the size of the shards. Within a shard samples are in a random order, so that a 
 """
 
 import hashlib
-import json
 import os
+import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
 
 from harness.data.check import Checked, check_images
-from harness.data.index import HashedFile, index_path, index_shard, read_index, read_members, write_index
+from harness.data.choices import Leaks
+from harness.data.digest import content_digest
+from harness.data.index import (
+    HashedFile,
+    PreparedRows,
+    check_index,
+    index_path,
+    index_shard,
+    read_index,
+    read_members,
+    write_index,
+)
+from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo, check_dataset_name
 from harness.data.keyed import keyed_rank
-from harness.data.remote import is_url, join, open_binary, read_bytes
+from harness.data.leaks import REPORT
+from harness.data.reader import Dataset, Samples
+from harness.data.remote import join, open_binary
 from harness.data.sources import Source
 from harness.data.splits import HoldOut, split_samples
 from harness.errors import UserError
-from harness.files import atomic_directory, digest_file, write_json
+from harness.files import atomic_directory, digest_file, write_json, write_text
 from harness.progress import Progress
 
-INFO = "dataset.json"
 SHARD_BYTES = 256 * 2**20
-
-
-class ShardInfo(BaseModel):
-    """One shard: its file, its checksum, and how many samples it holds.
-
-    Attributes:
-        file: a name in the dataset's folder, or, for a shard that others wrote, an absolute path or a URL.
-        index: the index's file in the dataset's folder; None: beside the shard, by its name.
-    """
-
-    file: str
-    sha256: str
-    samples: int
-    index: str | None = None
-
-    @property
-    def index_file(self) -> str:
-        """Where the index is."""
-        return self.index or self.file.removesuffix(".tar") + ".index.parquet"
-
-
-class SplitInfo(BaseModel):
-    """How many samples of each class a split has, and its shards."""
-
-    counts: dict[str, int]
-    shards: list[ShardInfo]
-
-
-class DatasetInfo(BaseModel):
-    """What dataset.json says.
-
-    Attributes:
-        classes: names in the order of their labels.
-        notes: what was decided when it was prepared: splits that were made, images that were skipped or changed.
-        digest: SHA-256 (hex) of classes and samples; see `content_digest`.
-    """
-
-    format: Literal["vipbench-dataset/1"] = "vipbench-dataset/1"
-    name: str
-    modality: str | None
-    classes: list[str]
-    splits: dict[str, SplitInfo]
-    notes: list[str]
-    digest: str
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read a dataset's description from its folder or URL. Raises UserError where it is none."""
-        path = join(folder, INFO)
-        if not is_url(path) and not Path(path).is_file():
-            raise UserError(f"{folder}: not a prepared dataset (it has no {INFO}); make one with `vipbench prepare`")
-        try:
-            return cls.model_validate_json(read_bytes(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: not a prepared dataset of this version: {place}: {first['msg']}") from error
+WRITER = "vipbench"  # the owner of members in the shards that are written here
 
 
 def write_dataset(
@@ -95,6 +51,7 @@ def write_dataset(
     modality: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_error: Literal["raise", "skip"] = "raise",
+    leaks: Leaks = Leaks.refuse,
     overwrite: bool = False,
     hold_out: HoldOut | None = None,
     workers: int = 1,
@@ -104,100 +61,136 @@ def write_dataset(
     Args:
         shard_bytes: about how many bytes of images go into a shard.
         on_error: "skip" leaves out images that cannot be used and says so in the notes.
+        leaks: what to do about images and patients in several splits of the source; leaks.csv lists them.
         hold_out: how to make val and test where the source lacks them; default `HoldOut()`.
         workers: processes that decode.
 
     Raises:
-        UserError: `out` exists (or, with `overwrite`, is no dataset), an image cannot be used, an image or patient is in
-            two splits, a class has no training image.
+        UserError: `out` exists (or, with `overwrite`, is no dataset) or cannot be written, an image cannot be used, an image or
+            patient is in two splits and `leaks` is to refuse, a class has no training image.
     """
+    check_dataset_name(name, "the dataset's name")
     if overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         DatasetInfo.load(out)  # --overwrite replaces datasets, nothing else
     with atomic_directory(out, overwrite) as folder, tempfile.TemporaryFile(dir=folder) as spool:
         samples, image_notes = check_images(source.records, spool, on_error == "skip", workers)
-        splits, split_notes = split_samples(samples, source.classes, hold_out or HoldOut())
-        patients, patient_notes = _pseudonyms(samples)
+        refused = out.with_name(f"{out.resolve().name}.{REPORT}")
+        split = split_samples(samples, source.classes, hold_out or HoldOut(), leaks, refused)
+        patients, patient_notes = _pseudonyms([sample for members in split.splits.values() for sample in members])
         infos: dict[str, SplitInfo] = {}
         tables: dict[str, list[pa.Table]] = {}
-        with Progress("write shards", len(samples), "images") as progress:
-            for split, members in splits.items():
-                labels = Counter(sample.record.label for sample in members)
-                counts = {name: labels[label] for label, name in enumerate(source.classes)}
-                infos[split], tables[split] = SplitInfo(counts=counts, shards=[]), []
+        with Progress("write shards", sum(map(len, split.splits.values())), "images") as progress:
+            for name_of_split, members in split.splits.items():
+                shards, parts = [], []
                 for number, part in enumerate(_parts(members, shard_bytes)):
-                    shard = folder / f"{split}-{number:06d}.tar"
+                    shard = folder / f"{name_of_split}-{number:06d}.tar"
                     _write_shard(shard, part, source.classes, patients, spool)
                     table = index_shard(shard)
                     write_index(index_path(shard), table)
-                    checksum = digest_file(shard)
-                    infos[split].shards.append(ShardInfo(file=shard.name, sha256=checksum, samples=len(part)))
-                    tables[split].append(table)
+                    shards.append(ShardInfo(file=shard.name, sha256=digest_file(shard), samples=len(part)))
+                    parts.append(table)
                     progress.advance(len(part))
+                infos[name_of_split] = SplitInfo(counts=count_labels(parts, source.classes), shards=shards)
+                tables[name_of_split] = parts
         info = DatasetInfo(
             name=name,
             modality=modality,
             classes=source.classes,
             splits=infos,
-            notes=[*source.notes, *split_notes, *patient_notes, *image_notes],
-            digest=content_digest(source.classes, tables),
+            notes=[*source.notes, *split.notes, *patient_notes, *image_notes],
+            leaks=split.leaks.info,
+            digest=digest_tables(source.classes, tables),
         )
+        if split.leaks.report is not None:
+            write_text(folder / REPORT, split.leaks.report)
         write_json(folder / INFO, info.model_dump())
     return info
 
 
-def content_digest(classes: list[str], tables: dict[str, list[pa.Table]]) -> str:
-    """SHA-256 (hex) of classes and sorted (split, key, label, SHA-256 of the stored image), one JSON line each."""
-    digest = hashlib.sha256(json.dumps(classes).encode() + b"\n")
-    for split in sorted(tables):
-        table = pa.concat_tables(tables[split]).select(["key", "label", "sha256"]).sort_by("key")
-        for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            digest.update(json.dumps([split, *row]).encode() + b"\n")
-    return digest.hexdigest()
+def count_labels(tables: Sequence[pa.Table], classes: Sequence[str]) -> dict[str, int]:
+    """How many samples of each class index tables list."""
+    found = Counter(label for table in tables for label in table["label"].to_pylist())
+    return {name: found[label] for label, name in enumerate(classes)}
+
+
+def digest_tables(classes: Sequence[str], tables: Mapping[str, Sequence[pa.Table]]) -> str:
+    """The content digest of a dataset from the index tables of its splits."""
+    return content_digest(classes, {split: Samples.from_indexes((), parts) for split, parts in tables.items()})
 
 
 def verify(folder: str | Path) -> None:
-    """Check every shard, image, index and count of a dataset against its checksums.
+    """Check every shard, image, index and count of a dataset against its checksums, and the indexes against the shards.
 
     Raises:
         UserError: something differs or is missing; the message names the shard and, where it can be told, the sample.
     """
-    info, path = DatasetInfo.load(folder), join(folder, INFO)
-    tables: dict[str, list[pa.Table]] = {}
+    info = DatasetInfo.load(folder)
     with Progress("verify", sum(len(split.shards) for split in info.splits.values()), "shards") as progress:
-        for split, split_info in info.splits.items():
-            tables[split] = [_verified(folder, shard) for shard in split_info.shards]
-            progress.advance(len(split_info.shards))
-            found = Counter(pa.concat_tables(tables[split])["label"].to_pylist())
-            if found != Counter({label: split_info.counts.get(name, 0) for label, name in enumerate(info.classes)}):
-                raise UserError(f"{path}: counts of {split} are not those of its shards")
-    if content_digest(info.classes, tables) != info.digest:
-        raise UserError(f"{path}: the digest is not that of its shards; classes or labels were changed")
+        for split in info.splits.values():
+            for shard in split.shards:
+                _verify_shard(folder, shard, len(info.classes))
+                progress.advance()
+    Dataset(folder)  # counts, keys and the digest
 
 
-def _verified(folder: str | Path, info: ShardInfo) -> pa.Table:
-    """A shard's index, once the shard and the index are known to be whole."""
-    path = join(folder, info.file)
-    table = read_index(join(folder, info.index_file))
-    found: dict[int, str] = {}
+def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
+    """Compare a shard with its checksum, and each row of its index with what the shard holds."""
+    path, index = join(folder, info.file), join(folder, info.index_file)
+    table = check_index(read_index(index), index, info.samples, classes)
+    rows = {row["offset"]: row for row in table.to_pylist()}
+    digests: dict[int, str] = {}
+    differing: list[str] = []
+    ours, problem = PreparedRows(), ""
     with open_binary(path) as opened:
         file = HashedFile(opened)
         try:
-            for member, data in read_members(file):
-                found[member.offset_data] = hashlib.sha256(data).hexdigest()
-            problem = ""
-        except ValueError as error:
-            problem = str(error)
-    images = [(row["key"], row["offset"], row["sha256"]) for row in table.to_pylist()]
-    damaged = [(key, offset) for key, offset, digest in images if found.get(offset) != digest]
+            for member, data in read_members(file, lambda name: True):
+                if member.uname == WRITER:
+                    ours.add(member, data)
+                if row := rows.get(member.offset_data):
+                    digests[member.offset_data] = hashlib.sha256(data).hexdigest()
+                    differing += _differences(row, member)
+        except (ValueError, KeyError, TypeError) as error:
+            problem = " ".join(str(error).split())
+    damaged = [row for offset, row in rows.items() if digests.get(offset) != row["sha256"]]
     if problem or file.digest.hexdigest() != info.sha256:
         if damaged:
-            raise UserError(f"{path}: sample {damaged[0][0]!r} at byte {damaged[0][1]} is damaged (checksum)")
+            raise UserError(
+                f"{path}: sample {damaged[0]['key']!r} at byte {damaged[0]['offset']} is damaged (checksum)"
+            )
         raise UserError(
             f"{path}: {problem or f'its checksum differs from that in {INFO}, though each image in it is whole'}"
         )
     if damaged:
         raise UserError(f"{path}: the index beside it describes other content; prepare or index the data again")
-    return table
+    if not differing and len(ours) and not (held := ours.table()).equals(table):
+        differing = [_first_difference(held, table)]
+    if differing:
+        raise UserError(f"{index}: not what its shard holds: {differing[0]}; prepare or index the data again")
+
+
+def _differences(row: dict[str, Any], member: tarfile.TarInfo) -> list[str]:
+    """A phrase for each thing in which a row of an index differs from its member, but for the content."""
+    key, extension, name = row["key"], row["extension"], member.name
+    stems = [name[:place] for place, sign in enumerate(name) if sign == "."]
+    found = []
+    if row["size"] != member.size:
+        found.append(f"sample {key!r} has size {row['size']}, but the shard has {member.size}")
+    if not name.lower().endswith(f".{extension}"):
+        found.append(f"sample {key!r} has extension {extension!r}, but its file is {name!r}")
+    if not any(key == stem or key.endswith(f"/{stem}") for stem in stems):
+        found.append(f"sample {key!r} is no sample there; its place is that of {name!r}")
+    return found
+
+
+def _first_difference(held: pa.Table, indexed: pa.Table) -> str:
+    """A phrase for the first row in which a shard and its index differ."""
+    if len(held) != len(indexed):
+        return f"the shard has {len(held)} samples, the index {len(indexed)}"
+    rows = zip(held.to_pylist(), indexed.to_pylist(), strict=True)
+    row, other = next((row, other) for row, other in rows if row != other)
+    column = next(name for name in row if row[name] != other[name])
+    return f"sample {other['key']!r} has {column} {other[column]!r}, but the shard has {row[column]!r}"
 
 
 def _pseudonyms(samples: list[Checked]) -> tuple[dict[str, str], list[str]]:

@@ -3,20 +3,23 @@
 A reader lists what there is, without opening an image; `harness.data.shards.write_dataset` checks and writes it.
 """
 
+import csv
 import difflib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.data.images import SUFFIXES
+from harness.data.names import CLUTTER, check_class_names, class_name
 from harness.errors import UserError
 from harness.files import read_json
 
-SPLITS = ("train", "val", "test")
+NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -52,10 +55,9 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if len(set(self.classes)) < len(self.classes) or not all(name.strip() for name in self.classes):
-            raise UserError(f"classes: {self.classes} are not distinct, non-empty names")
         if not self.records:
             raise UserError(f"no images found; files ending in {', '.join(sorted(SUFFIXES))} are taken as images")
+        check_class_names(self.classes, "classes")
         taken: dict[str, Path] = {}
         for record in self.records:
             if (other := taken.setdefault(record.key, record.path)) is not record.path:
@@ -78,21 +80,25 @@ class _Row(NamedTuple):
 def read_folder(root: Path, classes: list[str] | None = None) -> Source:
     """List ROOT/<split>/<class>/... or ROOT/<class>/... ; classes are sorted by name unless given in order.
 
-    Hidden files and files that are no images are left out, and counted in the notes.
+    Hidden files, what file managers leave and files that are no images are left out, and so is a link to what is listed at its
+    own place; the notes count them.
     """
     if not root.is_dir():
         raise UserError(f"{root}: not a folder")
-    rows, names, ignored = [], set(), 0
-    for split, folder in _split_folders(root):
-        for class_folder in _subfolders(folder):
-            names.add(class_folder.name)
-            for file in _files(class_folder):
-                if file.name.startswith(".") or file.suffix.lower() not in SUFFIXES:
-                    ignored += 1
-                else:
-                    path = file.relative_to(root).as_posix()
-                    rows.append(_Row(path, class_folder.name, split, None, str(file)))
+    rows, names, ignored, links = [], set(), 0, 0
+    try:
+        for split, folder in _split_folders(root):
+            for class_folder in _subfolders(folder):
+                name = class_name(class_folder.name)
+                names.add(name)
+                found = _ClassFolder(class_folder, root)
+                for file in found.images:
+                    rows.append(_Row(file.relative_to(root).as_posix(), name, split, None, str(file)))
+                ignored, links = ignored + found.ignored, links + found.links
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
     notes = [f"{ignored} hidden files or files that are no images were ignored"] if ignored else []
+    notes += [f"{links} links to files or folders that are listed elsewhere were left out"] if links else []
     return _source(rows, root, classes or sorted(names), notes)
 
 
@@ -101,36 +107,88 @@ def read_manifest(file: Path, image_root: Path | None = None, classes: list[str]
 
     Paths are relative to `image_root`, or to the table's folder. Classes are sorted by name unless given in order.
     """
-    import pandas as pd  # slow to import
-
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            table, first_line = pd.read_parquet(file), 1
-        else:
-            table, first_line = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig"), 2
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
-    columns = list(table.columns)
-    if missing := [name for name in ("path", "label") if name not in columns]:
-        raise UserError(f"{file}: no column {missing[0]!r}; it needs path and label (and may have split, patient)")
+    read = _parquet_rows if file.suffix.lower() in (".parquet", ".pq") else _csv_rows
     rows = []
-    texts = table.reindex(columns=list(_COLUMNS)).astype("string").fillna("")
-    for number, cells in enumerate(texts.itertuples(index=False, name=None), start=first_line):
-        path, label, split, patient = (cell.strip() for cell in cells)
-        where = f"{file}, row {number}"
-        if not path or not label:
-            raise UserError(f"{where}: the {'label' if path else 'path'} is empty")
-        rows.append(_Row(path, label, _split_name(split, where) if split else None, patient or None, where))
+    try:
+        for where, cells in read(file):
+            path, label, split, patient = (_text(cells.get(name), f"{where}: {name}") for name in _COLUMNS)
+            if not path or not label:
+                raise UserError(f"{where}: the {'label' if path else 'path'} is empty")
+            if label.casefold() in NOT_NUMBERS:
+                raise UserError(
+                    f"{where}: the label is {label!r}, as a missing number is written; it should name a class"
+                )
+            known = _split_name(split, where) if split else None
+            rows.append(_Row(path, class_name(label), known, patient or None, where))
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
     if 0 < sum(row.split is None for row in rows) < len(rows):
         blank = next(row for row in rows if row.split is None)
         raise UserError(f"{blank.where}: no split, but other rows have one; give each row a split, or none")
     return _source(rows, image_root or file.parent, classes or sorted({row.class_name for row in rows}), [])
 
 
+def _check_columns(columns: Iterable[str], file: Path) -> None:
+    names = list(columns)
+    if missing := [name for name in ("path", "label") if name not in names]:
+        raise UserError(f"{file}: no column {missing[0]!r}; it needs path and label (and may have split, patient)")
+    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+        raise UserError(f"{file}: the column {twice[0]!r} is there twice")
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row is, and its cells by column. Raises csv.Error where there is no table."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        header = next(reader, None)
+        if header is None:
+            raise csv.Error("it is empty")
+        _check_columns(header, file)
+        for row in reader:
+            where = f"{file}, row {reader.line_num}"
+            if len(row) > len(header):
+                raise UserError(
+                    f"{where}: {len(row)} cells under {len(header)} columns; a cell with a comma needs quotes"
+                )
+            if row:
+                yield where, dict(zip(header, row, strict=False))  # cells that are left out at the end are empty
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        _check_columns(table.schema_arrow.names, file)
+        columns = [name for name in _COLUMNS if name in table.schema_arrow.names]
+        number = 0
+        for batch in table.iter_batches(columns=columns):
+            for cells in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", cells
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
+
+
+def _text(cell: Any, where: str) -> str:
+    """A cell as text; whole numbers without a point, since a column of integers with gaps comes as decimals."""
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, float):
+        if not math.isfinite(cell):
+            raise UserError(f"{where} is {cell}; it should be text or a finite number")
+        cell = int(cell) if cell.is_integer() else cell
+    if not isinstance(cell, str | int | float):
+        raise UserError(f"{where} is a {type(cell).__name__}; it should be text or a number")
+    return str(cell).strip()
+
+
 _COLUMNS = ("path", "label", "split", "patient")
-_CoopSplit = TypeAdapter(dict[Literal["train", "val", "test"], list[tuple[str, int, str]]])
+_Label = Annotated[int, Field(strict=True)]
+_CoopSplit = TypeAdapter(dict[Literal["train", "val", "test"], list[tuple[str, _Label, str]]])
 
 
 def read_coop_split(file: Path, image_root: Path | None = None, classes: list[str] | None = None) -> Source:
@@ -148,13 +206,13 @@ def read_coop_split(file: Path, image_root: Path | None = None, classes: list[st
         ) from error
     rows, names = [], dict[int, str]()
     for split, entries in splits.items():
-        for number, (path, label, class_name) in enumerate(entries):
-            where = f"{file}, {split} entry {number}"
-            if names.setdefault(label, class_name) != class_name:
-                raise UserError(f"{where}: label {label} is {class_name!r} here and {names[label]!r} elsewhere")
-            rows.append(_Row(path, class_name, split, None, where))
+        for number, (path, label, given) in enumerate(entries):
+            where, name = f"{file}, {split} entry {number}", class_name(given)
+            if names.setdefault(label, name) != name:
+                raise UserError(f"{where}: label {label} is {name!r} here and {names[label]!r} elsewhere")
+            rows.append(_Row(path, name, split, None, where))
     if sorted(names) != list(range(len(names))):
-        raise UserError(f"{file}: labels are {sorted(names)}; they must count 0, 1, ... without gaps")
+        raise UserError(f"{file}: labels are {str(sorted(names))[:80]}; they must count 0, 1, ... without gaps")
     return _source(rows, image_root or file.parent, classes or [names[label] for label in sorted(names)], [])
 
 
@@ -214,14 +272,58 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not _is_hidden(entry.name)]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder in path order, hidden folders left out; links are followed."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files))
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in CLUTTER
+
+
+class _ClassFolder:
+    """Images below a class's folder, each file once.
+
+    Links to files and folders are followed, but not to a folder that is listed at its own place in the source, that holds the
+    source, or that was visited before; of several names of one file in a class the first is taken, a real one before a link.
+
+    Attributes:
+        images: paths in order. ignored: files that are hidden or no images. links: names that were left out.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.root, self.ignored, self.links = _real(root), 0, 0
+        self._visited: set[Path] = set()
+        taken: dict[Path, Path] = {}
+        for real, path in sorted(self._files(folder), key=lambda pair: (pair[1].is_symlink(), pair[1])):
+            self.links += taken.setdefault(real, path) is not path
+        self.images = sorted(taken.values())
+
+    def _files(self, folder: Path) -> Iterator[tuple[Path, Path]]:
+        """(what a name leads to, that name) of each image."""
+        folders = [folder]
+        while folders:
+            parent = folders.pop()
+            real_parent = _real(parent)
+            self._visited.add(real_parent)
+            for entry in parent.iterdir():
+                real = _real(entry) if entry.is_symlink() else real_parent / entry.name
+                if entry.is_dir():
+                    if real != real_parent / entry.name and self._is_elsewhere(real):
+                        self.links += 1
+                    elif not _is_hidden(entry.name):
+                        folders.append(entry)
+                elif _is_hidden(entry.name) or entry.suffix.lower() not in SUFFIXES:
+                    self.ignored += 1
+                else:
+                    yield real, entry
+
+    def _is_elsewhere(self, target: Path) -> bool:
+        if target in self._visited or self.root.is_relative_to(target):
+            return True
+        return target.is_relative_to(self.root) and not any(map(_is_hidden, target.relative_to(self.root).parts))
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _split_name(text: str, where: str) -> str:

@@ -3,12 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.data.check import Checked
+from harness.data.choices import Leaks
+from harness.data.info import SPLITS
 from harness.data.keyed import keyed_rank
-from harness.data.sources import SPLITS
+from harness.data.leaks import Placed, Settled, settle
 from harness.errors import UserError
 
 
@@ -21,27 +25,42 @@ class HoldOut:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction >= 1:
+        fractions = (self.val_fraction, self.test_fraction)
+        if not all(fraction >= 0 for fraction in fractions) or not sum(fractions) < 1:  # NaN is neither
             raise UserError(
                 f"fractions: val {self.val_fraction} and test {self.test_fraction} must be at least 0 and sum to less than 1"
             )
 
 
-def split_samples(
-    samples: list[Checked], classes: list[str], hold_out: HoldOut
-) -> tuple[dict[str, list[Checked]], list[str]]:
-    """Samples by split, in the order train, val, test, without empty splits; and notes on what was decided.
+class SplitSamples(NamedTuple):
+    """Samples by split, in the order train, val, test, without empty splits; notes on what was decided; repeated images."""
 
-    A source without any split is all train to begin with. A source with a test split only stays so.
+    splits: dict[str, list[Checked]]
+    notes: list[str]
+    leaks: Settled
+
+
+def split_samples(
+    samples: list[Checked], classes: list[str], hold_out: HoldOut, leaks: Leaks, refused: Path
+) -> SplitSamples:
+    """Put samples into splits. A source without any split is all train to begin with; one with a test split only stays so.
+
+    Args:
+        leaks: what to do about images and patients in several splits. refused: where they are listed if they are refused.
 
     Raises:
-        UserError: an image or a patient is in two splits, or a class has no training image.
+        UserError: an image or a patient is in several splits, which `leaks` refuses; or a class has no training image.
     """
+    placed = [
+        Placed(one.record.key, one.record.split or "train", one.record.label, one.record.patient, one.pixels)
+        for one in samples
+    ]
+    settled = settle(placed, classes, leaks, refused)
     splits: dict[str, list[Checked]] = {split: [] for split in SPLITS}
-    for sample in samples:
-        splits[sample.record.split or "train"].append(sample)
-    _refuse_leaks(splits)
-    notes = _copies(splits)
+    for sample, keep in zip(samples, settled.kept, strict=True):
+        if keep:
+            splits[sample.record.split or "train"].append(sample)
+    notes = settled.notes
     if pool := splits["train"]:
         _refuse_empty_classes(pool, classes)
         fractions = {"test": hold_out.test_fraction, "val": hold_out.val_fraction}
@@ -54,7 +73,7 @@ def split_samples(
                 notes += _describe(split, splits[split], pool, classes, fraction, hold_out.seed)
     else:
         notes.append("there is no train split: this dataset is for evaluation only")
-    return {split: members for split, members in splits.items() if members}, notes
+    return SplitSamples({split: members for split, members in splits.items() if members}, notes, settled)
 
 
 def _hold_out(samples: list[Checked], target: np.ndarray, split: str, seed: int) -> np.ndarray:
@@ -96,45 +115,10 @@ def _groups(samples: list[Checked]) -> list[list[int]]:
     return [sorted(group, key=lambda position: samples[position].record.key) for group in groups.values()]
 
 
-def _refuse_leaks(splits: dict[str, list[Checked]]) -> None:
-    images: dict[str, tuple[str, Checked]] = {}
-    patients: dict[str, tuple[str, Checked]] = {}
-    for split, members in splits.items():
-        for sample in members:
-            other_split, other = images.setdefault(sample.pixels, (split, sample))
-            if other_split != split:
-                raise UserError(
-                    f"the same image is in {other_split} ({other.record.path}) and in {split} ({sample.record.path}); "
-                    "keep it in one of them"
-                )
-            if sample.record.patient is None:
-                continue
-            other_split, other = patients.setdefault(sample.record.patient, (split, sample))
-            if other_split != split:
-                raise UserError(
-                    f"patient {sample.record.patient!r} is in {other_split} ({other.record.path}) and in {split} "
-                    f"({sample.record.path}); keep all images of a patient in one split"
-                )
-
-
 def _refuse_empty_classes(train: list[Checked], classes: list[str]) -> None:
     counts = _per_class(train, len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise UserError(f"class {empty[0]!r} has no training image; add some, or leave the class out")
-
-
-def _copies(splits: dict[str, list[Checked]]) -> list[str]:
-    """Notes on images that occur several times within a split, which is allowed."""
-    notes = []
-    for split, members in splits.items():
-        labels = defaultdict(set)
-        for sample in members:
-            labels[sample.pixels].add(sample.record.label)
-        if copies := len(members) - len(labels):
-            notes.append(f"{split}: {copies} images are copies of others in this split; all are kept")
-        if contradictory := sum(len(found) > 1 for found in labels.values()):
-            notes.append(f"{split}: {contradictory} images occur under several classes")
-    return notes
 
 
 def _describe(

@@ -13,7 +13,7 @@ def demo(
     jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 2,
 ) -> None:
     """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
-    from harness.data.shards import INFO
+    from harness.data.info import INFO
     from harness.demo.benchmark import make_dataset
     from harness.files import write_text
     from harness.report.tables import load_runs, make_table, to_markdown

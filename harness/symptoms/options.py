@@ -16,7 +16,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file a
 
 def class_names(data: Path | None, classes: str | None) -> list[str] | None:
     """The classes of a prepared dataset, or those listed with commas; None when neither is given."""
-    from harness.data.shards import DatasetInfo
+    from harness.data.info import DatasetInfo
     from harness.errors import UserError
 
     if data and classes:

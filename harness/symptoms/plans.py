@@ -36,7 +36,7 @@ def read_classes(
     if sum(given is not None for given in (names, file, data)) != 1:
         raise UserError("say which classes: one of --classes A,B,C, --classes-file FILE and --data DIR")
     if data is not None:
-        from harness.data.shards import DatasetInfo
+        from harness.data.info import DatasetInfo
 
         info = DatasetInfo.load(data)
         task, modality = task or info.name, modality or info.modality

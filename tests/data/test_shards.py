@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from harness.data.choices import Leaks
 from harness.data.index import SCHEMA, index_path, index_shard, read_index
-from harness.data.shards import DatasetInfo, verify, write_dataset
+from harness.data.info import DatasetInfo
+from harness.data.shards import verify, write_dataset
 from harness.data.sources import Record, Source
 from harness.data.splits import HoldOut
 from harness.errors import UserError
@@ -181,8 +183,21 @@ def test_same_image_in_two_splits_is_refused_although_the_files_differ(tmp_path:
     copy = save(tmp_path / "source" / "copy.png", drawn("x"))
     other = save(tmp_path / "source" / "other.bmp", drawn("x"))
     records = [*source.records, Record("copy", copy, 0, "train"), Record("other", other, 0, "test")]
-    with pytest.raises(UserError, match=r"the same image is in train \(.*copy.png\) and in test \(.*other.bmp\)"):
+    with pytest.raises(
+        UserError, match=r"1 groups of identical images \(1 across splits.*out.leaks.csv lists them all"
+    ):
         write_dataset(Source(source.classes, records), tmp_path / "out", name="demo")
+    report = (tmp_path / "out.leaks.csv").read_text()
+    assert "1,identical images,train,mel,copy,\n1,identical images,test,mel,other,\n" in report
+    assert not (tmp_path / "out").exists()
+    kept = write_dataset(Source(source.classes, records), tmp_path / "kept", name="demo", leaks=Leaks.keep)
+    less = write_dataset(Source(source.classes, records), tmp_path / "out", name="demo", leaks=Leaks.drop_train)
+    assert (tmp_path / "out" / "leaks.csv").read_text() == report.replace("copy,", "copy,yes")
+    assert not (tmp_path / "out.leaks.csv").exists()
+    assert kept.digest != less.digest
+    recorded = DatasetInfo.load(tmp_path / "out").leaks
+    assert recorded is not None
+    assert (recorded.policy, recorded.across, recorded.dropped) == ("drop-train", 1, 1)
 
 
 def test_existing_target_is_refused_unless_overwritten(tmp_path: Path) -> None:
@@ -229,7 +244,7 @@ shards.write_dataset(read_folder(Path({str(tmp_path / "source")!r})), Path({str(
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     left = [path for path in tmp_path.iterdir() if path.name != "source"]
     assert all(path.name.startswith(".") for path in left)
-    assert any(list(path.glob("*.tar")) for path in left), "it died in the middle, so a part is there"
+    assert any(list(path.rglob("*.tar")) for path in left), "it died in the middle, so a part is there"
     for path in left:
         with pytest.raises(UserError, match="not a prepared dataset"):
             DatasetInfo.load(path)

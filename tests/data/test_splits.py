@@ -1,16 +1,32 @@
 """Splits: made by class and never across patients; leaks and empty classes refused."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from harness.data import splits as module
 from harness.data.check import Checked
+from harness.data.choices import Leaks
 from harness.data.sources import Record
-from harness.data.splits import HoldOut, split_samples
+from harness.data.splits import HoldOut
 from harness.errors import UserError
 
 CLASSES = ["mel", "nev"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of leaks go where the tests run."""
+    monkeypatch.chdir(tmp_path)
+
+
+def split_samples(
+    samples: list[Checked], classes: list[str], hold_out: HoldOut, leaks: Leaks = Leaks.refuse
+) -> tuple[dict[str, list[Checked]], list[str]]:
+    splits, notes, _ = module.split_samples(samples, classes, hold_out, leaks, Path("leaks.csv"))
+    return splits, notes
 
 
 def sample(key: str, label: int = 0, split: str | None = None, patient: str | None = None, pixels: str = "") -> Checked:
@@ -101,16 +117,68 @@ def test_rare_class_keeps_a_training_image() -> None:
     assert [counts(members)[0] for members in splits.values()] == [1, 1, 1]
 
 
-def test_same_image_in_two_splits_is_refused() -> None:
-    samples = [*many(2, 2, "train"), sample("copy", 0, "test", pixels="train/0")]
-    with pytest.raises(UserError, match=r"the same image is in train \(train/0\) and in test \(copy\)"):
-        split_samples(samples, CLASSES, HoldOut())
+def rows(report: str) -> list[list[str]]:
+    return list(csv.reader(report.splitlines()))[1:]
 
 
-def test_same_patient_in_two_splits_is_refused() -> None:
-    samples = [*many(2, 2, "train"), sample("a", 0, "train", "ann"), sample("b", 0, "val", "ann")]
-    with pytest.raises(UserError, match=r"patient 'ann' is in train \(a\) and in val \(b\)"):
-        split_samples(samples, CLASSES, HoldOut())
+def leaky() -> list[Checked]:
+    """Twins within train, between all pairs of splits, under two classes; and a patient in train and test."""
+    return [
+        *many(4, 4, "train"),
+        *(sample(f"val{n}", n % 2, "val") for n in range(4)),
+        *(sample(f"test{n}", n % 2, "test") for n in range(4)),
+        sample("train copy", 0, "train", pixels="train/0"),
+        sample("val twin", 0, "val", pixels="train/1"),
+        sample("test twin", 1, "test", pixels="train/2"),
+        sample("test twin of val", 0, "test", pixels="val0"),
+        sample("ann in train", 1, "train", "ann"),
+        sample("ann in test", 1, "test", "ann"),
+    ]
+
+
+def test_all_leaks_are_refused_at_once_with_one_report() -> None:
+    with pytest.raises(UserError) as caught:
+        split_samples(leaky(), CLASSES, HoldOut())
+    assert str(caught.value).startswith(
+        "4 groups of identical images (3 across splits, 1 under several classes) and 1 patients in several splits; "
+        "leaks.csv lists them all"
+    )
+    found = rows(Path("leaks.csv").read_text())
+    assert sorted({row[0] for row in found}) == ["1", "2", "3", "4", "5"]
+    assert ["1", "identical images", "train", "mel", "train copy", ""] in found
+    assert [row[1:5] for row in found if row[1] == "one patient"] == [
+        ["one patient", "train", "nev", "ann in train"],
+        ["one patient", "test", "nev", "ann in test"],
+    ]
+    assert "ann" not in {cell for row in found for cell in row}, "patients are not named"
+
+
+def test_leaks_are_kept_as_published_or_dropped_from_train() -> None:
+    samples = leaky()
+    splits, _, settled = module.split_samples(samples, CLASSES, HoldOut(), Leaks.keep, Path("leaks.csv"))
+    assert sum(map(len, splits.values())) == len(samples)
+    assert settled.info is not None and (settled.info.policy, settled.info.dropped) == ("keep", 0)
+
+    splits, notes, settled = module.split_samples(samples, CLASSES, HoldOut(), Leaks.drop_train, Path("leaks.csv"))
+    gone = {one.record.key for one in samples} - {one.record.key for part in splits.values() for one in part}
+    assert gone == {"train/1", "train/2", "val0", "ann in train"}, "test is whole; a copy within train stays"
+    assert settled.info is not None and settled.info.dropped == 4
+    assert any("4 samples dropped; leaks.csv lists them" in note for note in notes)
+    assert settled.report is not None
+    assert {row[4] for row in rows(settled.report) if row[5]} == gone
+    assert not Path("leaks.csv").exists(), "only what is refused is reported beside the output"
+
+
+def test_a_patient_that_left_val_does_not_empty_train() -> None:
+    samples = [
+        *many(2, 2, "train"),
+        sample("bob in train", 0, "train", "bob"),
+        sample("bob in val", 0, "val", "bob", pixels="same"),
+        sample("test", 0, "test", pixels="same"),
+    ]
+    splits, _ = split_samples(samples, CLASSES, HoldOut(0, 0), Leaks.drop_train)
+    assert "bob in train" in keys(splits)["train"]
+    assert "val" not in splits
 
 
 def test_class_without_training_images_is_refused() -> None:
@@ -128,12 +196,12 @@ def test_copies_within_a_split_are_noted() -> None:
     samples = [*many(3, 3), sample("x", 0, None, None, "None/0"), sample("y", 1, None, None, "None/0")]
     _, notes = split_samples(samples, CLASSES, HoldOut(0, 0))
     assert notes == [
-        "train: 2 images are copies of others in this split; all are kept",
-        "train: 1 images occur under several classes",
+        "1 groups of identical images (0 across splits, 1 under several classes) and 0 patients in several splits: "
+        "all are kept; leaks.csv lists them"
     ]
 
 
-@pytest.mark.parametrize("fractions", [(-0.1, 0.2), (0.5, 0.5)])
+@pytest.mark.parametrize("fractions", [(-0.1, 0.2), (0.5, 0.5), (float("nan"), 0.1), (0.1, float("inf"))])
 def test_impossible_fractions(fractions: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="fractions"):
         HoldOut(*fractions)

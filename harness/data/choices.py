@@ -1,0 +1,26 @@
+"""The choices that the options of the data verbs offer; apart from what they do, which is slow to import."""
+
+from enum import StrEnum
+
+
+class Format(StrEnum):
+    """How a source names its images and labels."""
+
+    folder = "folder"
+    csv = "csv"
+    coop_split = "coop-split"
+
+
+class OnError(StrEnum):
+    """What to do with an image that cannot be used."""
+
+    stop = "raise"
+    skip = "skip"
+
+
+class Leaks(StrEnum):
+    """What to do about images and patients that are in several splits."""
+
+    refuse = "refuse"
+    keep = "keep"
+    drop_train = "drop-train"

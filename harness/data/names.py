@@ -1,0 +1,95 @@
+"""Names that come from outside: of classes, of files, of members of a tar; one rule for each, whatever they come from."""
+
+import csv
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from harness.errors import UserError
+
+MAX_NAME = 200  # characters of a class's or dataset's name
+SHA256 = r"^[0-9a-f]{64}$"
+URL = re.compile(r"[a-z][a-z0-9+]*://[^\x00-\x1f\x7f]+")
+
+# What file managers, archivers and file systems leave lying about; hidden names are passed over as well.
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+DOCUMENTS = {"readme", "license", "licence", "copying", "changelog", "changes", "citation", "notice"}
+DOCUMENT_SUFFIXES = {"", ".md", ".txt", ".rst", ".cff"}
+
+
+def class_name(text: str) -> str:
+    """A class's name as it is compared and stored: composed Unicode (NFC), each run of white space one space, none around."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raises UserError unless each is `class_name`'s form, printable, of 1 to 200 characters, and no two are the same."""
+    for place, name in enumerate(names):
+        if not name or name != class_name(name) or not name.isprintable() or len(name) > MAX_NAME:
+            raise UserError(f"{where}: class {place} is {name[:50]!r}; names are distinct, of 1 to {MAX_NAME} printable characters")
+    if len(set(names)) < len(names):
+        twin = next(name for place, name in enumerate(names) if name in names[:place])
+        raise UserError(f"{where}: the class {twin!r} is there twice; names must be distinct")
+    if not names:
+        raise UserError(f"{where}: no class is named")
+
+
+def listed_classes(names: str | None, file: Path | None) -> list[str] | None:
+    """Class names in order from `--classes` or `--classes-file`; None where neither is given.
+
+    Args:
+        names: separated by commas, as in a CSV line: a name that holds a comma stands in double quotes.
+        file: text with a name per line.
+
+    Raises:
+        UserError: both are given, the file cannot be read, or a name is unfit or there twice.
+    """
+    if names is not None and file is not None:
+        raise UserError("--classes and --classes-file: give one of them")
+    if names is not None:
+        try:
+            listed = next(csv.reader([names], skipinitialspace=True, strict=True), [])
+        except csv.Error as error:
+            raise UserError(f'--classes: {error}; it is read as a CSV line: A,"B, with a comma",C') from error
+        where = "--classes"
+    elif file is not None:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read as text: {error}") from error
+        listed, where = [line for line in text.splitlines() if line.strip()], str(file)
+    else:
+        return None
+    classes = [class_name(name) for name in listed]
+    check_class_names(classes, where)
+    return classes
+
+
+def is_clutter(path: str | PurePosixPath) -> bool:
+    """Whether a relative path is a hidden file, a file manager's, a README or the like, or lies in such a folder."""
+    parts = PurePosixPath(path).parts
+    if any(part.startswith(".") or part.casefold() in CLUTTER for part in parts):
+        return True
+    return bool(parts) and is_document(parts[-1])
+
+
+def is_document(name: str) -> bool:
+    """Whether a file's name is that of a README, a licence or the like."""
+    path = PurePosixPath(name.casefold())
+    return path.stem in DOCUMENTS and path.suffix in DOCUMENT_SUFFIXES
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name from a file may become a path: one visible part, without separators and control characters."""
+    return (
+        0 < len(name.encode(errors="replace")) <= 255
+        and not name.startswith(".")
+        and not re.search(r"[/\\\x00-\x1f\x7f]", name)
+        and name == name.strip()
+    )
+
+
+def is_plain_url(name: str) -> bool:
+    """Whether a name from a file is a URL of one protocol; fsspec's chains (a::b://) could reach and write anything."""
+    return URL.fullmatch(name) is not None and "::" not in name
