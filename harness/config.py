@@ -7,10 +7,11 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,8 +22,9 @@ from pydantic import (
     ValidationError,
 )
 
-from harness.errors import UserError
-from harness.files import digest_json, read_yaml
+from harness.data.urls import without_credentials
+from harness.errors import UserError, shortened
+from harness.files import digest_json, parse_yaml, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ Model = TypeVar("Model", bound=Section)
 class DataConfig(Section):
     """What is trained and tested on."""
 
-    path: str  # a folder or URL that `vipbench prepare` or `vipbench index` wrote
+    path: Annotated[str, AfterValidator(without_credentials)]  # a folder or URL that `prepare` or `index` wrote
     shots: NonNegativeInt | Literal["all"] = "all"  # training images per class; 0 for methods that do not train
     split_seed: NonNegativeInt | None = None  # which images the few shots are; default: the run's seed
     on_error: Literal["raise", "skip"] = (
@@ -208,13 +210,7 @@ def override(mapping: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
             raise UserError(f"override {assignment!r}: write key=value, such as data.shots=4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"override {assignment!r}: the value is not YAML: {' '.join(str(error).split())}"
-            ) from error
-        set_key(result, dotted, value)
+        set_key(result, dotted, parse_yaml(text, f"override {shortened(assignment)!r}"))
     return result
 
 
@@ -297,6 +293,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return "is missing"
     message = detail["msg"][0].lower() + detail["msg"][1:]
+    if detail["type"] == "credentials":
+        return message
     return f"{message}; found {detail['input']!r}"
 
 
