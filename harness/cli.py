@@ -4,12 +4,13 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from harness import bank_cli
-from harness.console import setup_logging, user_errors
+from harness.console import interruptions, setup_logging, user_errors
 from harness.data import cli as data_cli
 from harness.demo import cli as demo_cli
 from harness.report import cli as report_cli
@@ -17,7 +18,16 @@ from harness.symptoms import cli as symptoms_cli
 from harness.symptoms import serve_cli
 from sweeps import cli as sweep_cli
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+class Verbs(TyperGroup):
+    """The verbs; Ctrl-C ends each in one line, before typer makes something else of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptions():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,15 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from harness.errors import UserError
-from harness.files import digest_json, read_yaml
+from harness.data.urls import without_credentials
+from harness.errors import UserError, shortened
+from harness.files import digest_json, parse_yaml, read_yaml
 
 log = logging.getLogger(__name__)
 
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
 RESULT_VERSION = 3
-
-SHOWN = 80  # characters of a rejected value
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -76,12 +76,12 @@ HomeText = Annotated[str, BeforeValidator(expand_home)]
 class DataConfig(Section):
     """What is trained and tested on."""
 
-    path: HomeText  # a folder or URL that `vipbench prepare` or `vipbench index` wrote
+    # A folder or URL that `vipbench prepare` or `vipbench index` wrote.
+    path: Annotated[str, BeforeValidator(expand_home), AfterValidator(without_credentials)]
     shots: Annotated[int, Field(ge=0, lt=2**31)] | Literal["all"] = "all"  # training images per class; 0: no training
     split_seed: Seed | None = None  # which images the few shots are; default: the run's seed
-    fewer: Literal["refuse", "take"] = (
-        "refuse"  # a class with fewer images than shots ends the run, or gives what it has
-    )
+    # A class with fewer images than shots ends the run, or gives what it has.
+    fewer: Literal["refuse", "take"] = "refuse"
     on_error: Literal["raise", "skip"] = (
         "raise"  # a damaged image ends the run, or is left out and named in provenance.json
     )
@@ -254,13 +254,7 @@ def override(mapping: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
             raise UserError(f"override {assignment!r}: write key=value, such as data.shots=4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"override {assignment!r}: the value is not YAML: {' '.join(str(error).split())}"
-            ) from error
-        set_key(result, dotted, value)
+        set_key(result, dotted, parse_yaml(text, f"override {shortened(assignment)!r}"))
     return result
 
 
@@ -344,13 +338,10 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "value_error":  # of a validator of ours, which says it all
         return str(detail["ctx"]["error"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{message}; found {shortened(detail['input'])}"
-
-
-def shortened(value: Any) -> str:
-    """A value as it is shown in a message, at most `SHOWN` characters of it."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**SHOWN else "a number too long to show"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    if detail["type"] == "credentials":
+        return message
+    found = detail["input"]
+    return f"{message}; found {shortened(found if isinstance(found, int) else repr(found))}"
 
 
 def _section(model: type[BaseModel], name: str) -> type[BaseModel]:

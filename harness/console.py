@@ -2,27 +2,33 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from harness.errors import AnotherRankFailed, FirstToFail, UserError
+from harness.processes import end_with_parent
 
 OURS = ("harness", "baselines", "sweeps")
+INTERRUPTED = 128 + signal.SIGINT  # exit status
+RUNNER = "VIPBENCH_RUNNER"  # in the environment of a run that a sweep starts: the process with which it ends
 SECONDS_FOR_THE_FIRST = 3.0  # after which a mistake is said although the first process of this machine did not say it
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print a user's error as one line and exit with status 2.
+    """Print a user's error as one line and exit with status 2; Ctrl-C as one line too, with status 130.
 
     Of several processes the one with the error says it. A mistake that all make is said by each machine's first: the launcher
     ends the others meanwhile.
     """
     try:
-        yield
+        with interruptions():
+            yield
     except AnotherRankFailed:
         raise SystemExit(1) from None
     except UserError as error:
@@ -30,6 +36,41 @@ def user_errors() -> Iterator[None]:
             time.sleep(SECONDS_FOR_THE_FIRST)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Exit with one line and status 130 on Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_interrupted()
+        raise SystemExit(INTERRUPTED) from None
+
+
+def interruptions_from_here_on() -> None:
+    """Do as `interruptions` for the rest of this process: while a program still imports, which takes seconds with torch."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+
+    sys.excepthook = hook
+
+
+def _say_interrupted() -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("interrupted; the same command goes on from what is done", file=sys.stderr, flush=True)
+
+
+def end_with_runner() -> None:
+    """End this run, at a checkpoint, when the sweep runner that started it has died."""
+    runner = os.environ.pop(RUNNER, None)
+    if runner:
+        end_with_parent(int(runner), by=signal.SIGTERM)
 
 
 def setup_logging(is_main: bool = True) -> None:

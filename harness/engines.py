@@ -5,9 +5,10 @@
 
 import logging
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.errors import LostContact, UserError
 
 if TYPE_CHECKING:
     from harness.topology import Topology
@@ -25,6 +26,24 @@ log = logging.getLogger(__name__)
 
 USE_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 SCALER = "loss scale"  # of fp16, in an optimizer's state
+OF_GLOO = re.compile(
+    r"\[\S*gloo/\S+:\d+\] "
+)  # its errors are plain RuntimeErrors that begin with a place in its source
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """Do something that all ranks do together; also a decorator.
+
+    Raises:
+        LostContact: torch.distributed or gloo report that another rank is silent or gone. Other errors stay what they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not OF_GLOO.match(str(error)):
+            raise
+        raise LostContact(silent=bool(re.search("timed out|timeout", str(error), re.IGNORECASE))) from error
 
 
 class Engine(Protocol):
@@ -49,6 +68,7 @@ class Engine(Protocol):
 class PlainEngine:
     """One process, or distributed data parallel."""
 
+    @collective()
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float | None
     ) -> None:
@@ -58,6 +78,7 @@ class PlainEngine:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
+    @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
@@ -87,6 +108,7 @@ class PlainEngine:
 class ZeroEngine:
     """DeepSpeed: optimizer states (ZeRO-1), gradients (2) and all weights, frozen ones too (3), in pieces on the ranks."""
 
+    @collective()
     def __init__(
         self,
         topology: "Topology",
@@ -119,6 +141,7 @@ class ZeroEngine:
             model=_Autocast(model, topology), optimizer=optimizer, config={**settings, **sizes, **own, **allowed}
         )
 
+    @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         losses: list[Tensor] = []
         passes = self._most(len(parts))
@@ -139,6 +162,7 @@ class ZeroEngine:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
 
+    @collective()
     def optimizer_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -150,6 +174,7 @@ class ZeroEngine:
                     state[f"{name}.{key}"] = whole.detach().cpu().clone()
         return state
 
+    @collective()
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         sharded = self.topology.zero_stage == 3
         for piece in self.zero.fp32_partitioned_groups_flat if sharded else self.zero.single_partition_of_fp32_groups:

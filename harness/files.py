@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -14,27 +13,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError
+from harness.plain_yaml import parse_yaml as parse_yaml
 
 CHUNK_BYTES = 1 << 20
 SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-
-SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
-
-
-# libyaml's parser, which PyYAML's wheels hold, is ten times as fast; a table of a large sweep reads thousands of configs.
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML in which 4:00:00 is what is written there: YAML 1.1 would count it in base 60, as 14400."""
-
-
-Loader.yaml_implicit_resolvers = {
-    character: [("tag:yaml.org,2002:str", SIXTIES), *resolvers] if character in "+-0123456789" else resolvers
-    for character, resolvers in Loader.yaml_implicit_resolvers.items()
-}
+MOST_YAML_BYTES = 16 << 20
+NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextmanager
@@ -150,20 +138,25 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that holds a mapping, as `parse_yaml` does.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or holds something else.
+        UserError: the file cannot be read, is larger than 16 MiB, is not such YAML, or holds something else.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        with path.open("rb") as file:
+            content = file.read(MOST_YAML_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: should be a mapping of keys; found {type(content).__name__}")
-    return content
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML: {error}") from error
+    if len(content) > MOST_YAML_BYTES:
+        raise UserError(f"{path}: larger than {MOST_YAML_BYTES >> 20} MiB, which no file of settings is")
+    mapping = parse_yaml(text, str(path))
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: should be a mapping of keys; found {type(mapping).__name__}")
+    return mapping
 
 
 def digest_json(value: Any) -> str:
@@ -182,11 +175,11 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where a disk is full, broken or may not be written."""
+    """Raises UserError, in one line, where a disk is full, broken or may not be written, or something else is in the place."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in NO_DISK + NO_PLACE:
             raise
         raise UserError(f"{error.filename or where}: {error.strerror}; what was written before is whole") from error
 

@@ -18,6 +18,11 @@ from typing import Annotated
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # started as a file: our modules are harness.config and so on, not config
 
+if __name__ == "__main__":
+    from harness.console import interruptions_from_here_on
+
+    interruptions_from_here_on()
+
 import torch
 import typer
 from greenlet import getcurrent, greenlet
@@ -26,7 +31,7 @@ from torch import Tensor
 from harness.backbone import TextTower
 from harness.checkpoint import Checkpoints
 from harness.config import Config, run_name
-from harness.console import setup_logging, user_errors
+from harness.console import end_with_runner, setup_logging, user_errors
 from harness.engines import read_state, write_state
 from harness.errors import UserError
 from harness.files import disk_errors
@@ -166,6 +171,7 @@ class _Opened:
 
 def main(configs: Annotated[list[Path], typer.Argument(help="configs of one group, in YAML")]) -> None:
     """Run configs together."""
+    end_with_runner()
     with user_errors():
         failures = execute_together([Config.load(path) for path in configs])
         if failures:

@@ -17,6 +17,11 @@ from typing import Annotated, Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # started as a file: our modules are harness.config and so on, not config
 
+if __name__ == "__main__":
+    from harness.console import interruptions_from_here_on
+
+    interruptions_from_here_on()
+
 import torch
 import typer
 
@@ -24,7 +29,7 @@ from harness.backbone import Backbone, load_backbone
 from harness.bank import FeatureBank
 from harness.checkpoint import Checkpoints
 from harness.config import Config, Digests, TrainConfig, run_name
-from harness.console import log_to, setup_logging, user_errors
+from harness.console import end_with_runner, log_to, setup_logging, user_errors
 from harness.data.fewshot import draw, fewer
 from harness.data.reader import Dataset, Samples
 from harness.devices import to_device
@@ -258,6 +263,7 @@ def main(
     ] = False,
 ) -> None:
     """Run one config."""
+    end_with_runner()
     with user_errors():
         execute(Config.load(config, overrides or []), force)
 

@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
@@ -25,14 +25,29 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from harness.engines import USE_DEEPSPEED, Engine, PlainEngine, ZeroEngine, deepspeed_settings, zero_stage
-from harness.errors import AnotherRankFailed, FirstToFail, UserError
+from harness.engines import (
+    USE_DEEPSPEED,
+    Engine,
+    PlainEngine,
+    ZeroEngine,
+    collective,
+    deepspeed_settings,
+    zero_stage,
+)
+from harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError, shortened
 
 log = logging.getLogger(__name__)
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 SECONDS_TO_DROP_TENSORS = 0.3
 FIRST_FAILURE = "vipbench/failure"  # in the store that the ranks share
+ENDED_SILENTLY = "another process of this run ended without a word"
+NOT_SUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+}
+SUPPORTED = "one process, DDP (--multi_gpu), and DeepSpeed's ZeRO 1 to 3 (--use_deepspeed)"
 
 
 class Topology:
@@ -51,11 +66,12 @@ class Topology:
         sharded: whether weights lie in pieces on the ranks: a forward pass is then a thing that all ranks do together.
 
     Raises:
-        UserError: CUDA asked for and absent, fp16 on a CPU or under DeepSpeed, settings of DeepSpeed that do not fit, or fewer
-            processes than the launcher announced.
+        UserError: CUDA asked for and absent, fp16 on a CPU or under DeepSpeed, settings of DeepSpeed that do not fit, something
+            of accelerate's that is not supported, or fewer processes than the launcher announced.
     """
 
     def __init__(self, device: str, precision: str, timeout_minutes: float = 30) -> None:
+        refuse_unsupported(os.environ)
         self.launcher = announced_launcher(os.environ)
         announced = announced_world(os.environ)
         if device == "cuda" and not torch.cuda.is_available():
@@ -74,9 +90,13 @@ class Topology:
             InitProcessGroupKwargs(timeout=self._timeout),
         ]
         with _without(USE_DEEPSPEED):  # under DeepSpeed on a CPU accelerate believes that there is one process
-            self._accelerator = Accelerator(
-                cpu=cpu, mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=handlers
-            )
+            try:
+                self._accelerator = Accelerator(
+                    cpu=cpu, mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=handlers
+                )
+            except dist.DistError as error:
+                reason = shortened(" ".join(str(error).split()), 200)
+                raise UserError(f"{self.launcher}: {announced} processes did not find each other: {reason}") from error
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.device, self.precision = self._accelerator.device, precision
         if self.world != announced:
@@ -106,13 +126,16 @@ class Topology:
         self.sharded = self.zero_stage == 3
         return engine
 
-    def whole(self, parameters: Iterable[nn.Parameter], write: bool = False) -> AbstractContextManager[Any]:
+    @contextmanager
+    def whole(self, parameters: Iterable[nn.Parameter], write: bool = False) -> Iterator[None]:
         """While it is open parameters are whole on every rank; with `write` they become what rank 0 makes of them."""
         if not self.sharded:
-            return nullcontext()
+            yield
+            return
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None)
+        with collective(), deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None):
+            yield
 
     def passes(self, count: int, size: int) -> int:
         """In how many passes of `size` the rank with most of `count` items computes them."""
@@ -126,11 +149,12 @@ class Topology:
         Where weights are sharded a rank with fewer inputs takes part in the others' passes, of which there are `passes`, with
         an input of zeros [1, *shape].
         """
+        together = collective()(forward)
         for batch in inputs:
             passes -= 1
-            yield forward(batch)
+            yield together(batch)
         for _ in range(passes if self.sharded else 0):
-            forward(torch.zeros(1, *shape, device=self.device))
+            together(torch.zeros(1, *shape, device=self.device))
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""
@@ -138,20 +162,26 @@ class Topology:
 
     def gather(self, items: Iterable[Any]) -> list[Any]:
         """All ranks' items in rank order, on every rank. The items are our own Python objects."""
-        return list(gather_object(list(items))) if self.world > 1 else list(items)
+        own = list(items)
+        if self.world == 1:
+            return own
+        with collective():
+            return list(gather_object(own))
 
     def sum(self, value: Tensor) -> float:
         """Sum of a scalar over the ranks."""
         value = value.detach().clone()
         if self.world > 1:
-            dist.all_reduce(value)
+            with collective():
+                dist.all_reduce(value)
         return float(value)
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's value on every rank."""
         values = [value]
         if self.world > 1:
-            dist.broadcast_object_list(values, src=0)
+            with collective():
+                dist.broadcast_object_list(values, src=0)
         return values[0]
 
     @contextmanager
@@ -171,7 +201,7 @@ class Topology:
             log.debug("this rank stopped", exc_info=True)  # for the log of this rank
             if self.world == 1:
                 raise
-            lost = self._lost_contact(error)
+            lost = self._lost_contact(error) if isinstance(error, LostContact) else ""
             last = traceback.format_exception_only(error)[-1].strip()
             own = f"rank {self.rank}: {lost or (error if isinstance(error, UserError) else last)}"
             first = _claim(own)
@@ -181,14 +211,11 @@ class Topology:
                 raise FirstToFail(own) from error
             raise
 
-    def _lost_contact(self, error: Exception) -> str:
-        """What an error of gloo means that came from other ranks' silence or end; "" for other errors."""
-        if "timed out" in str(error).lower():
+    def _lost_contact(self, error: LostContact) -> str:
+        if error.silent:
             minutes = self._timeout.total_seconds() / 60
             return f"another process did not answer for {minutes:g} minutes (run.timeout_minutes)"
-        if any(text in str(error) for text in ("closed by peer", "reset by peer", "Broken pipe")):
-            return "another process of this run ended without a word"
-        return ""
+        return ENDED_SILENTLY
 
     def close(self) -> None:
         """Leave the process group; another run of this process may then have another topology."""
@@ -240,6 +267,24 @@ def announced_world(environment: Mapping[str, str]) -> int:
     return 1
 
 
+def refuse_unsupported(environment: Mapping[str, str]) -> None:
+    """Raises UserError where `accelerate launch` was asked for what a run would ignore, or compute otherwise."""
+    for variable, name in NOT_SUPPORTED.items():
+        if environment.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise UserError(f"accelerate launch asks for {name} ({variable}); supported are {SUPPORTED}")
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() not in ("", "no"):
+        raise UserError(
+            f"accelerate launch asks for --dynamo_backend {backend.lower()}; leave it out: run.compile=true compiles "
+            "the image tower"
+        )
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("", "1", "auto"):
+        raise UserError(
+            f"accelerate launch asks for {steps} gradient accumulation steps; leave them out: run.micro_batch accumulates"
+        )
+
+
 @contextmanager
 def _without(variable: str) -> Iterator[None]:
     """An environment without a variable."""
@@ -257,4 +302,4 @@ def _claim(failure: str) -> str:
         store = dist.distributed_c10d._get_default_store()
         return store.compare_set(FIRST_FAILURE, "", failure).decode()
     except (RuntimeError, ValueError):  # the rank that kept the store is gone
-        return "another process of this run ended without a word"
+        return ENDED_SILENTLY

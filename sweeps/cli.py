@@ -1,6 +1,6 @@
 """The sweep verbs: `vipbench sweep run GRID --out DIR`, and `status`, `cancel` and `retry` of that DIR."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
 
 LOCAL, TORCHRUN, SLURM = "--executor local", "--executor torchrun", "--executor slurm"
 SECONDS_BETWEEN_LOOKS = 10.0
-Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]
+Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out", callback=Path.expanduser)]
 
 
 class Kind(StrEnum):
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 @app.command()
 def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
-    out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
+    out: Annotated[Path, typer.Option(help="where plan, logs and run directories go", callback=Path.expanduser)],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
@@ -67,8 +67,6 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", help="stay until all jobs have ended", rich_help_panel=SLURM)] = False,
 ) -> None:
     """Run what is missing of a grid, or submit it. Exits with 1 when a run failed, 130 when interrupted."""
-    from sweeps.runner import run_sweep
-
     given: dict[Kind, dict[str, Any]] = {
         Kind.local: {"jobs": jobs, "gpus": gpus.split(",") if gpus else None},
         Kind.torchrun: {"rdzv_endpoint": rdzv_endpoint, "nnodes": nnodes, "nproc_per_node": nproc_per_node},
@@ -88,11 +86,13 @@ def run(
             "wait": wait or None,
         },
     }
-    chosen = _executor(executor, given)
     try:
-        states = run_sweep(grid, out, chosen, overrides or [], pack=pack)
+        from sweeps.runner import run_sweep
+
+        chosen = _executor(executor, given)
+        states = run_sweep(grid.expanduser(), out, chosen, overrides or [], pack=pack)
         if wait:
-            states = _watch(out)
+            states = _watch(out, [state.name for state in states])
     except KeyboardInterrupt:
         what = "what was submitted goes on" if executor is Kind.slurm else "what was running has been stopped"
         typer.echo(f"interrupted: {what}; the same command runs what is missing", err=True)
@@ -105,7 +105,10 @@ def status(out: Sweep) -> None:
     """Say where each run of a sweep stands."""
     from sweeps.status import sweep_status
 
-    _show(sweep_status(out))
+    states = sweep_status(out)
+    if not states:
+        typer.echo("nothing was planned here yet; the same `vipbench sweep run` goes on")
+    _show(states)
 
 
 @app.command()
@@ -127,9 +130,14 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="only what failed, not all that is missing")] = False,
 ) -> None:
     """Run what is missing of a sweep again, in the way it was run last."""
-    from sweeps.runner import retry as again
+    try:
+        from sweeps.runner import retry as again
 
-    _end(again(out, failed))
+        states = again(out, failed)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command runs what is missing", err=True)
+        raise typer.Exit(130) from None
+    _end(states)
 
 
 def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
@@ -150,14 +158,14 @@ def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor"
     return LocalExecutor(**own) if kind is Kind.local else TorchrunExecutor(**own)
 
 
-def _watch(out: Path) -> "list[RunState]":
-    """Wait until all jobs have ended; an interruption does not touch them."""
+def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":
+    """Wait until the jobs of runs have ended; an interruption does not touch them."""
     from time import sleep
 
     from harness.progress import Progress
     from sweeps.status import sweep_status
 
-    states, ended = sweep_status(out), 0
+    states, ended = sweep_status(out, names), 0
     with Progress("sweep", len(states), "runs") as progress:
         while True:
             now = sum(not state.queued for state in states)
@@ -167,7 +175,7 @@ def _watch(out: Path) -> "list[RunState]":
             if ended == len(states):
                 return states
             sleep(SECONDS_BETWEEN_LOOKS)
-            states = sweep_status(out)
+            states = sweep_status(out, names)
 
 
 def _end(states: "list[RunState]") -> None:

@@ -12,15 +12,18 @@ include: [{method: zero_shot}]                                   # single runs, 
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from harness.config import Config, Model, Section, nearest, override, set_key
-from harness.errors import UserError
+from harness.errors import UserError, shortened
 from harness.files import read_yaml
 from harness.results import flatten
+
+MOST_COMBINATIONS = 100_000
 
 
 class Adjustment(Section):
@@ -49,7 +52,10 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
         UserError: the file or one of its configs is wrong, or `adjust` or `exclude` name what no combination has.
     """
     grid = validated(Grid, read_yaml(path), str(path))
-    base = read_yaml(Path(grid.base)) if isinstance(grid.base, str) else grid.base
+    base = read_yaml(Path(grid.base).expanduser()) if isinstance(grid.base, str) else grid.base
+    count = prod(len(values) for values in grid.axes.values())
+    if count > MOST_COMBINATIONS:
+        raise UserError(f"{path}: axes: {count} combinations; a grid may have {MOST_COMBINATIONS}")
     points = [dict(zip(grid.axes, values, strict=True)) for values in product(*grid.axes.values())] if grid.axes else []
     mappings = [_apply(base, point) for point in points]
     for rule in grid.adjust:
@@ -63,18 +69,22 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     return [Config.from_mapping(override(mapping, overrides)) for mapping in kept]
 
 
-def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+def validated(model: type[Model], content: Any, where: str) -> Model:
     """A section from what a file says, its keys checked. Raises UserError that begins with `where`."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where}: should be a mapping of keys; found {shortened(content)}")
     keys = list(model.model_fields)
     for key in content:
         if key not in keys:
-            raise UserError(f"{where}: {key}: unknown key; {nearest(str(key), keys)}")
+            raise UserError(f"{where}: {shortened(key)}: unknown key; {nearest(str(key), keys)}")
     try:
         return model(**content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        found = "" if first["type"] == "missing" else f"; found {shortened(first['input'])}"
+        raise UserError(f"{where}: {shortened(place)}: {problem}{found}") from error
 
 
 def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from harness.config import Section
 from harness.errors import UserError
 from harness.files import read_json, write_json
+from sweeps.grid import validated
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Entry(NamedTuple):
 
 
 def submissions(folder: Path) -> list[Submission]:
-    """All that was submitted from a folder, the oldest first."""
-    read = [Submission(**read_json(path)) for path in folder.glob("*.json")]
+    """All that was submitted from a folder, the oldest first. Raises UserError where a record is damaged."""
+    read = [validated(Submission, read_json(path), str(path)) for path in folder.glob("*.json")]
     return sorted(read, key=lambda submission: submission.time)
 
 

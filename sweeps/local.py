@@ -17,6 +17,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
+from harness.console import RUNNER
 from harness.progress import Progress
 from sweeps.units import FAILED, LOGS, Executor, Unit, record_end
 
@@ -82,10 +83,11 @@ def threads(processes: int) -> int:
 
 
 def start(unit: Unit, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Start a unit's command in a process group of its own, so that its children can be ended with it."""
+    """Start a unit's command in a process group of its own, so that its children can be ended with it; it ends with us."""
+    env = {**environment, RUNNER: str(os.getpid())}
     with unit.log.open("wb") as file:
         return subprocess.Popen(
-            unit.command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            unit.command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env, start_new_session=True
         )
 
 
@@ -106,23 +108,22 @@ def stop_signals_interrupt() -> Iterator[None]:
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"], seconds: float | None = None) -> None:
-    """Ask process groups to end, then make them, after `seconds` or SECONDS_TO_STOP; a second Ctrl-C does not keep us from it."""
+    """Ask processes to end, then make their groups, after `seconds` or SECONDS_TO_STOP; a second Ctrl-C does not keep us from it.
+
+    Only the first process of a group is asked: a run whose loading processes end before it has failed rather than stopped.
+    """
     numbers = (signal.SIGINT, *STOP_SIGNALS)
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         for process in processes:
-            _signal_group(process, signal.SIGTERM)
+            process.terminate()
         deadline = time.monotonic() + (SECONDS_TO_STOP if seconds is None else seconds)
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.05)
         for process in processes:
-            _signal_group(process, signal.SIGKILL)  # also what a run that has ended left in its group
+            with contextlib.suppress(ProcessLookupError):  # the whole group has ended
+                os.killpg(process.pid, signal.SIGKILL)  # also what a run that has ended left in its group
             process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # the whole group has ended
-        os.killpg(process.pid, number)

@@ -2,28 +2,32 @@
 
     vipbench sweep run GRID --out DIR --executor torchrun --nproc-per-node 8 --nnodes 2 --rdzv-endpoint FIRST_NODE:29500
 
-The same command on each node; DIR is on a file system that all of them see. It starts `torchrun -m sweeps.ranks DIR UNITS.json`.
+The same command on each node; DIR is on a file system that all of them see. It starts `torchrun -m sweeps.ranks DIR NAMES.json`.
 """
 
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
-from harness.errors import UserError
+from harness.console import RUNNER
+from harness.errors import UserError, shortened
 from harness.files import read_json
+from harness.processes import end_with_parent
 from sweeps.local import SECONDS_TO_STOP, start, stop, stop_signals_interrupt, threads
-from sweeps.units import Executor, Unit, record_end
+from sweeps.status import planned
+from sweeps.units import Executor, Unit, record_end, unit
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -35,7 +39,9 @@ OF_TORCHRUN_TOO = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # what begins like this
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_OF_SILENCE = 120.0  # after which the first process no longer waits for another one
-UNITS, NEXT, ENDED = "units", "next", "ended"  # in the store that the processes share
+NAMES, NEXT, ENDED = "names", "next", "ended"  # in the store that the processes share
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$", max_length=200)]
+GROUPS = TypeAdapter(list[Annotated[tuple[Name, ...], Field(min_length=1)]])
 
 
 class TorchrunExecutor(Executor):
@@ -66,34 +72,42 @@ class TorchrunExecutor(Executor):
         if self.rdzv_endpoint:
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", self.rdzv_endpoint, "--rdzv-id", "sweep"]
             meeting += ["--nnodes", str(self.nnodes)]
-        launcher = [sys.executable, "-m", "torch.distributed.run", *meeting]
-        environment = {"OMP_NUM_THREADS": str(threads(self.nproc_per_node)), **os.environ}
+        launcher = [sys.executable, "-m", "sweeps.launcher", *meeting, "--nproc-per-node", str(self.nproc_per_node)]
+        environment = {"OMP_NUM_THREADS": str(threads(self.nproc_per_node)), **os.environ, RUNNER: str(os.getpid())}
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file, stop_signals_interrupt():
-            json.dump([asdict(unit) for unit in units], file, default=str)
+            json.dump([unit.names for unit in units], file)
             file.flush()
-            command = [
-                *launcher,
-                "--nproc-per-node",
-                str(self.nproc_per_node),
-                "-m",
-                "sweeps.ranks",
-                str(out),
-                file.name,
-            ]
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            command = [*launcher, "-m", "sweeps.ranks", str(out), file.name]
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+            asked = threading.Event()
+            threading.Thread(target=_pass_on, args=(process.stderr, asked), daemon=True).start()
             try:
                 status = process.wait()
+            except KeyboardInterrupt:
+                asked.set()
+                raise
             finally:
                 stop([process], 3 * SECONDS_TO_STOP)  # its processes stop theirs first
         if status:
             raise UserError(f"torchrun ended with status {status}, see above; the same command runs what is missing")
 
 
-def deal(out: Path, units: Sequence[Unit], store: "Store", rank: int, world: int) -> None:
-    """Work through units, together with the other ranks. What counts is rank 0's list."""
+def _pass_on(said: IO[bytes], asked: threading.Event) -> None:
+    """Show what torchrun and its processes print, until we ask them to end: torchrun answers that with a traceback."""
+    for line in said:
+        if not asked.is_set():
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
+
+
+def deal(out: Path, groups: Sequence[Sequence[str]], store: "Store", rank: int, world: int) -> None:
+    """Work through runs (those of a group train together), together with the other ranks. What counts is rank 0's list.
+
+    Only names of runs go through the store, which anyone on the network can write to: each rank looks them up in the plan.
+    """
     if rank == 0:
-        store.set(UNITS, json.dumps([asdict(unit) for unit in units], default=str))
-    units = _read(json.loads(store.get(UNITS)))
+        store.set(NAMES, json.dumps(groups))
+    units = [unit(out, names) for names in planned_groups(out, store.get(NAMES))]
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -103,13 +117,34 @@ def deal(out: Path, units: Sequence[Unit], store: "Store", rank: int, world: int
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     with stop_signals_interrupt():
-        while (place := store.add(NEXT, 1) - 1) < len(units):
-            unit = units[place]
-            log.info("process %d: %s", rank, unit.names[0])
-            record_end(out, unit, _run(unit, environment, store, rank))
+        while 0 <= (place := store.add(NEXT, 1) - 1) < len(units):
+            task = units[place]
+            log.info("process %d: %s", rank, task.names[0])
+            record_end(out, task, _run(task, environment, store, rank))
     store.add(ENDED, 1)
     if rank == 0:
         _wait_for_the_others(store, world)
+
+
+def planned_groups(out: Path, said: bytes) -> list[tuple[str, ...]]:
+    """Groups of names that the store holds, each name in the plan of the sweep at `out`, and there once.
+
+    Raises:
+        UserError: it holds anything else.
+    """
+    try:
+        groups = GROUPS.validate_json(said)
+    except ValidationError as error:
+        raise UserError(
+            f"{out}: the processes' store holds something else than names of runs; nothing is run"
+        ) from error
+    names, known = [name for group in groups for name in group], set(planned(out))
+    for name in names:
+        if name not in known:
+            raise UserError(f"{out}: the processes' store names a run that is not planned here: {shortened(name)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{out}: the processes' store names a run twice; nothing is run")
+    return groups
 
 
 def _run(unit: Unit, environment: dict[str, str], store: "Store", rank: int) -> int:
@@ -148,10 +183,6 @@ def _own_gpu() -> str | None:
     return visible[int(os.environ["LOCAL_RANK"]) % len(visible)] if visible else None
 
 
-def _read(units: list[dict[str, object]]) -> list[Unit]:
-    return [Unit(tuple(unit["names"]), tuple(unit["command"]), Path(str(unit["log"]))) for unit in units]  # type: ignore[arg-type]
-
-
 def main(out: Path, file: Path) -> None:
     """One process of torchrun's."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -160,14 +191,13 @@ def main(out: Path, file: Path) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(host, port, world, hosts_it, timedelta(minutes=30))
-    deal(out, _read(read_json(file)), store, rank, world)
+    deal(out, read_json(file), store, rank, world)
 
 
 if __name__ == "__main__":
-    from harness.console import setup_logging
+    from harness.console import setup_logging, user_errors
 
+    end_with_parent(by=signal.SIGTERM)
     setup_logging()
-    try:
+    with user_errors():
         main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except KeyboardInterrupt:
-        sys.exit(130)

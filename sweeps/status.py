@@ -1,19 +1,22 @@
-"""Where each run of a sweep stands, from its files and, where it was submitted, from Slurm. No process of ours is asked."""
+"""What is planned of a sweep, and where each run stands: from files and, where it was submitted, from Slurm. No process of ours
+is asked.
+"""
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.config import TrainConfig
-from harness.errors import UserError
+from harness.config import Section, TrainConfig
+from harness.errors import UserError, shortened
 from harness.files import read_json, read_yaml
 from harness.results import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
+from sweeps.grid import validated
 from sweeps.jobs import JOBS, WAITING, Entry, entries
-from sweeps.units import FAILED, LOGS, PLAN, RUNS, last_line
+from sweeps.units import FAILED, LOCK, LOGS, PLAN, RUNS, last_line
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,13 @@ BLOCK = 1 << 16
 State = Literal["done", "failed", "running", "pending"]
 
 
+class Plan(Section):
+    """The runs, each once, that a grid came to."""
+
+    grid: str = ""
+    runs: tuple[str, ...]
+
+
 class RunState(NamedTuple):
     """Where a planned run stands, what is to be said of it (why it failed or waits, how far it is), and whether it is a job."""
 
@@ -39,28 +49,54 @@ class RunState(NamedTuple):
     queued: bool = False
 
 
-def sweep_status(out: Path) -> list[RunState]:
-    """Where every planned run of a sweep stands.
+def sweep_status(out: Path, names: Sequence[str] | None = None) -> list[RunState]:
+    """Where runs of a sweep stand; None: all that were ever planned there.
 
     Raises:
         UserError: there is no sweep at `out`.
     """
-    names = planned(out)
+    names = planned(out) if names is None else names
     try:
         submitted = entries(out / JOBS)
     except UserError as error:
         log.warning("%s; what follows is from files alone", error)
         submitted = {}
-    return [_state(out, name, submitted.get(name)) for name in names]
+    return [_state_or_damage(out, name, submitted.get(name)) for name in names]
 
 
 def planned(out: Path) -> list[str]:
-    """The names of a sweep's runs. Raises UserError where there is no sweep."""
-    if not (out / PLAN).is_file():
+    """The names of all runs that were ever planned for a sweep; none where its planning was interrupted.
+
+    Raises:
+        UserError: there is no sweep, or its plan is damaged.
+    """
+    if not (out / PLAN).is_file() and not (out / LOCK).is_file():
         raise UserError(
             f"{out}: no sweep here (it has no {PLAN}); start one with `vipbench sweep run GRID --out {out}`"
         )
-    return list(read_json(out / PLAN)["runs"])
+    return list(dict.fromkeys(name for plan in plans(out) for name in plan.runs))
+
+
+def plans(out: Path) -> list[Plan]:
+    """What was planned for a sweep, the oldest first. Raises UserError where it is damaged."""
+    path = out / PLAN
+    if not path.is_file():
+        return []
+    content = read_json(path)
+    found = content.get("plans", [content]) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(plan, dict) for plan in found):
+        raise UserError(f"{path}: should hold plans; found {shortened(content)}")
+    return [validated(Plan, plan, str(path)) for plan in found]
+
+
+def _state_or_damage(out: Path, name: str, entry: Entry | None) -> RunState:
+    """Where a run stands; what cannot be read of it is the reason, and the other runs are shown all the same."""
+    try:
+        return _state(out, name, entry)
+    except UserError as error:  # names the file
+        return RunState(name, "failed", f"damaged: {error}")
+    except (OSError, LookupError, TypeError) as error:
+        return RunState(name, "failed", f"damaged: {out / RUNS / name}: {error!r}")
 
 
 def _state(out: Path, name: str, entry: Entry | None) -> RunState:
@@ -74,7 +110,7 @@ def _state(out: Path, name: str, entry: Entry | None) -> RunState:
     if queued or is_running(run):
         return RunState(name, "running", progress(run.with_name(run.name + PARTIAL)), queued)
     record = out / FAILED / f"{name}.json"
-    reason = str(read_json(record)["error"]) if record.is_file() else failure(run)
+    reason = _recorded(record) if record.is_file() else failure(run)
     if entry and entry.state in ENDED:
         return RunState(name, "failed", f"{ENDED[entry.state]}; {reason or _said_last(out, name)}")
     if reason:
@@ -83,6 +119,13 @@ def _state(out: Path, name: str, entry: Entry | None) -> RunState:
         ended = f"ended ({entry.state})" if entry.state else "is gone from Slurm's queue"
         return RunState(name, "failed", f"its job {entry.job} {ended} and left no reason; {_said_last(out, name)}")
     return RunState(name, "pending", "cancelled" if entry else "")
+
+
+def _recorded(record: Path) -> str:
+    content = read_json(record)
+    if not isinstance(content, dict) or "error" not in content:
+        raise UserError(f"{record}: should hold why the run failed; found {shortened(content)}")
+    return str(content["error"])
 
 
 def _said_last(out: Path, name: str) -> str:
@@ -99,8 +142,10 @@ def progress(partial: Path) -> str:
         config = read_yaml(partial / CONFIG)
         steps = _steps(config) if config["train"] else None
         began, now = ((partial / file).stat().st_mtime for file in (CONFIG, STEPS))
-    except (UserError, OSError):  # it is starting, or has just ended
-        return ""
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if not (partial / STEPS).is_file() or not (partial / CONFIG).is_file():  # it is starting, or has just ended
+            return ""
+        return f"how far it is cannot be read: {shortened(' '.join(str(error).split()), 200)}"
     if steps is None or step is None:
         return ""
     if step >= steps:

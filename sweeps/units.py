@@ -1,19 +1,25 @@
 """What one process, or one launch of several, works on: a run, or runs that train together; and how its end is recorded."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import Section
+from harness.console import INTERRUPTED
+from harness.errors import UserError
 from harness.files import write_json
-from harness.results import failure, is_finished
+from harness.results import failure, is_finished, is_running
 
 PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
-STOPPED = (
-    128 + signal.SIGTERM,
-    128 + signal.SIGUSR1,
-)  # status of a run that stopped at a checkpoint, as it was asked to
+LOCK = ".lock"
+HARNESS = Path(__file__).parents[1] / "harness"
+RUN_COMMAND = (sys.executable, str(HARNESS / "run.py"))
+PACK_COMMAND = (sys.executable, str(HARNESS / "pack.py"))
+# Status of a run that stopped at a checkpoint, as it was asked to.
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+NOT_FAILED = (*STOPPED, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # the latter two: asked before it could listen
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,17 @@ class Unit:
     names: tuple[str, ...]
     command: tuple[str, ...]
     log: Path
+
+
+def unit(out: Path, names: Sequence[str], command: Sequence[str] = RUN_COMMAND) -> Unit:
+    """The unit of planned runs of the sweep at `out`.
+
+    Args:
+        command: starts a run that is alone; several are started by PACK_COMMAND.
+    """
+    start = command if len(names) == 1 else PACK_COMMAND
+    files = (str(out / CONFIGS / f"{name}.yaml") for name in names)
+    return Unit(tuple(names), (*start, *files), out / LOGS / f"{names[0]}.log")
 
 
 class Executor(Section):
@@ -41,18 +58,25 @@ class Executor(Section):
 def record_end(out: Path, unit: Unit, status: int, reason: str | None = None) -> int:
     """Record which runs of a unit failed and why, after its command ended with `status`; returns how many.
 
-    One that stopped at a checkpoint because it was asked to has not failed, unless a `reason` is given.
+    One that was asked to end, or that another process is working on, has not failed, unless a `reason` is given.
     """
     failures = 0
     for name in unit.names:
         record = out / FAILED / f"{name}.json"
         if is_finished(out / RUNS / name):
             record.unlink(missing_ok=True)
-        elif reason or status not in STOPPED:
+        elif reason or not (status in NOT_FAILED or is_running(out / RUNS / name)):
             failures += 1
-            error = reason or failure(out / RUNS / name) or why(status, unit.log)
+            error = reason or _own_words(out / RUNS / name) or why(status, unit.log)
             write_json(record, {"error": error, "exit_status": status, "log": str(unit.log)})
     return failures
+
+
+def _own_words(run: Path) -> str | None:
+    try:
+        return failure(run)
+    except (UserError, LookupError, TypeError):  # damaged: the log remains
+        return None
 
 
 def why(status: int, log_file: Path) -> str:

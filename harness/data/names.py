@@ -27,7 +27,8 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises UserError unless each is `class_name`'s form, printable, of 1 to 200 characters, and no two are the same."""
     for place, name in enumerate(names):
         if not name or name != class_name(name) or not name.isprintable() or len(name) > MAX_NAME:
-            raise UserError(f"{where}: class {place} is {name[:50]!r}; names are distinct, of 1 to {MAX_NAME} printable characters")
+            wanted = f"names are distinct, of 1 to {MAX_NAME} printable characters"
+            raise UserError(f"{where}: class {place} is {name[:50]!r}; {wanted}")
     if len(set(names)) < len(names):
         twin = next(name for place, name in enumerate(names) if name in names[:place])
         raise UserError(f"{where}: the class {twin!r} is there twice; names must be distinct")

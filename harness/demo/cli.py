@@ -1,5 +1,6 @@
 """The demo verb: `vipbench demo --out demo_out` (which is what `make demo` runs)."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,25 +12,30 @@ ROOT = Path(__file__).parents[2]
 def demo(
     out: Annotated[Path, typer.Option(help="where data, run directories and table go")] = Path("demo_out"),
     jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 2,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run, such as data.shots=1")] = None,
 ) -> None:
     """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
     from harness.data.info import INFO
     from harness.demo.benchmark import make_dataset
-    from harness.files import write_text
+    from harness.files import disk_errors, write_text
     from harness.report.tables import load_runs, make_table, to_markdown
     from sweeps.local import LocalExecutor
     from sweeps.runner import run_sweep
 
+    out = out.expanduser()
     data, sweep, file = out / "data", out / "sweep", out / "table.md"
     if not (data / INFO).is_file():
-        make_dataset(data)
+        with disk_errors(out):
+            make_dataset(data)
     places = {
         "data.path": data,
         "backbone.name": Path(__file__).parent / "model",
         "symptoms": ROOT / "symptoms_cache" / "demo" / "lesions.json",
     }
-    overrides = [f"{key}={place}" for key, place in places.items()]
-    states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, LocalExecutor(jobs=jobs), overrides)
+    given = [
+        f"{key}={json.dumps(str(place), ensure_ascii=False)}" for key, place in places.items()
+    ]  # overrides are YAML
+    states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, LocalExecutor(jobs=jobs), [*given, *(overrides or [])])
     table = to_markdown(make_table(load_runs(sweep), ["method"], ["shots"], ["accuracy"]))
     write_text(file, table)
     typer.echo(f"\nTest accuracy on drawn lesions, by shots per class (chance is 25.00):\n\n{table}")

@@ -20,6 +20,8 @@ def fail_at_the_third_step(training: Training, loss: Tensor) -> None:
         match os.environ["HOW"]:
             case "user error":
                 raise UserError("the disk is full")
+            case "data error":
+                raise UserError("https://example.org/a.tar: timed out; connection reset by peer")
             case "bug":
                 raise ZeroDivisionError("one over nothing")
             case "killed":

@@ -24,12 +24,20 @@ from sweeps.status import sweep_status
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
+
 
 @contextmanager
-def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+def started(command: list[str], start_new_session: bool = False) -> Iterator["subprocess.Popen[str]"]:
     """A process that does not outlive a failing test."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=start_new_session,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+    ) as process:
         try:
             yield process
         finally:
@@ -102,21 +110,84 @@ def test_status_needs_a_sweep(tmp_path: Path) -> None:
         sweep_status(tmp_path)
 
 
-def test_sigterm_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path) -> None:
-    run = {**base_config["run"], "bank": False}  # which would first fill itself for all these epochs
-    slow = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
-    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
-    grid.write_text(yaml.safe_dump({"base": slow, "axes": {"seed": [1, 2]}}))
-    command = [str(Path(sys.executable).parent / "vipbench"), "sweep", "run", str(grid), "--out", str(out)]
-    with started(command) as sweep:
+def endless(base: dict[str, Any], folder: Path, **parts: Any) -> Path:
+    """A grid of runs that do not end by themselves, with loading processes."""
+    run = {**base["run"], "bank": False, "workers": 1}  # a bank would first fill itself for all these epochs
+    slow = {**base, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"base": slow, "axes": {"seed": [1, 2]}, **parts}))
+    return path
+
+
+VIPBENCH = str(Path(sys.executable).parent / "vipbench")
+
+
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGINT, ["--pack"])]
+)
+def test_an_end_ends_the_runs_too(
+    base_config: dict[str, Any], tmp_path: Path, number: signal.Signals, options: list[str]
+) -> None:
+    """At a checkpoint, which counts as no failure, also of a run whose loading processes are at work."""
+    grid, out = endless(base_config, tmp_path), tmp_path / "out"
+    with started([VIPBENCH, "sweep", "run", str(grid), "--out", str(out), *options]) as sweep:
         wait_for(sweep, out, "runs/*.partial/steps.jsonl")
-        assert [state.state for state in sweep_status(out)] == ["running", "pending"]
-        sweep.send_signal(signal.SIGTERM)
+        waiting = "running" if options else "pending"
+        assert [state.state for state in sweep_status(out)] == ["running", waiting]
+        sweep.send_signal(number)
         _, said = sweep.communicate(timeout=60)
     assert sweep.returncode == 130
     assert "interrupted" in said.splitlines()[-1]
+    assert "Traceback" not in said
     assert processes_of(out) == ""
     assert [state.state for state in sweep_status(out)] == ["pending", "pending"]
+    assert list(out.glob("runs/*.partial/checkpoints/*.json"))
+
+
+def test_runs_end_with_a_runner_that_is_killed_and_the_same_command_goes_on(
+    base_config: dict[str, Any], tmp_path: Path
+) -> None:
+    grid, out = endless(base_config, tmp_path, include=[{"method": "zero_shot", "train": None}]), tmp_path / "out"
+    command = [VIPBENCH, "sweep", "run", str(grid), "--out", str(out)]
+    with started(command) as sweep:
+        wait_for(sweep, out, "runs/*.partial/steps.jsonl")
+        sweep.kill()
+        sweep.communicate(timeout=10)
+    (partial,) = out.glob("runs/*.partial")
+    with started(command) as again:
+        wait_for(again, out / "runs", f"{partial.name}/checkpoints/*.json", f"{partial.name}/steps.jsonl")
+        log = out / "logs" / f"{partial.stem}.log"
+        deadline = time.monotonic() + 120
+        while "goes on after step" not in log.read_text():
+            assert again.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        assert not list((out / "failed").iterdir()), "the run that the killed runner had left was started beside itself"
+        again.send_signal(signal.SIGTERM)
+        again.communicate(timeout=60)
+    assert processes_of(out) == ""
+    assert [state.state for state in sweep_status(out)] == ["pending"] * 3
+
+
+@pytest.mark.parametrize("command", ["run.py", "vipbench run"])
+@pytest.mark.parametrize("when", ["early", "while it trains"])
+def test_ctrl_c_ends_a_run_in_one_line(base_config: dict[str, Any], tmp_path: Path, command: str, when: str) -> None:
+    base = yaml.safe_load(endless(base_config, tmp_path).read_text())["base"]
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**base, "run": {**base["run"], "out": str(tmp_path / "runs")}})
+    )
+    start = {"run.py": [sys.executable, str(ROOT / "harness" / "run.py")], "vipbench run": [VIPBENCH, "run"]}[command]
+    with started([*start, str(tmp_path / "config.yaml")], start_new_session=True) as run:
+        if when == "early":
+            time.sleep(1.5)  # torch is being imported
+        else:
+            wait_for(run, tmp_path, "runs/*.partial/steps.jsonl")
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to the loading processes too
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    lines = [line for line in said.splitlines() if not line.startswith("train: ")]  # progress
+    assert lines == ["interrupted; the same command goes on from what is done"]
+    assert not list(tmp_path.glob("runs/*.partial/failed.json"))
+    assert processes_of(tmp_path) == ""
 
 
 STUBBORN = """

@@ -39,6 +39,13 @@ def test_a_user_error_is_said_once_and_by_the_rank_that_has_it(vip_config: dict[
     assert "UserError: the disk is full" in (path / "logs" / "rank-1.log").read_text()
 
 
+def test_a_data_error_is_not_a_silent_process_whatever_its_words(vip_config: dict[str, Any], tmp_path: Path) -> None:
+    screen, _ = fail(vip_config, tmp_path, "data error")
+    reason = "rank 1: https://example.org/a.tar: timed out; connection reset by peer"
+    assert [line for line in screen.splitlines() if "error:" in line] == [f"error: {reason}"]
+    assert failed(tmp_path)[1] == reason
+
+
 def test_a_bug_shows_its_traceback(vip_config: dict[str, Any], tmp_path: Path) -> None:
     screen, _ = fail(vip_config, tmp_path, "bug")
     assert "ZeroDivisionError: one over nothing" in screen

@@ -52,7 +52,12 @@ def test_the_base_may_be_a_config_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"axis": {}}, "axis: unknown key; did you mean 'axes'"),
-        ({"axes": {"seed": 1}}, "axes.seed: input should be a valid list"),
+        ({"axes": {"seed": 1}}, "axes.seed: input should be a valid list; found 1"),
+        ({"axes": {"seed": "x" * 200}}, r"axes.seed: input should be a valid list; found x{77}\.\.\.$"),
+        (
+            {"axes": {"seed": list(range(1000)), "data.shots": list(range(1000))}},
+            "axes: 1000000 combinations; a grid may",
+        ),
         ({"axes": {"method": ["coop"], "data.shot": [1]}}, "data.shot: unknown key; did you mean 'shots'"),
         ({"axes": {"method": ["coop"]}, "exclude": [{"method.name": "coop"}]}, "the grid is empty"),
         (
@@ -69,6 +74,25 @@ def test_the_base_may_be_a_config_file(tmp_path: Path) -> None:
 def test_mistakes_are_told(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_grid(grid(tmp_path, **content))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("axes: {seed: [1]}\naxes: {seed: [2]}", "grid.yaml: line 2: the key axes stands here twice"),
+        ("base: {1: 2}", "grid.yaml: line 1: base: the key 1 is no text"),
+        (
+            "axes: {seed: !!python/object:os.system [1]}",
+            "grid.yaml: line 1: axes.seed: the tag !!python/object:os.system",
+        ),
+        ("base: ~/no/such/file.yaml\naxes: {seed: [1]}", r"^/.*/no/such/file.yaml: cannot be read"),
+    ],
+)
+def test_mistakes_of_yaml_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_grid(path)
 
 
 @pytest.mark.parametrize(("name", "runs"), [("demo", 29), ("few_shot", 47), ("ablation", 10), ("vip_paper", 30)])

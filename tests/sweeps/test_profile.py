@@ -46,6 +46,10 @@ def test_options_override_the_profile(tmp_path: Path) -> None:
     [
         ("partitoin: gpu", "partitoin: unknown key; .*partition"),
         ("time: soon", "time: .*not a time; write minutes, hours:minutes:seconds"),
+        ("time: 2024-01-02", "time: .*not a time; write minutes.*; found 2024-01-02"),
+        ("mem: 1G\nmem: 2G", "profile.yaml: line 2: the key mem stands here twice"),
+        ("{options: {1: x}}", "profile.yaml: line 1: options: the key 1 is no text"),
+        ("setup: !!set {x}", "profile.yaml: line 1: setup: the tag !!set is not for settings"),
         ("{gpus_per_run: 3, nodes_per_run: 2}", "gpus_per_run: 3 cannot be split evenly among 2 nodes"),
     ],
 )

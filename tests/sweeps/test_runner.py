@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UserError
+from sweeps import runner
 from sweeps.local import LocalExecutor, run_locally
-from sweeps.runner import run_sweep
+from sweeps.runner import retry, run_sweep
 from sweeps.status import sweep_status
-from sweeps.units import FAILED, PLAN, RUNS, Unit, why
+from sweeps.units import FAILED, PLAN, RUNS, Unit, record_end, why
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -135,3 +139,139 @@ def test_status_needs_no_torch(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "failed   b  out of luck" in result.stdout
     assert "0 done, 0 running, 1 pending, 1 failed" in result.stdout
+
+
+def test_another_plan_in_a_folder_leaves_the_first_one_readable(
+    grid: Path, stand_in: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.yaml"
+    first = run_sweep(grid, out, command=stand_in)
+    content = yaml.safe_load(grid.read_text())
+    other.write_text(yaml.safe_dump({**content, "axes": {"method": ["coop"], "seed": [3, 4]}}))
+    with caplog.at_level(logging.WARNING, "sweeps"):
+        second = run_sweep(other, out, command=stand_in)
+    assert f"{out}: planned here before, from {grid}: 4 runs, which stay" in caplog.text
+    assert [state.state for state in second] == ["done"] * 2, "what this grid plans, and no more"
+    names = [state.name for state in sweep_status(out)]
+    assert names == [*(state.name for state in first), second[1].name]
+    assert json.loads((out / PLAN).read_text())["runs"] == names, "the order of a table"
+    assert "5 done" in CliRunner().invoke(app, ["sweep", "status", str(out)]).output
+
+    caplog.clear()
+    run_sweep(other, out, command=stand_in)
+    other.write_text(yaml.safe_dump({**content, "axes": {"method": ["zero_shot", "coop"], "seed": [1, 2, 3, 4]}}))
+    run_sweep(other, out, command=stand_in)
+    assert len(sweep_status(out)) == 5
+    assert len(json.loads((out / PLAN).read_text())["plans"]) == 1, "a plan that holds the others takes their place"
+
+
+@pytest.mark.parametrize(
+    "place", ["a file", "beneath a file", "a folder that cannot be", "runs is a file", "a plan is a folder"]
+)
+def test_an_impossible_output_is_one_line(grid: Path, stand_in: tuple[str, str], tmp_path: Path, place: str) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    (folder / PLAN).mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / RUNS).touch()
+    places = {
+        "a file": file,
+        "beneath a file": file / "out",
+        "a folder that cannot be": Path("/proc/vipbench"),
+        "runs is a file": tmp_path / "other",
+        "a plan is a folder": folder,
+    }
+    with pytest.raises(UserError, match=str(places[place])) as caught:
+        run_sweep(grid, places[place], command=stand_in)
+    assert "\n" not in str(caught.value)
+    assert file.read_text() == "mine"
+
+
+def test_a_sweep_that_was_interrupted_while_it_planned(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(runner, "plan", interrupted)
+    result = CliRunner().invoke(app, ["sweep", "run", str(grid), "--out", str(out)])
+    assert result.exit_code == 130
+    assert result.output.splitlines() == [
+        "interrupted: what was running has been stopped; the same command runs what is missing"
+    ]
+    result = CliRunner().invoke(app, ["sweep", "status", str(out)])
+    assert result.exit_code == 0
+    assert "nothing was planned here yet; the same `vipbench sweep run` goes on" in result.output
+    with pytest.raises(UserError, match="nothing was planned here yet"):
+        retry(out, only_failed=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "failures"),
+    [(143, 0), (138, 0), (130, 0), (-signal.SIGTERM, 0), (-signal.SIGINT, 0), (-signal.SIGKILL, 1), (2, 1), (1, 1)],
+)
+def test_interrupted_is_not_failed(tmp_path: Path, status: int, failures: int) -> None:
+    unit = Unit(("a",), (), tmp_path / "log")
+    assert record_end(tmp_path, unit, status) == failures
+    assert (tmp_path / FAILED / "a.json").exists() == bool(failures)
+
+
+def test_a_run_at_work_elsewhere_is_neither_started_nor_failed(
+    grid: Path, stand_in: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a killed runner left behind; where it ends soon it is waited for."""
+    out = tmp_path / "out"
+    (tmp_path / "broken").touch()
+    name = run_sweep(grid, out, command=stand_in)[2].name
+    (tmp_path / "calls").unlink()
+    monkeypatch.setattr(runner, "SECONDS_TO_END", 0.5)
+    with FileLock(out / RUNS / f".{name}.lock"):
+        assert [state.state for state in run_sweep(grid, out, command=stand_in)][2] == "running"
+        assert record_end(out, Unit((name,), (), tmp_path / "log"), 2) == 0
+    assert not (tmp_path / "calls").exists()
+    (tmp_path / "broken").unlink()
+    assert [state.state for state in run_sweep(grid, out, command=stand_in)] == ["done"] * 4
+
+
+def test_what_failed_is_not_packed_again(grid: Path, stand_in: tuple[str, str], tmp_path: Path) -> None:
+    """Else a run that takes its process with it would take the others with it for ever."""
+    out = tmp_path / "out"
+    run_sweep(grid, out, command=stand_in, overrides=["run.device=cpu"])
+    names = [state.name for state in sweep_status(out)]
+    units = runner._units(out, names, stand_in, pack=True)
+    assert [unit.names for unit in units] == [(names[0],), tuple(names[1:])]
+    (out / FAILED / f"{names[2]}.json").write_text("{}")
+    units = runner._units(out, names, stand_in, pack=True)
+    assert [unit.names for unit in units] == [(names[0],), (names[1], names[3]), (names[2],)]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eror": 1}', "\0", "7"])
+@pytest.mark.parametrize("place", ["record", "own words"])
+def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, content: str, place: str) -> None:
+    (tmp_path / PLAN).write_text(json.dumps({"runs": ["a", "b", "c"]}))
+    damaged = tmp_path / FAILED / "b.json" if place == "record" else tmp_path / RUNS / "b.partial" / "failed.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text(content)
+    (tmp_path / RUNS / "c").mkdir(parents=True)
+    (tmp_path / RUNS / "c" / "metrics.json").write_text("{}")
+    states = sweep_status(tmp_path)
+    assert [state.state for state in states] == ["pending", "failed", "done"]
+    assert states[1].reason.startswith("damaged: ")
+    assert str(tmp_path / FAILED / "b.json" if place == "record" else tmp_path / RUNS / "b") in states[1].reason
+    assert record_end(tmp_path, Unit(("b",), (), tmp_path / "log"), 1) == 1, "it can be recorded anew"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"runs": 3}', '{"plans": [3]}', '{"plans": {}}', '{"runs": [["a"]]}'])
+def test_a_damaged_plan_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / PLAN).write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path / PLAN)):
+        sweep_status(tmp_path)
+
+
+def test_a_damaged_record_of_a_submission_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / PLAN).write_text(json.dumps({"runs": ["a"]}))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "x.json").write_text('{"name": 5}')
+    assert [state.state for state in sweep_status(tmp_path)] == ["pending"]
+    assert f"{tmp_path / 'jobs' / 'x.json'}: " in caplog.text

@@ -1,0 +1,78 @@
+"""The wheel, in an environment of its own outside of the clone: all that the demo needs is in it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("harness", "baselines", "sweeps", "symptoms_cache")
+NOT_READ = ("__pycache__", "*.pyc", "*.sqlite*")
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """What a command prints that must succeed, with none of this clone's folders to import from."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, since building leaves files beside the sources."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*NOT_READ))
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", out]
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", folder=source)
+    (built,) = out.glob("vipbench-*.whl")
+    return built
+
+
+def test_the_wheel_holds_what_the_folders_hold(wheel: Path) -> None:
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip(f"no git repository here: {tracked.stderr.strip()}")
+    assert set(tracked.stdout.splitlines()) - inside == set()
+
+
+def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """One run of it, on the drawn benchmark, with the symptom set that came along."""
+    home = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", home, folder=tmp_path)
+    python = home / "bin" / "python"
+    options = ["--no-deps", "--no-index", "--quiet"]
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, folder=tmp_path)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
+    # What vipbench depends on comes from the environment of the tests; its editable vipbench, in a .pth of its own, does not.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    places = run(python, "-c", f"import {', '.join(PACKAGES[:3])} as last; print(harness.__file__)", folder=tmp_path)
+    assert Path(places.strip()).is_relative_to(site)
+
+    command = [
+        home / "bin" / "vipbench",
+        "demo",
+        "--out",
+        "out",
+        "--jobs",
+        "1",
+        "method={name: zero_shot, text: symptoms}",
+    ]
+    said = run(*command, folder=tmp_path)
+    assert "| zero_shot | " in said
+    (config,) = (tmp_path / "out" / "sweep" / "configs").iterdir()
+    assert f"symptoms: {site / 'symptoms_cache'}" in config.read_text()
+    (log,) = (tmp_path / "out" / "sweep" / "logs").iterdir()
+    assert "test accuracy" in log.read_text()
