@@ -18,6 +18,11 @@ from harness.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+WRONG_KIND = {
+    errno.EEXIST: "there is a file where a folder is needed; move it away, or give another place",
+    errno.ENOTDIR: "there is a file where a folder is needed; move it away, or give another place",
+    errno.EISDIR: "there is a folder where a file is needed; move it away, or give another place",
+}
 
 SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
 
@@ -128,10 +133,14 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where a disk is full, broken or may not be written."""
+    """Raises UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
     try:
         yield
     except OSError as error:
+        if error.errno in WRONG_KIND:
+            place = Path(error.filename or where)
+            found = next((path for path in (place, *place.parents) if path.is_file()), place)
+            raise UserError(f"{found}: {WRONG_KIND[error.errno]}") from error
         if error.errno not in DISK_ERRORS:
             raise
         raise UserError(f"{error.filename or where}: {error.strerror}; what was written before is whole") from error
