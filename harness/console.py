@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from harness.errors import AnotherRankFailed, FirstToFail, UserError
 
 OURS = ("harness", "baselines", "sweeps")
+_only: ContextVar[Path | None] = ContextVar("the one log file that takes messages", default=None)
 SECONDS_FOR_THE_FIRST = 3.0  # after which a mistake is said although the first process of this machine did not say it
 
 
@@ -58,8 +60,22 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+@contextmanager
+def log_only_to(path: Path) -> Iterator[None]:
+    """While it is open, of all files that `log_to` opened only this one takes our messages."""
+    token = _only.set(path)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
 class _LogFile(logging.FileHandler):
     """A log file that is given up where it cannot be written, with one line on the screen: the run decides what that means."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        chosen = _only.get()
+        return (chosen is None or self.baseFilename == os.path.abspath(chosen)) and bool(super().filter(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

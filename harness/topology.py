@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from harness.engines import USE_DEEPSPEED, Engine, PlainEngine, ZeroEngine, deepspeed_settings, zero_stage
 from harness.errors import AnotherRankFailed, FirstToFail, UserError
+from harness.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Topology:
         launcher: "python", "torchrun" or "accelerate".
         zero_stage: DeepSpeed's stage 1, 2 or 3; 0 without DeepSpeed.
         sharded: whether weights lie in pieces on the ranks: a forward pass is then a thing that all ranks do together.
+        signals: those that ask for an end; `each` heeds them between its passes.
 
     Raises:
         UserError: CUDA asked for and absent, fp16 on a CPU or under DeepSpeed, settings of DeepSpeed that do not fit, or fewer
@@ -67,6 +69,7 @@ class Topology:
         self.zero_stage, self.sharded = zero_stage(self._deepspeed), False
         if self.zero_stage and precision == "fp16":
             raise UserError("precision: fp16 is not supported under DeepSpeed; use precision=bf16 or precision=fp32")
+        self.signals = StopSignals(self.gather)
         self._timeout = timedelta(minutes=timeout_minutes)
         # Buffers are constants here; without this every step would send the frozen towers' to all ranks.
         handlers = [
@@ -124,13 +127,19 @@ class Topology:
         """`forward` of each of this rank's inputs, which are on its device.
 
         Where weights are sharded a rank with fewer inputs takes part in the others' passes, of which there are `passes`, with
-        an input of zeros [1, *shape].
+        an input of zeros [1, *shape]. A signal is heeded after a pass, once its output has been taken.
+
+        Raises:
+            Stopped: a signal asked for an end.
         """
         for batch in inputs:
             passes -= 1
             yield forward(batch)
-        for _ in range(passes if self.sharded else 0):
-            forward(torch.zeros(1, *shape, device=self.device))
+            self.signals.heed()
+        for _ in range(passes):
+            if self.sharded:
+                forward(torch.zeros(1, *shape, device=self.device))
+            self.signals.heed()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""
