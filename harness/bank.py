@@ -3,8 +3,8 @@
 A bank belongs to everything that determines its features: backbone, preprocessing, augmentation and its seed, dataset, split and
 precision. View e of a sample is what epoch e shows of it; view 0 is the sample as it is evaluated. On disk a view is one file of
 equal records, a sample's features with their checksum, at the sample's place in its split. A record that was never written, or
-half written when a process died, fails its checksum and is computed again, so a bank can be filled by any number of processes,
-stopped at any moment and resumed.
+half written when a process died, fails its checksum and is computed again, and so is one beyond the end of a file that is too
+short; so a bank can be filled by any number of processes, stopped at any moment and resumed.
 
     vipbench bank ls DIR        vipbench bank verify DIR        vipbench bank prune DIR --keep-gib 10
 """
@@ -13,7 +13,8 @@ import fcntl
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.files import digest_json, read_json, write_json
 
-FACTS, LOCK = "facts.json", ".lock"
+FACTS, LOCK, VIEWS = "facts.json", ".lock", "view-*.bin"
 VERSION = 2
+BLOCK = 4096  # bytes, in which file systems give room
 # Features are stored, and used, in the precision that they were computed in. NumPy has no bfloat16, so int16 holds its bits.
 STORED = {"fp32": (np.float32, torch.float32), "fp16": (np.float16, torch.float16), "bf16": (np.int16, torch.bfloat16)}
 
@@ -45,7 +47,7 @@ class FeatureBank:
 
     def __init__(self, root: Path, facts: Mapping[str, Any], samples: int, dim: int, bound: int | None = None) -> None:
         facts = {"version": VERSION, "samples": samples, "dim": dim, **facts}
-        self.folder, self.samples, self.bound = root / digest_json(facts)[:16], samples, bound
+        self.folder, self.samples, self.bound = root / _name(facts), samples, bound
         self.dtype = STORED[facts["precision"]][1]
         self.record = record_type(facts["precision"], dim)
         self._in_use = _use(self.folder, facts)
@@ -54,31 +56,43 @@ class FeatureBank:
         """Held by the process that fills the bank; the operating system releases it when that process dies."""
         return FileLock(self.folder / LOCK)
 
-    def reserve(self, views: Sequence[int]) -> None:
-        """Make room for views that are not there yet by pruning other banks, those used longest ago first.
+    def reserve(self, records: Sequence[tuple[int, int]]) -> None:
+        """Make room for records (view, row) that are to be written by pruning other banks, those used longest ago first.
 
         Raises:
-            UserError: the bound does not allow for them.
+            UserError: they do not fit beside the banks in use, this one among them; nothing is pruned then.
         """
-        if self.bound is None:
+        if self.bound is None or not records:
             return
-        missing = sum(not self._path(view).is_file() for view in views)
-        needed = missing * self.samples * self.record.itemsize
-        if missing:
-            prune(self.folder.parent, max(0, self.bound - needed))
-        total = sum(bank.size for bank in list_banks(self.folder.parent, check=False))
-        if total + needed > self.bound:
+        needed = self._room(records)
+        in_use = 0
+        for bank in list_banks(self.folder.parent, check=False):
+            with _unused(bank.folder) as unused:
+                in_use += 0 if unused else bank.size
+        if in_use + needed > self.bound:
             raise UserError(
-                f"{self.folder.parent}: {missing} more views take {needed / 2**30:.2f} GiB, beyond run.bank_gib; "
+                f"{self.folder.parent}: {len(records)} more features take {needed / 2**30:.2f} GiB beside "
+                f"{in_use / 2**30:.2f} GiB in use, beyond run.bank_gib; "
                 "raise it, cycle through fewer views (train.views=10), or go without (run.bank=false)"
             )
+        prune(self.folder.parent, self.bound - needed)
+
+    def _room(self, records: Sequence[tuple[int, int]]) -> int:
+        """Bytes on disk that records (view, row) take: whole blocks, each counted once, since holes take none."""
+        view, row = np.array(records).T
+        first, last = row * self.record.itemsize // BLOCK, ((row + 1) * self.record.itemsize - 1) // BLOCK
+        blocks = np.minimum(
+            first[:, None] + np.arange((last - first).max() + 1), last[:, None]
+        )  # [n, blocks of a record]
+        in_a_view = self.samples * self.record.itemsize // BLOCK + 1
+        return len(np.unique(view[:, None] * in_a_view + blocks)) * BLOCK
 
     def read(self, view: int, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Features [n, d] float32 of samples, and whether each is there [n] bool (where not, its features are zeros)."""
-        path = self._path(view)
-        if not path.is_file():
-            return torch.zeros(len(rows), *self.record["features"].shape), np.zeros(len(rows), bool)
-        records = np.memmap(path, self.record, "r", shape=(self.samples,))[rows]
+        stored = _records(self._path(view), self.record)
+        records = np.zeros(len(rows), self.record)
+        within = rows < len(stored)
+        records[within] = stored[rows[within]]
         features = np.ascontiguousarray(records["features"])
         present = _checksums(features) == records["checksum"]
         features[~present] = 0
@@ -110,13 +124,23 @@ class FeatureBank:
 
 @dataclass(frozen=True)
 class BankInfo:
-    """A bank on disk: what it holds, how much room it takes (bytes), how many records are there, and the damaged ones."""
+    """A bank on disk.
+
+    Attributes:
+        facts: what determines its features; None where its facts.json is missing or damaged.
+        size: bytes on disk.
+        records, damaged: how many records are there, and how many are damaged; 0 where nothing was checked.
+        short: names of views that end before their last record, which reads as missing.
+        used: when it was last used, in seconds since 1970; 0 where that is not known.
+    """
 
     folder: Path
-    facts: dict[str, Any]
+    facts: dict[str, Any] | None
     size: int
-    records: int
-    damaged: int
+    used: float
+    records: int = 0
+    damaged: int = 0
+    short: tuple[str, ...] = ()
 
 
 def record_type(precision: str, dim: int) -> np.dtype[Any]:
@@ -125,9 +149,15 @@ def record_type(precision: str, dim: int) -> np.dtype[Any]:
 
 
 def list_banks(root: Path, check: bool = True) -> list[BankInfo]:
-    """All banks in a folder, the one used longest ago first; with `check` every record is read."""
-    found = sorted(root.glob(f"*/{FACTS}"), key=lambda path: path.stat().st_mtime)
-    return [_describe(path.parent, check) for path in found]
+    """All banks in a folder, the one used longest ago first; with `check` every record is read.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no folder of stored features; give the {root.name or '.bank'} folder beside runs")
+    folders = {path.parent for path in root.glob("*/*") if path.name == FACTS or path.match(VIEWS)}
+    return sorted((_describe(folder, check) for folder in folders), key=lambda bank: bank.used)
 
 
 def prune(root: Path, keep_bytes: int) -> list[Path]:
@@ -137,14 +167,11 @@ def prune(root: Path, keep_bytes: int) -> list[Path]:
     for bank in banks:
         if total <= keep_bytes:
             break
-        with (bank.folder / FACTS).open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(bank.folder)
-        removed.append(bank.folder)
-        total -= bank.size
+        with _unused(bank.folder) as unused:
+            if unused:
+                shutil.rmtree(bank.folder)
+                removed.append(bank.folder)
+                total -= bank.size
     return removed
 
 
@@ -152,7 +179,7 @@ def _use(folder: Path, facts: Mapping[str, Any]) -> Any:
     """Make a bank's folder and mark it as in use: an open file with a shared lock, which ends with the process."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FACTS).is_file():
+        if _read_facts(folder) is None:
             write_json(folder / FACTS, facts)
         try:
             file = (folder / FACTS).open("rb")
@@ -164,18 +191,55 @@ def _use(folder: Path, facts: Mapping[str, Any]) -> Any:
             continue  # it was pruned in this moment
 
 
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Keep a bank from being used while it is open; yields False where a process uses it."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(
+                (folder / FACTS).open("ab")
+            )  # NFS locks exclusively only what is open for writing
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unused = True
+        except (BlockingIOError, FileNotFoundError):  # FileNotFoundError: another process has just removed it
+            unused = False
+        yield unused
+
+
+def _read_facts(folder: Path) -> dict[str, Any] | None:
+    """A bank's facts, whose digest is its name; None where they are missing or damaged."""
+    try:
+        facts = read_json(folder / FACTS)
+    except UserError:
+        return None
+    return facts if isinstance(facts, dict) and _name(facts) == folder.name else None
+
+
+def _name(facts: Mapping[str, Any]) -> str:
+    return digest_json(facts)[:16]
+
+
 def _describe(folder: Path, check: bool) -> BankInfo:
-    facts = read_json(folder / FACTS)
+    facts, views = _read_facts(folder), sorted(folder.glob(VIEWS))
+    size = sum(path.stat().st_blocks * 512 for path in views)
+    used = (folder / FACTS).stat().st_mtime if facts else 0.0
+    if not check or facts is None or facts.get("version") != VERSION:
+        return BankInfo(folder, facts, size, used)
     record = record_type(facts["precision"], facts["dim"])
-    size = records = damaged = 0
-    for path in sorted(folder.glob("view-*.bin")):
-        size += path.stat().st_blocks * 512
-        if check:
-            content = np.memmap(path, record, "r")
-            written = content[content["checksum"] != 0]
-            good = int((_checksums(written["features"]) == written["checksum"]).sum())
-            records, damaged = records + good, damaged + len(written) - good
-    return BankInfo(folder, facts, size, records, damaged)
+    records = damaged = 0
+    for path in views:
+        stored = _records(path, record)
+        written = stored[stored["checksum"] != 0]
+        good = int((_checksums(written["features"]) == written["checksum"]).sum())
+        records, damaged = records + good, damaged + len(written) - good
+    short = tuple(path.name for path in views if path.stat().st_size < facts["samples"] * record.itemsize)
+    return BankInfo(folder, facts, size, used, records, damaged, short)
+
+
+def _records(path: Path, record: np.dtype[Any]) -> np.ndarray:
+    """The whole records of a view's file, mapped into memory; none where there is no file."""
+    count = path.stat().st_size // record.itemsize if path.is_file() else 0
+    return np.memmap(path, record, "r", shape=(count,)) if count else np.empty(0, record)
 
 
 def _checksums(features: np.ndarray) -> np.ndarray:

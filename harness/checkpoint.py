@@ -9,13 +9,10 @@ here depends on the number of processes, and a run goes on with another number o
 """
 
 import logging
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +22,7 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.files import atomic_path, digest_file, digest_json, read_json, write_json
 from harness.results import CHECKPOINTS, RunDirectory
+from harness.signals import Looks, leave_for
 from harness.topology import Topology
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "vipbench-checkpoint/1"
 OPTIMIZER = "optimizer/"  # in front of the names of the optimiser's tensors
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,61 +160,34 @@ class Checkpoints:
 
 
 class Rhythm:
-    """When to save, and when to stop: all ranks get the same answers at the same steps.
+    """Decides when a checkpoint is due, and when to stop: the same on all ranks at the same steps.
 
-    The ranks tell each other of signals, and rank 0 of its clock, about once a second, not at every step.
+    The ranks exchange signals and rank 0's clock about once a second, not at every step.
 
     Args:
         steps, minutes: between checkpoints, whichever comes first; None: not by this measure.
     """
 
     def __init__(self, topology: Topology, steps: int | None, minutes: float | None) -> None:
-        self.topology, self.steps = topology, steps
+        self.signals, self.looks, self.steps = topology.signals, Looks(topology.gather), steps
         self.seconds = minutes * 60 if minutes else float("inf")
-        self.count = self.looked_at = self.next_look = 0
-        self.saved = self.looked = time.monotonic()
-        self.received: list[int] = []  # signals, here
-        self.stop: int | None = None  # the signal that ends the run, for all ranks
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While it is open SIGTERM and SIGUSR1 are noted rather than died of; a second one of a kind has its usual effect."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.received.append(number)
-            signal.signal(number, signal.SIG_DFL)
-
-        previous = {number: signal.signal(number, note) for number in SIGNALS}
-        self.saved = self.looked = time.monotonic()
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        self.saved = time.monotonic()
 
     def due(self, ended: bool = False) -> bool:
-        """Count a step; whether a checkpoint is due after it. `ended`: it was the last one, after which one is."""
-        self.count += 1
-        save = ended or (self.steps is not None and self.count % self.steps == 0)
-        if save or self.count >= self.next_look:
-            save |= self._look()
+        """Count a step; returns True when a checkpoint is due after it.
+
+        Args:
+            ended: it was the last step, after which one always is.
+
+        Raises:
+            Stopped: a signal asked for an end; a checkpoint is due then, too.
+        """
+        look = self.looks.due()
+        save = ended or (self.steps is not None and self.looks.count % self.steps == 0)
+        if save or look:
+            answers = self.looks.look((self.signals.received, time.monotonic() - self.saved >= self.seconds))
+            save |= answers[0][1]
+            leave_for([received for received, _ in answers])
         if save:
             self.saved = time.monotonic()
         return save
-
-    def end_if_asked(self) -> None:
-        """Leave the process with status 128 + the signal's number, where a signal asked for an end."""
-        if self.stop is not None:
-            log.warning("%s: stopped at a checkpoint; the same command goes on", signal.Signals(self.stop).name)
-            raise SystemExit(128 + self.stop)
-
-    def _look(self) -> bool:
-        now = time.monotonic()
-        steps, seconds = self.count - self.looked_at, max(now - self.looked, 1e-6)
-        ahead = max(1, min(2 * steps, int(steps / seconds * SECONDS_BETWEEN_LOOKS)))
-        answers = self.topology.gather([(self.received[:1], now - self.saved >= self.seconds, ahead)])
-        signals = [number for received, _, _ in answers for number in received]
-        self.stop = signals[0] if signals else None
-        _, overdue, ahead = answers[0]
-        self.looked, self.looked_at, self.next_look = now, self.count, self.count + ahead
-        return overdue or bool(signals)

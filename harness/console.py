@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from harness.processes import end_with_parent
 OURS = ("harness", "baselines", "sweeps")
 INTERRUPTED = 128 + signal.SIGINT  # exit status
 RUNNER = "VIPBENCH_RUNNER"  # in the environment of a run that a sweep starts: the process with which it ends
+_only: ContextVar[Path | None] = ContextVar("the one log file that takes messages", default=None)
 SECONDS_FOR_THE_FIRST = 3.0  # after which a mistake is said although the first process of this machine did not say it
 
 
@@ -99,8 +101,22 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+@contextmanager
+def log_only_to(path: Path) -> Iterator[None]:
+    """While it is open, of all files that `log_to` opened only this one takes our messages."""
+    token = _only.set(path)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
 class _LogFile(logging.FileHandler):
     """A log file that is given up where it cannot be written, with one line on the screen: the run decides what that means."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        chosen = _only.get()
+        return (chosen is None or self.baseFilename == os.path.abspath(chosen)) and bool(super().filter(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -23,7 +23,7 @@ from harness.progress import Progress
 from harness.topology import Topology
 from harness.views import EVALUATION, Loaded, Loading, Views
 
-SECONDS_TO_ASK_AGAIN = 60.0
+SECONDS_TO_ASK_AGAIN = 1.0
 FILL_AHEAD = 4096  # views of samples that are put into the bank before training goes on with them
 
 
@@ -190,16 +190,19 @@ def fill_bank(
     """Compute what a bank lacks of some views of samples; all ranks share the work. Waits while another run fills it.
 
     Damaged samples that are skipped stay missing.
+
+    Raises:
+        Stopped: a signal asked for an end; what was computed is in the bank.
     """
     lock = bank.lock()
     while not topology.from_main(topology.is_main and _acquired(lock)):
-        continue
+        topology.signals.heed()
     try:
         rows, size = dataset.samples.rows, dataset.loading.batch_size
         absent = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
         missing = topology.from_main(absent)
         if topology.is_main:
-            bank.reserve(views)
+            bank.reserve([(view, int(rows[place])) for view, place in missing])
         mine = missing[topology.share(len(missing))]
         batches = [mine[first : first + size] for first in range(0, len(mine), size)]
         if missing:
@@ -225,7 +228,7 @@ def _store(bank: FeatureBank, dataset: Views, batch: list[tuple[int, int]], feat
 
 
 def _acquired(lock: FileLock) -> bool:
-    """Wait a while for a lock: shorter than the time after which waiting ranks would give up."""
+    """Wait for a lock as long as a signal may wait to be heeded."""
     try:
         lock.acquire(timeout=SECONDS_TO_ASK_AGAIN)
     except Timeout:

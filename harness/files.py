@@ -22,7 +22,12 @@ CHUNK_BYTES = 1 << 20
 SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind
 MOST_YAML_BYTES = 16 << 20
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-NO_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP)
+WRONG_KIND = {
+    errno.EEXIST: "there is a file where a folder is needed; move it away, or give another place",
+    errno.ENOTDIR: "there is a file where a folder is needed; move it away, or give another place",
+    errno.EISDIR: "there is a folder where a file is needed; move it away, or give another place",
+}
 
 
 @contextmanager
@@ -175,10 +180,14 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where a disk is full, broken or may not be written, or something else is in the place."""
+    """Raises UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
     try:
         yield
     except OSError as error:
+        if error.errno in WRONG_KIND:
+            place = Path(error.filename or where)
+            found = next((path for path in (place, *place.parents) if path.is_file()), place)
+            raise UserError(f"{found}: {WRONG_KIND[error.errno]}") from error
         if error.errno not in NO_DISK + NO_PLACE:
             raise
         raise UserError(f"{error.filename or where}: {error.strerror}; what was written before is whole") from error

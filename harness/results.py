@@ -10,6 +10,7 @@
         logs/rank-0.log ...   what each process had to say
         checkpoints/          see harness/checkpoint.py; until the run is finished
         tracking/             what trackers wrote, where any were asked for
+        files.json            SHA-256 of each file above (not of those in folders): written last, checked when a run is read
 
 While a run works, its directory ends in ".partial"; the name without it means that the run is whole. One that was interrupted
 goes on in its partial directory from its newest checkpoint; one that failed leaves failed.json there too, with the error.
@@ -28,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError
-from harness.files import atomic_path, read_json, read_yaml, write_json, write_text
+from harness.files import atomic_path, digest_file, read_json, read_yaml, write_json, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
+FILES = "files.json"
+AGAIN = "run it again with --force"
+ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
 log = logging.getLogger(__name__)
@@ -62,13 +67,19 @@ class RunDirectory:
         self._tell(row)
 
     def rewind(self, step: int) -> None:
-        """Cut the log of steps after a step, from which the run goes on; a line that was not written to its end goes too."""
+        """Cut the log of steps after a step, from which the run goes on; lines that are not whole, or damaged, go too."""
         path = self.path / STEPS
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(
-                path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            )
+            lines = path.read_bytes().splitlines(keepends=True)
+            steps = [_step_of(line) for line in lines]
+            damaged = sum(found is None for found in steps)
+            if damaged:
+                log.warning(
+                    "%s: %d lines are damaged or were not written to their end; they are removed", path, damaged
+                )
+            kept = (line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(b"".join(kept))
 
     def flush_steps(self) -> None:
         """Have the log of steps on the disk, where a crash of the machine does not reach it."""
@@ -100,24 +111,29 @@ class RunDirectory:
 
 @contextmanager
 def new_run(final: Path, anew: bool = False) -> Iterator[RunDirectory]:
-    """The directory `final`.partial, locked against other processes; it becomes `final` when the block succeeds.
+    """Open the directory `final`.partial, locked against other processes; it becomes `final` when the block succeeds.
 
     One that holds a checkpoint is kept, so that the run can go on, unless it is to start `anew`; any other one is emptied. An
     existing `final` is replaced. When the block fails the partial directory stays, with the reason.
 
     Raises:
-        UserError: another process is working on this run.
+        UserError: another process is working on this run, or `final` is a file.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final}: there is a file where this run's directory should be; move it away")
     try:
         lock = _lock(final).acquire(timeout=SECONDS_TO_LOCK)
     except Timeout as error:
         raise UserError(f"{final}: another process is working on this run; wait for it, or stop it first") from error
     partial = final.with_name(final.name + PARTIAL)
     with lock:
+        for replaced in final.parent.glob(f".{final.name}.*.old"):  # by a process that died as it removed it
+            shutil.rmtree(replaced)
         _prepare(partial, anew)
         try:
             yield RunDirectory(partial)
+            write_digests(partial)
         except Exception as error:
             _record_failure(partial, error)
             raise
@@ -129,6 +145,15 @@ def new_run(final: Path, anew: bool = False) -> Iterator[RunDirectory]:
         else:
             partial.rename(final)
         shutil.rmtree(final / CHECKPOINTS, ignore_errors=True)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line in the log of steps; None where the line is damaged."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _prepare(partial: Path, anew: bool) -> None:
@@ -156,7 +181,12 @@ def is_finished(path: Path) -> bool:
 def failure(path: Path) -> str | None:
     """Why a run failed, in its own words; None where it did not say."""
     record = path.with_name(path.name + PARTIAL) / FAILED
-    return str(read_json(record)["error"]) if record.is_file() else None
+    if not record.is_file():
+        return None
+    try:
+        return str(read_json(record)["error"])
+    except (UserError, KeyError, TypeError):
+        return f"{record} is damaged, so that why it failed is not known; run it again"
 
 
 def is_running(path: Path) -> bool:
@@ -179,22 +209,101 @@ def _lock_file(run: Path) -> Path:
     return run.parent / f".{run.name}.lock"
 
 
+def write_digests(run: Path) -> None:
+    """Write the digest of every file of a run directory; folders (logs, trackers, evaluations) are no part of the result."""
+    files = sorted(path for path in run.iterdir() if path.is_file() and path.name != FILES)
+    write_json(run / FILES, {path.name: digest_file(path) for path in files})
+
+
+def check_run(run: Path) -> None:
+    """Check that a finished run is as it was written.
+
+    Runs of earlier versions have no digests; there the accuracy in metrics.json must be that of the predictions.
+
+    Raises:
+        UserError: not a finished run, or a file of it is missing or damaged (names it).
+    """
+    if not is_finished(run):
+        raise UserError(f"{run}: no finished run; a run directory holds {METRICS} and does not end in {PARTIAL}")
+    digests = _read_digests(run)
+    for name in digests or ALWAYS:
+        if not (run / name).is_file():
+            raise UserError(f"{run / name}: missing; {AGAIN}")
+    for name, digest in digests.items():
+        if digest_file(run / name) != digest:
+            raise UserError(f"{run / name}: damaged: it is not what the run wrote ({FILES}); {AGAIN}")
+    if not digests:
+        _check_by_content(run)
+
+
+def _read_digests(run: Path) -> dict[str, Any]:
+    """SHA-256 of a run's files by name; empty for a run of an earlier version."""
+    if not (run / FILES).is_file():
+        return {}
+    digests = read_json(run / FILES)
+    if not isinstance(digests, dict) or not set(ALWAYS) <= set(digests) or any(Path(n).name != n for n in digests):
+        raise UserError(f"{run / FILES}: damaged: it is no list of a run's files; {AGAIN}")
+    return digests
+
+
+def _check_by_content(run: Path) -> None:
+    """Check a run without digests: files of the right form, and an accuracy that is that of the predictions."""
+    config, metrics, provenance = read_yaml(run / CONFIG), read_json(run / METRICS), read_json(run / PROVENANCE)
+    if not isinstance(config.get("method"), dict) or not isinstance(config.get("data"), dict):
+        raise UserError(f"{run / CONFIG}: damaged: it is not the config of a run")
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("digests"), dict):
+        raise UserError(f"{run / PROVENANCE}: damaged: it has no digests")
+    if not isinstance(provenance.get("dataset"), str):
+        raise UserError(f"{run / PROVENANCE}: damaged: it does not name the dataset")
+    scalars = {name: value for name, value in metrics.items() if name != "samples"} if isinstance(metrics, dict) else {}
+    for name, value in scalars.items():
+        fraction = isinstance(value, int | float) and 0 <= value <= 1
+        if not (fraction or value is None or isinstance(value, dict)):
+            raise UserError(f"{run / METRICS}: damaged: {name} is {str(value)[:40]}, where a fraction is expected")
+    correct = _correct(run / PREDICTIONS)
+    if not scalars or metrics.get("samples") != len(correct):
+        raise UserError(f"{run / METRICS}: damaged: it is not of the {len(correct)} samples in {PREDICTIONS}")
+    if abs(float(correct.mean()) - (scalars.get("accuracy") or 0.0)) > 1e-6:
+        raise UserError(
+            f"{run / METRICS}: damaged: accuracy is {scalars.get('accuracy')}, but {correct.mean():.4f} in {PREDICTIONS}"
+        )
+
+
+def _correct(path: Path) -> "np.ndarray":
+    """Which predictions of a file are right: [N] bool, N >= 1."""
+    import numpy as np
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    try:
+        frame = pd.read_parquet(path, columns=["label", "logits"])
+        correct = np.stack(frame["logits"].to_list()).argmax(axis=1) == frame["label"].to_numpy()
+    except (ArrowException, OSError, ValueError, KeyError) as error:  # ValueError: none, or of unequal length
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+    return correct
+
+
 def read_prompts(run: Path) -> "dict[str, Tensor]":
     """The learned tensors of a finished run, by name (empty for a method that does not train).
 
     Raises:
-        UserError: not a finished run.
+        UserError: not a finished run, or a damaged one.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not is_finished(run):
-        raise UserError(f"{run}: no finished run; a run directory holds {METRICS} and does not end in {PARTIAL}")
+    check_run(run)
     path = run / PROMPTS
-    return load_file(path) if path.is_file() else {}
+    try:
+        return load_file(path) if path.is_file() else {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged: {error}; {AGAIN}") from error
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
     """One row per finished run directly under a directory, in the order of their names.
+
+    A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
 
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
     overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "dataset" (its
@@ -204,15 +313,26 @@ def read_runs(directory: Path) -> "pd.DataFrame":
 
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of runs")
-    rows = []
+    rows, damaged = [], 0
     for path in sorted(directory.iterdir()):
         if path.is_dir() and is_finished(path):
-            config = read_yaml(path / CONFIG)
-            metrics = {name: value for name, value in read_json(path / METRICS).items() if not isinstance(value, dict)}
-            provenance = read_json(path / PROVENANCE)
-            row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
-            rows.append(row | {"dataset": provenance["dataset"], "run": str(path)})
-    return pd.DataFrame(rows)
+            try:
+                check_run(path)
+            except UserError as error:
+                damaged += 1
+                log.warning("left out: %s", error)
+            else:
+                rows.append(_row(path))
+    runs = pd.DataFrame(rows)
+    runs.attrs["damaged"] = damaged
+    return runs
+
+
+def _row(run: Path) -> dict[str, Any]:
+    config, provenance = read_yaml(run / CONFIG), read_json(run / PROVENANCE)
+    metrics = {name: value for name, value in read_json(run / METRICS).items() if not isinstance(value, dict)}
+    row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
+    return row | {"dataset": provenance["dataset"], "run": str(run)}
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

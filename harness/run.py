@@ -83,18 +83,19 @@ def execute(config: Config, force: bool = False) -> Path:
     """Train and test as a config says; all ranks call it together. Returns the run directory.
 
     A finished run is not run again, and an unfinished one goes on from its newest checkpoint, unless `force`. Raises UserError
-    for anything that the user can mend, and SystemExit where a signal asked for an end and a checkpoint was written.
+    for anything that the user can mend, and Stopped where a signal asked for an end, after what was done is written.
     """
     topology = Topology(config.run.device, config.precision, config.run.timeout_minutes)
     try:
         setup_logging(topology.is_main)
-        with topology.as_one(), disk_errors(config.run.out):
+        with topology.signals.listening(), topology.as_one(), disk_errors(config.run.out):
             inputs = load_inputs(config, topology)
+            topology.signals.heed()
             final = config.run.out / run_name(config, inputs.digests)
             if topology.from_main(is_finished(final) and not force):
                 log.info("%s is finished already (--force runs it again)", final)
                 return final
-            with _opened(config, final, topology, force) as directory:
+            with open_run(config, final, topology, force) as directory:
                 job = Job(config, inputs, topology, directory)
                 job.test(fit(job.training, job.checkpoints, config.run.micro_batch) if job.training else None)
             log.info("%s", final)
@@ -104,12 +105,15 @@ def execute(config: Config, force: bool = False) -> Path:
 
 
 @contextmanager
-def _opened(config: Config, final: Path, topology: Topology, anew: bool) -> Iterator[RunDirectory | None]:
-    """A run's directory, for rank 0 alone to write; every rank logs into it, and all fail as one."""
+def open_run(config: Config, final: Path, topology: Topology, anew: bool = False) -> Iterator[RunDirectory | None]:
+    """Open a run's directory for rank 0 to write and track; every rank logs into it, and all fail together.
+
+    It becomes `final` when the block succeeds; see `harness.results.new_run`.
+    """
     with ExitStack() as stack:
         directory = stack.enter_context(new_run(final, anew)) if topology.is_main else None
         folder = topology.from_main(directory.path if directory else None)
-        stack.enter_context(log_to(folder / LOGS / f"rank-{topology.rank}.log"))
+        stack.enter_context(log_to(log_file(folder, topology.rank)))
         stack.enter_context(topology.as_one())
         stack.enter_context(disk_errors(folder))
         log.debug("rank %d of %d on %s, %s", topology.rank, topology.world, platform.node(), topology.device)
@@ -120,6 +124,11 @@ def _opened(config: Config, final: Path, topology: Topology, anew: bool) -> Iter
         yield directory
 
 
+def log_file(run: Path, rank: int) -> Path:
+    """A rank's log in a run directory."""
+    return run / LOGS / f"rank-{rank}.log"
+
+
 def fill_banks(configs: Sequence[Config]) -> None:
     """Compute the image features that runs will read, which share one device setting; all ranks call it together."""
     first = configs[0]
@@ -127,7 +136,7 @@ def fill_banks(configs: Sequence[Config]) -> None:
     loaded: dict[tuple[Any, ...], Inputs] = {}
     try:
         setup_logging(topology.is_main)
-        with topology.as_one():
+        with topology.signals.listening(), topology.as_one(), disk_errors(first.run.out):
             for config in configs:
                 reads = (config.data.path, config.backbone, config.symptoms)
                 if reads not in loaded:

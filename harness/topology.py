@@ -35,6 +35,7 @@ from harness.engines import (
     zero_stage,
 )
 from harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError, shortened
+from harness.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Topology:
         launcher: "python", "torchrun" or "accelerate".
         zero_stage: DeepSpeed's stage 1, 2 or 3; 0 without DeepSpeed.
         sharded: whether weights lie in pieces on the ranks: a forward pass is then a thing that all ranks do together.
+        signals: those that ask for an end; `each` heeds them between its passes.
 
     Raises:
         UserError: CUDA asked for and absent, fp16 on a CPU or under DeepSpeed, settings of DeepSpeed that do not fit, something
@@ -83,6 +85,7 @@ class Topology:
         self.zero_stage, self.sharded = zero_stage(self._deepspeed), False
         if self.zero_stage and precision == "fp16":
             raise UserError("precision: fp16 is not supported under DeepSpeed; use precision=bf16 or precision=fp32")
+        self.signals = StopSignals(self.gather)
         self._timeout = timedelta(minutes=timeout_minutes)
         # Buffers are constants here; without this every step would send the frozen towers' to all ranks.
         handlers = [
@@ -147,14 +150,20 @@ class Topology:
         """`forward` of each of this rank's inputs, which are on its device.
 
         Where weights are sharded a rank with fewer inputs takes part in the others' passes, of which there are `passes`, with
-        an input of zeros [1, *shape].
+        an input of zeros [1, *shape]. A signal is heeded after a pass, once its output has been taken.
+
+        Raises:
+            Stopped: a signal asked for an end.
         """
         together = collective()(forward)
         for batch in inputs:
             passes -= 1
             yield together(batch)
-        for _ in range(passes if self.sharded else 0):
-            together(torch.zeros(1, *shape, device=self.device))
+            self.signals.heed()
+        for _ in range(passes):
+            if self.sharded:
+                together(torch.zeros(1, *shape, device=self.device))
+            self.signals.heed()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""

@@ -21,6 +21,7 @@ from accelerate.tracking import (
 from harness.errors import UserError
 
 FOLDER = "tracking"  # in the run directory
+ONE_RUN_PER_PROCESS = ("wandb", "mlflow")  # their clients keep the current run in the process
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from harness.evaluate import EvaluationSet
 from harness.features import Batch, TrainingViews
 from harness.method import Method
 from harness.progress import Progress
+from harness.signals import Stopped
 from harness.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Training:
     Attributes:
         step: optimiser steps done; everything else about the position in the data follows from it.
         kept, kept_tensors: the epoch to keep as far as is known, and what it had learned (None: what was learned last).
+        to_select: whether an epoch has ended that is still to be validated, because a signal interrupted that.
 
     Raises:
         UserError: "best" without validation samples.
@@ -113,6 +115,7 @@ class Training:
         self.optimizer = make_optimizer(list(method.trainable().values()), train)
         self.step, self.kept, self.note = 0, Trained(train.epochs), ""
         self.kept_tensors: dict[str, Tensor] | None = None
+        self.to_select = False
 
     @property
     def steps(self) -> int:
@@ -121,6 +124,8 @@ class Training:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches that are still to be trained on; each epoch begins with its learning rate."""
+        if self.to_select:
+            self._select(self.step // self.views.steps_per_epoch)
         for epoch, batches in self.views.epochs(self.train.epochs, done=self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch, self.train)
@@ -148,7 +153,8 @@ class Training:
             rate = learning_rate(epoch, self.train)
             self.write_step({"epoch": epoch, "step": self.step, "lr": rate, "loss": mean})
             self.note = f"epoch {epoch}/{self.train.epochs}, loss {mean:.3f}"
-        if ended and self.train.select == "best":
+        self.to_select = ended and self.train.select == "best"
+        if self.to_select:
             self._select(epoch)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -159,7 +165,8 @@ class Training:
         with self.topology.whole(self.method.trainable().values()):
             tensors = {LEARNED + name: tensor.detach().clone() for name, tensor in self.method.trainable().items()}
         tensors |= {KEPT + name: tensor for name, tensor in (self.kept_tensors or {}).items()}
-        return {"kept": asdict(self.kept)}, {name: to_host(tensor) for name, tensor in tensors.items()}
+        facts = {"kept": asdict(self.kept), "to_select": self.to_select}
+        return facts, {name: to_host(tensor) for name, tensor in tensors.items()}
 
     def resume(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Be where another training was after a step, given its `state`; before an engine is made.
@@ -169,6 +176,7 @@ class Training:
         """
         restore(self.method, _under(LEARNED, tensors))
         self.step, self.kept, self.kept_tensors = step, Trained(**facts["kept"]), _under(KEPT, tensors) or None
+        self.to_select = facts.get("to_select", False)
 
     def finish(self) -> Trained:
         """End with the parameters of the kept epoch."""
@@ -183,6 +191,7 @@ class Training:
         accuracy, loss = predictions.accuracy(), predictions.loss()
         row = {"epoch": epoch, "step": self.step, "validation_accuracy": accuracy, "validation_loss": loss}
         self.write_step(row)
+        self.to_select = False
         best = self.kept
         if best.validation_accuracy is None or best.validation_loss is None:
             higher, better = False, True
@@ -206,20 +215,23 @@ def fit(training: Training, checkpoints: Checkpoints, micro_batch: int | None = 
 
     Raises:
         UserError: the loss is not finite, or the disk is full.
-        SystemExit: a signal asked for an end, and a checkpoint is written.
+        Stopped: a signal asked for an end, and a checkpoint is written.
     """
     optimizer_state = checkpoints.resume(training)
     engine = training.topology.engine(training.loss, training.optimizer, training.train.max_grad_norm)
     if optimizer_state:
         engine.load_optimizer_state(optimizer_state)
     rhythm = checkpoints.rhythm
-    with Progress("train", training.steps - training.step, "steps") as progress, rhythm.listening():
-        for batch in training.batches():
-            training.advance(engine.step(batch.parts(micro_batch)))
-            progress.advance(note=training.note)
-            if rhythm.due(ended=training.step == training.steps):
-                checkpoints.save(training, engine.optimizer_state())
-                rhythm.end_if_asked()
+    with Progress("train", training.steps - training.step, "steps") as progress:
+        try:
+            for batch in training.batches():
+                training.advance(engine.step(batch.parts(micro_batch)))
+                progress.advance(note=training.note)
+                if rhythm.due(ended=training.step == training.steps):
+                    checkpoints.save(training, engine.optimizer_state())
+        except Stopped:  # after a step, or while images were encoded or validated
+            checkpoints.save(training, engine.optimizer_state())
+            raise
     return training.finish()
 
 

@@ -1,5 +1,9 @@
 """The feature bank: the same run as from images, filled once, safe against death and damage."""
 
+import errno
+import fcntl
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+import harness.signals
 from harness.backbone import Backbone
 from harness.bank import STORED, FeatureBank, list_banks, prune
 from harness.cli import app
@@ -80,10 +85,12 @@ def test_a_bank_in_use_is_not_pruned(tmp_path: Path) -> None:
 def test_the_bound_makes_room_and_holds(tmp_path: Path) -> None:
     bank(tmp_path, name="old").write(0, np.arange(10), torch.ones(10, 4))
     store = bank(tmp_path, name="new", bound=4200)
-    store.reserve([1])
+    store.reserve([(1, row) for row in range(10)])
     assert [info.folder for info in list_banks(tmp_path)] == [store.folder], "the old one made room"
-    with pytest.raises(UserError, match=r"100 more views take .* beyond run\.bank_gib"):
-        store.reserve(range(100))
+    bank(tmp_path, name="another").write(0, np.arange(10), torch.ones(10, 4))
+    with pytest.raises(UserError, match=r"100 more features take .* beyond run\.bank_gib"):
+        store.reserve([(view, 0) for view in range(100)])
+    assert len(list_banks(tmp_path)) == 2, "what does not fit anyway makes nobody leave"
 
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 20), ("bf16", 12), ("fp16", 12)])
@@ -95,6 +102,77 @@ def test_features_are_stored_in_the_precision_they_were_computed_in(tmp_path: Pa
     assert present.all()
     assert torch.equal(found, values)
     assert next(tmp_path.glob("*/view-*.bin")).stat().st_size == 10 * size
+
+
+def test_room_is_counted_for_what_will_be_written(tmp_path: Path) -> None:
+    """Sixteen shots of a million images take a few blocks, not the size of the file with its holes (2 GB here)."""
+    facts = {"backbone": "b", "precision": "fp32"}
+    store = FeatureBank(tmp_path, facts, samples=1_000_000, dim=512, bound=16 * 2 * 4096)
+    rows = np.arange(16) * 60_000 + 7
+    store.reserve([(1, int(row)) for row in rows])
+    store.write(1, rows, torch.ones(16, 512))
+    (info,) = list_banks(tmp_path, check=False)
+    assert info.size <= 16 * 2 * 4096
+    assert info.size <= store._room([(1, int(row)) for row in rows])
+    assert store._room([(view, row) for view in (0, 1) for row in range(10)]) == 2 * 6 * 4096, "neighbours share blocks"
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 20, 199])
+def test_what_a_short_view_lacks_is_missing_reported_and_written_again(tmp_path: Path, size: int) -> None:
+    store = bank(tmp_path)
+    store.write(0, np.arange(10), torch.rand(10, 4))
+    path = store.folder / "view-000000.bin"
+    os.truncate(path, size)
+    assert store.read(0, np.arange(10))[1].tolist() == [True] * (size // 20) + [False] * (10 - size // 20)
+    (info,) = list_banks(tmp_path)
+    assert (info.records, info.short) == (size // 20, ("view-000000.bin",))
+    result = CliRunner().invoke(app, ["bank", "verify", str(tmp_path)])
+    assert (result.exit_code, "too short: view-000000.bin" in result.output) == (1, True)
+    store.write(0, np.array([9]), torch.ones(1, 4))
+    assert store.read(0, np.array([9]))[1].all()
+    assert list_banks(tmp_path)[0].short == ()
+
+
+def test_a_bank_with_damaged_facts_is_named_and_used_again(tmp_path: Path) -> None:
+    damaged, whole = bank(tmp_path, name="damaged"), bank(tmp_path, name="whole")
+    for store in (damaged, whole):
+        store.write(0, np.arange(10), torch.ones(10, 4))
+    (damaged.folder / "facts.json").write_text("{}")
+    for verb, status in {"ls": 0, "verify": 1}.items():
+        result = CliRunner().invoke(app, ["bank", verb, str(tmp_path)])
+        assert result.exit_code == status, result.output
+        lines = {line.split()[0].rstrip(":"): line for line in result.output.splitlines()}
+        assert "facts.json is missing or damaged" in lines[damaged.folder.name]
+        assert "10 " in lines[whole.folder.name]
+    assert bank(tmp_path, name="damaged").read(0, np.arange(10))[1].all(), "a run that needs it mends it"
+    assert all(info.facts for info in list_banks(tmp_path))
+    (damaged.folder / "facts.json").unlink()
+    assert damaged.folder in prune(tmp_path, keep_bytes=5000), "what pruning that was killed left is removed first"
+
+
+def test_exclusive_locks_are_of_files_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS refuses others."""
+    flock = fcntl.flock
+
+    def strict(file: Any, operation: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", strict)
+    folder = bank(tmp_path).folder
+    bank(tmp_path).write(0, np.arange(10), torch.ones(10, 4))
+    assert prune(tmp_path, keep_bytes=0) == [folder]
+
+
+@pytest.mark.parametrize("verb", [["ls"], ["verify"], ["prune", "--keep-gib", "1"]])
+def test_a_file_or_nothing_where_the_folder_should_be(tmp_path: Path, verb: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "nothing"):
+        result = CliRunner().invoke(app, ["bank", verb[0], str(tmp_path / name), *verb[1:]])
+        assert isinstance(result.exception, UserError)
+        assert "no folder of stored features" in str(result.exception)
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -133,6 +211,41 @@ def test_build_computes_all_that_runs_will_read(
     monkeypatch.setattr(Backbone, "encode_images", None)
     for path in paths:
         execute(Config.load(path))
+
+
+@pytest.mark.parametrize("bank", ["true", "false"])
+def test_a_signal_ends_encoding_between_batches(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: str
+) -> None:
+    """Training features, validation and test: each is left after the batch in which the signal came, and nothing is lost."""
+    monkeypatch.setattr(harness.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    encode, encoded = Backbone.encode_images, 0
+
+    def signalled(self: Backbone, pixels: Tensor) -> Tensor:
+        nonlocal encoded
+        encoded += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, pixels)
+
+    options = ["method=coop", "train.select=best", "train.views=1", "run.eval_batch_size=8", f"run.bank={bank}"]
+    whole = run(base_config, tmp_path / "whole", *options)
+    monkeypatch.setattr(Backbone, "encode_images", signalled)
+    for _ in range(100):
+        try:
+            path = run(base_config, tmp_path / "runs", *options)
+        except harness.signals.Stopped:
+            pass
+        else:
+            break
+        if bank == "true":
+            assert sum(info.records for info in list_banks(tmp_path / "runs" / ".bank")) >= min(encoded, 5) * 2
+        else:  # without a bank nothing that is encoded stays; a run must come through in one piece
+            monkeypatch.setattr(Backbone, "encode_images", encode)
+    assert path.name == whole.name
+    assert (path / "steps.jsonl").read_text() == (whole / "steps.jsonl").read_text()
+    first, second = (load_file(folder / "prompts.safetensors") for folder in (path, whole))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert encoded == (8 if bank == "true" else 1), "each batch was encoded once: 3 + 2 + 3"
 
 
 def test_images_are_encoded_once_for_all_runs_of_a_folder(

@@ -1,4 +1,4 @@
-"""A damaged image ends the run with its id and place, or is left out and named in the results."""
+"""A damaged image ends the run with its id and place, or is left out and named in the results; a damaged result is not read."""
 
 import json
 import pickle
@@ -15,7 +15,9 @@ from harness.config import Config, override
 from harness.data import reader
 from harness.data.reader import DamagedSample, Dataset
 from harness.errors import UserError
+from harness.results import FILES, check_run, read_prompts, read_runs
 from harness.run import execute
+from harness.transfer import evaluate_run
 
 
 @pytest.fixture
@@ -102,3 +104,47 @@ def test_what_cannot_be_decoded_or_was_cut_off_is_damaged_too(
     shard.write_bytes(shard.read_bytes()[: int(samples.offsets[last]) + 30])
     with pytest.raises(DamagedSample, match=r"the shard ends after 30 of its \d+ bytes"):
         Dataset(tmp_path / "cut").split("test").pixels(last)
+
+
+@pytest.fixture(scope="module")
+def finished(base_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(base_config, tmp_path_factory.mktemp("finished"), "method=coop", "train.epochs=1")
+
+
+def test_a_run_writes_a_digest_of_each_of_its_files(finished: Path) -> None:
+    files = {path.name for path in finished.iterdir() if path.is_file()}
+    assert set(json.loads((finished / FILES).read_text())) == files - {FILES}
+    assert {"prompts.safetensors", "steps.jsonl", "metrics.json"} < files
+    check_run(finished)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prompts.safetensors", "config.yaml", "provenance.json", "predictions.parquet", "metrics.json", "steps.jsonl"],
+)
+def test_a_changed_file_of_a_run_is_named_by_all_that_read_it(
+    finished: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Zeros inside of saved prompts among them."""
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[-40:-20] = bytes(20)
+    (copy / name).write_bytes(content)
+    for read in (read_prompts, lambda path: evaluate_run(path, dataset, "test", None, "cpu")):
+        with pytest.raises(UserError, match=f"{name}: damaged: it is not what the run wrote"):
+            read(copy)
+    assert read_runs(tmp_path).empty
+    assert f"left out: {copy / name}: damaged" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_is_read_where_its_content_is_plausible(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    (copy / FILES).unlink()
+    shutil.rmtree(copy / "logs")
+    assert len(read_runs(tmp_path)) == 1
+    assert read_prompts(copy).keys() == read_prompts(finished).keys()
+    (copy / "prompts.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"prompts\.safetensors: damaged: .*; run it again with --force"):
+        read_prompts(copy)

@@ -1,5 +1,7 @@
 """Runs trained together end as they would alone, in the same directories, and fail alone."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 
+from baselines.coop import CoOp
+from harness import method
 from harness.backbone import TextTower
-from harness.config import Config, override
+from harness.config import Config, override, run_name
+from harness.data.reader import Dataset, Samples
 from harness.errors import UserError
 from harness.files import read_json
-from harness.pack import compute_together, execute_together
-from harness.prompts import Prompts
-from harness.results import failure
-from harness.run import execute
+from harness.method import cosine_logits
+from harness.pack import RandomStream, compute_together, execute_together
+from harness.prompts import PromptBatch, Prompts
+from harness.results import STEPS, failure, new_run, read_runs
+from harness.run import execute, load_inputs, training_samples
 from harness.topology import Topology
+from harness.train import WeightedLoss
 from sweeps.packing import MOST, group
 
 VARIANTS = [
@@ -85,12 +94,159 @@ def test_one_that_fails_fails_alone_and_says_why(base_config: dict[str, Any], tm
     assert list(execute_together([good, bad])) == [path], "what is finished is not run again"
 
 
+class Noisy(CoOp):
+    """A method that draws random numbers before it asks the text tower and after."""
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        inputs = F.dropout(inputs, 0.3)
+        features = F.normalize(F.dropout(self.backbone.text(self.prompts.fill(self.context)), 0.3), dim=-1)
+        logits = cosine_logits(self.backbone.logit_scale, inputs, features) + torch.randn(3)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("micro_batch", ["null", "2"])
+def test_a_method_that_draws_draws_what_it_draws_alone(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
+) -> None:
+    monkeypatch.setitem(method._methods, "coop", Noisy)
+    options = ["method=coop", f"run.micro_batch={micro_batch}", "run.log_every=1"]
+    assert execute_together(configs(base_config, tmp_path / "together", *options)[:2]) == {}
+    for config in configs(base_config, tmp_path / "alone", *options)[:2]:
+        alone = execute(config)
+        together = tmp_path / "together" / alone.name
+        first, second = (load_file(path / "prompts.safetensors") for path in (alone, together))
+        assert all((first[name] - second[name]).abs().max() < 1e-5 for name in first)
+        losses = [[json.loads(line)["loss"] for line in (path / STEPS).open()] for path in (alone, together)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_each_computation_has_a_random_stream_of_its_own(vit_backbone: Any) -> None:
+    tower = vit_backbone.text
+    prompts = PromptBatch(tower, [tower.tokenize("nevus")], ["a prompt"])
+
+    def draw() -> Tensor:
+        before = torch.rand(1)
+        tower(prompts.fill(torch.zeros(1, 0, tower.width)))
+        return torch.cat([before, torch.rand(2)])
+
+    def stream(seed: int) -> RandomStream:
+        torch.manual_seed(seed)
+        return RandomStream()
+
+    alone = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        alone.append(torch.rand(6))
+    streams = [stream(1), stream(2)]
+    parts = [compute_together(tower, [draw, draw], streams) for _ in range(2)]
+    for place in range(2):
+        drawn = torch.cat([parts[0][place], parts[1][place]])
+        expected = torch.cat([alone[place][:1], alone[place][1:3], alone[place][3:]])
+        assert torch.equal(drawn, expected)
+
+
+def test_micro_batches_are_those_of_a_run_alone(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = WeightedLoss.forward
+
+    def counted(self: WeightedLoss, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        sizes.append(len(labels))
+        return forward(self, inputs, labels, weights)
+
+    monkeypatch.setattr(WeightedLoss, "forward", counted)
+    options = ["method=coop", "train.epochs=1", "run.micro_batch=2"]
+    runs = [
+        Config.from_mapping(override(base_config, [f"run.out={tmp_path}", *options, *own]))
+        for own in (["seed=1", "train.batch_size=5"], ["seed=2", "train.batch_size=9"])
+    ]
+    assert execute_together(runs) == {}
+    both = [2, 2, 2, 2, 1, 2, 2, 1]  # a step on 5 images as 2 + 2 + 1, and one on 9, which take turns
+    assert sizes == [*both, *both, 2, 2, 1]
+
+
+def test_packed_runs_leave_logs_and_tracking_of_their_own(base_config: dict[str, Any], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = ["method=coop", "run.tracking=[tensorboard]"]
+    assert execute_together(configs(base_config, tmp_path / "together", *options)[:2]) == {}
+    for config in configs(base_config, tmp_path / "alone", *options)[:2]:
+        alone = execute(config)
+        together = tmp_path / "together" / alone.name
+        assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
+        log = (together / "logs" / "rank-0.log").read_text()
+        accuracy = read_json(together / "metrics.json")["accuracy"]
+        assert re.findall(r"test accuracy (\S+)", log) == [f"{accuracy:.4f}"], "its own result and no other run's"
+        assert "train together" in log, "what they share"
+        curves = []
+        for path in (alone, together):
+            events = accumulator.EventAccumulator(str(path / "tracking")).Reload()
+            curves.append({name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]})
+        assert curves[0] == curves[1]
+        assert "test/accuracy" in curves[0]
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_trackers_of_one_run_per_process_are_not_packed(
+    base_config: dict[str, Any], tmp_path: Path, tracker: str
+) -> None:
+    runs = configs(base_config, tmp_path, "method=coop", f"run.tracking=[{tracker}]")
+    with pytest.raises(UserError, match=f"{tracker} follows one run per process; run these without --pack"):
+        execute_together(runs)
+    assert group({str(place): run for place, run in enumerate(runs)}) == [["0"], ["1"], ["2"], ["3"]]
+
+
+def test_a_run_that_cannot_start_does_not_stop_the_others(base_config: dict[str, Any], tmp_path: Path) -> None:
+    """More shots than a class has images."""
+    runs = [
+        Config.from_mapping(override(base_config, [f"run.out={tmp_path}", "method=coop", f"data.shots={shots}"]))
+        for shots in (16, 1, 4)
+    ]
+    for _ in range(2):
+        ((path, reason),) = execute_together(runs).items()
+        assert "fewer than the 16 shots asked for" in reason
+        assert failure(path) == reason
+        assert len(read_runs(tmp_path)) == 2
+    log = (path.with_name(path.name + ".partial") / "logs" / "rank-0.log").read_text()
+    assert f"error: {path.name}: {reason}" in log
+
+
+def test_a_run_that_another_process_works_on_does_not_stop_the_others(
+    base_config: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = configs(base_config, tmp_path, "method=coop")[:2]
+    name = run_name(runs[1], load_inputs(runs[1], Topology("cpu", "fp32")).digests)
+    with new_run(tmp_path / name):
+        ((path, reason),) = execute_together(runs).items()
+    assert path.name == name
+    assert "another process is working on this run" in reason
+    assert len(read_runs(tmp_path)) == 1
+
+
+def test_an_image_that_is_damaged_ends_only_the_run_that_reads_it(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = configs(base_config, tmp_path, "method=coop", "run.bank=false")[:2]
+    drawn = [set(training_samples(run, Dataset(run.data.path))[0].keys) for run in runs]
+    bad = min(drawn[0] - drawn[1])
+    image = Samples.image_bytes
+
+    def damaged(self: Samples, position: int) -> bytes:
+        return b"\x89PNG\r\n\x1a\nno image" if self.key(position) == bad else image(self, position)
+
+    monkeypatch.setattr(Samples, "image_bytes", damaged)
+    ((path, reason),) = execute_together(runs).items()
+    assert f"sample '{bad}'" in reason
+    assert failure(path) == reason
+    assert len(read_runs(tmp_path)) == 1
+
+
 def test_an_error_in_one_computation_leaves_the_tower_as_it_was(vit_backbone: Any) -> None:
     def broken() -> torch.Tensor:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        compute_together(vit_backbone.text, [broken])
+        compute_together(vit_backbone.text, [broken], [RandomStream()])
     assert vit_backbone.text.elsewhere is None
 
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
-import harness.checkpoint
+import harness.signals
 from harness.checkpoint import latest
 from harness.config import Config, override
 from harness.errors import UserError
 from harness.files import read_json
+from harness.method import TextClassifier
 from harness.pack import execute_together
 from harness.results import failure, is_running, new_run
-from harness.run import Job, execute
+from harness.run import Job, execute, fill_banks
 from harness.train import Training
 from tests.dying import Death, at_step, die
 
@@ -97,17 +99,83 @@ def test_a_signal_ends_a_run_at_a_checkpoint(
     caplog: pytest.LogCaptureFixture,
     number: signal.Signals,
 ) -> None:
-    monkeypatch.setattr(harness.checkpoint, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(harness.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
     at_step(5, lambda _: os.kill(os.getpid(), number), monkeypatch)
     with pytest.raises(SystemExit) as ended:
         execute(mortal_config)
     assert ended.value.code == 128 + number
-    assert f"{number.name}: stopped at a checkpoint; the same command goes on" in caplog.text
+    assert f"{number.name}: the run stops here; the same command goes on" in caplog.text
     stopped = partial(mortal_config.run.out)
     found = latest(stopped / "checkpoints")
     assert found is not None and found.step == 5
     assert failure(mortal_config.run.out / whole_run.name) is None, "it did not fail"
     assert record(execute(mortal_config)) == record(whole_run)
+
+
+@pytest.mark.parametrize("passes", range(1, 8))
+def test_a_signal_during_validation_and_test_loses_nothing(
+    mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """An epoch whose validation was interrupted is validated when the run goes on. Two batches of nine, three of 21."""
+    monkeypatch.setattr(harness.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    done, predict = 0, TextClassifier.forward
+
+    def signalled(self: TextClassifier, inputs: Tensor) -> Tensor:
+        nonlocal done
+        if not self.training:
+            done += 1
+            if done == passes:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, inputs)
+
+    execution = mortal_config.run.model_copy(update={"eval_batch_size": 8, "checkpoint_steps": None})
+    run = mortal_config.model_copy(update={"run": execution})
+    monkeypatch.setattr(TextClassifier, "forward", signalled)
+    with pytest.raises(SystemExit) as ended:
+        execute(run)
+    assert ended.value.code == 128 + signal.SIGTERM
+    found = latest(partial(mortal_config.run.out) / "checkpoints")
+    assert found is not None and found.step == 3 * min(3, (passes + 1) // 2)
+    assert record(execute(run)) == record(whole_run)
+
+
+def test_a_damaged_line_in_the_log_of_steps_does_not_block_a_resume(
+    mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_step(5, die, monkeypatch)
+    with pytest.raises(Death):
+        execute(mortal_config)
+    steps = partial(mortal_config.run.out) / "steps.jsonl"
+    lines = steps.read_bytes().splitlines(keepends=True)
+    damaged = [b'{"step": \xff\n', b"[]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\0\0\n", b"\n"]
+    steps.write_bytes(b"".join([lines[0], *damaged, *lines[1:]]))
+    assert record(execute(mortal_config)) == record(whole_run)
+    assert f"{steps}: 6 lines are damaged" in caplog.text
+
+
+def test_a_file_where_a_folder_should_be_is_a_clear_end(base_config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(UserError, match="file: there is a file where a folder is needed"):
+            execute(config(base_config, out))
+        with pytest.raises(UserError, match="file: there is a file where a folder is needed"):
+            fill_banks([config(base_config, out)])
+    with pytest.raises(UserError, match="file: there is a file where this run's directory should be"):
+        new_run(tmp_path / "file").__enter__()
+
+
+def test_what_replacing_a_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".run.7.old").mkdir()
+    with new_run(tmp_path / "run"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
+def test_a_damaged_record_of_a_failure_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "failed.json").write_text(content)
+    assert "failed.json is damaged" in str(failure(tmp_path / "run"))
 
 
 def test_a_failure_is_recorded_until_the_run_goes_on(

@@ -26,13 +26,15 @@ def table(
     out: Annotated[Path | None, typer.Option(help="a file to write; default: print it")] = None,
 ) -> None:
     """Compare runs: mean ± sample standard deviation over seeds, best of each column marked."""
-    from harness.files import write_text
+    from harness.files import disk_errors, write_text
     from harness.report.tables import FORMATS, load_runs, make_table
 
-    made = make_table(load_runs(directory), _names(rows), _names(columns), _names(metric))
+    with disk_errors(directory):
+        made = make_table(load_runs(directory), _names(rows), _names(columns), _names(metric))
     text = FORMATS[format.value](made)
     if out:
-        write_text(out, text)
+        with disk_errors(out):
+            write_text(out, text)
     else:
         typer.echo(text, nl=False)
 

@@ -43,13 +43,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by (row, column); both are tuples of values, and a column starts with its metric."""
+    """Cells by (row, column); both are tuples of values, and a column starts with its metric.
+
+    `damaged` runs are in no cell.
+    """
 
     row_names: list[str]
     column_names: list[str]
     rows: list[tuple[Any, ...]]
     columns: list[tuple[Any, ...]]
     cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], Cell]
+    damaged: int = 0
 
     def is_best(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> bool:
         """Whether a cell has the best mean of its column."""
@@ -67,7 +71,8 @@ def load_runs(directory: Path) -> pd.DataFrame:
     plan, inside = directory / "sweep.json", directory / "runs"
     runs = read_runs(inside if inside.is_dir() else directory)
     if runs.empty:
-        raise UserError(f"{directory}: no finished run here")
+        damaged = f", but {runs.attrs['damaged']} damaged ones" if runs.attrs["damaged"] else ""
+        raise UserError(f"{directory}: no finished run here{damaged}")
     if plan.is_file():
         order = {name: place for place, name in enumerate(read_json(plan)["runs"])}
         runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
@@ -86,6 +91,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     """
     if not rows or not metrics:
         raise UserError("a table needs at least one name in --rows and one in --metric")
+    damaged = runs.attrs.get("damaged", 0)
     row_names, column_names = ([_resolve(name, runs) for name in names] for names in (rows, columns))
     known = [name.removeprefix("metrics.") for name in runs.columns if name.startswith("metrics.")]
     known = [name for name in known if name not in COUNTS]
@@ -106,7 +112,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     row_keys = list(dict.fromkeys(row for row, _ in cells))
     column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_place, key)])
     table_columns = [(metric, *column) for metric in metrics for column in column_keys]
-    return Table([*map(_short, row_names)], [*map(_short, column_names)], row_keys, table_columns, cells)
+    return Table([*map(_short, row_names)], [*map(_short, column_names)], row_keys, table_columns, cells, damaged)
 
 
 def to_markdown(table: Table) -> str:
@@ -116,7 +122,7 @@ def to_markdown(table: Table) -> str:
     for row in table.rows:
         cells = [_text(table, row, column, "**{}**", "–", " ± ") for column in table.columns]
         lines.append([*(_show(value).replace("|", r"\|") for value in row), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{_note(table)}\n"
 
 
 def to_latex(table: Table) -> str:
@@ -129,7 +135,7 @@ def to_latex(table: Table) -> str:
     lines = [rf"\begin{{tabular}}{{{'l' * len(table.row_names)}{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(_escape, header)) + r" \\", r"\midrule"]
     lines += [" & ".join(line) + r" \\" for line in body]
-    note = NOTE.replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--")
+    note = _note(table).replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"]) + "\n"
 
 
@@ -149,6 +155,12 @@ def to_csv(table: Table) -> str:
 FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
+def _note(table: Table) -> str:
+    """Say how to read a table, and how many damaged runs it leaves out."""
+    runs = "1 damaged run is" if table.damaged == 1 else f"{table.damaged} damaged runs are"
+    return f"{NOTE} {runs} left out." if table.damaged else NOTE
+
+
 def _header(table: Table) -> list[str]:
     """Names of the rows, then each column's metric and values: "accuracy, shots=16"."""
     columns = []
@@ -163,7 +175,7 @@ def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
     labels = {index: str(name) for index, name in runs["method.name"].items()}
     options = [name for name in runs.columns if name.startswith("method.") and name not in ("method.name", *placed)]
     for _, group in runs.groupby("method.name", sort=False):
-        differing = [name for name in options if group[name].map(repr).nunique() > 1]
+        differing = [name for name in options if group[name].map(_show).nunique() > 1]
         for index, run in group[differing].iterrows():
             shown = ", ".join(f"{name.removeprefix('method.')}={_show(run[name])}" for name in differing)
             labels[index] += f" ({shown})" if shown else ""
@@ -222,6 +234,9 @@ def _place(value: Any) -> tuple[int, float, str]:
 
 
 def _show(value: Any) -> str:
+    """A value in words; an option that is not set, which pandas may hold as NaN, is "none"."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "none"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

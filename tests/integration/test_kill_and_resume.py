@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.bank import list_banks
 from harness.checkpoint import latest
 from harness.config import Config
 from harness.files import read_json
@@ -139,7 +140,7 @@ def test_sigterm_is_a_clean_end_and_another_process_goes_on(
     running.send_signal(signal.SIGTERM)
     _, screen = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
-    assert screen.splitlines()[-1] == "SIGTERM: stopped at a checkpoint; the same command goes on"
+    assert screen.splitlines()[-1] == "SIGTERM: the run stops here; the same command goes on"
     stopped = only_run(tmp_path)
     found = latest(stopped / "checkpoints")
     assert found is not None and found.step > 50
@@ -148,6 +149,45 @@ def test_sigterm_is_a_clean_end_and_another_process_goes_on(
     assert again.returncode == 0, again.stderr
     assert f"training goes on after step {found.step} of 450" in again.stderr
     assert_same_bits(only_run(tmp_path), whole_run)
+
+
+@pytest.mark.parametrize("launcher", [PYTHON, torchrun(2)])
+def test_sigterm_while_features_are_encoded(long_config: dict[str, Any], tmp_path: Path, launcher: list[str]) -> None:
+    """All ranks stop between two batches; what is in the bank is not encoded again."""
+    execution = {**long_config["run"], "eval_batch_size": 1}
+    train = {**long_config["train"], "views": "all", "epochs": 200}
+    write_config({**long_config, "run": execution, "train": train}, tmp_path)
+    running = start(launcher, tmp_path)
+    deadline = time.monotonic() + 120
+    while not stored(tmp_path):
+        assert running.poll() is None and time.monotonic() < deadline, "it should be encoding"
+        time.sleep(0.01)
+    asked = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    _, screen = running.communicate(timeout=60)
+    assert time.monotonic() - asked < 20
+    assert "SIGTERM: the run stops here; the same command goes on" in screen
+    assert "Traceback" not in screen.partition("SIGTERM: the run stops here")[0]
+    stopped = only_run(tmp_path)
+    assert not (stopped / "failed.json").exists()
+    assert not (stopped / "steps.jsonl").exists(), "it was not training yet"
+    if launcher == PYTHON:
+        assert running.returncode == 128 + signal.SIGTERM
+    before = stored(tmp_path)
+    assert before < 200 * 18
+    again = start(launcher, tmp_path)
+    wait_for_steps(tmp_path, 1, again)
+    again.send_signal(signal.SIGTERM)
+    _, screen = again.communicate(timeout=60)
+    (images,) = re.findall(r"encode views: (\d+) images", screen)
+    ranks = 1 if launcher == PYTHON else 2
+    assert abs(int(images) - (200 * 18 - before) / ranks) <= 1, "only what was missing"
+
+
+def stored(folder: Path) -> int:
+    """How many features the bank of a folder holds."""
+    root = folder / "runs" / ".bank"
+    return sum(bank.records for bank in list_banks(root)) if root.is_dir() else 0
 
 
 def test_several_processes_stop_at_one_step_and_one_process_goes_on(
@@ -163,12 +203,14 @@ def test_several_processes_stop_at_one_step_and_one_process_goes_on(
     wait_for_steps(tmp_path, 120, asked)
     asked.send_signal(signal.SIGTERM)
     _, screen = asked.communicate(timeout=60)
-    assert "SIGTERM: stopped at a checkpoint; the same command goes on" in screen
+    assert "SIGTERM: the run stops here; the same command goes on" in screen
     stopped = only_run(tmp_path)
     found = latest(stopped / "checkpoints")
     assert found is not None and found.step > 60
-    ended = [re.findall(r"stopped at .*|another process.*", log.read_text()) for log in sorted(stopped.glob("logs/*"))]
-    assert ended == [["stopped at a checkpoint; the same command goes on"]] * 2, "both ranks, each of its own accord"
+    ended = [
+        re.findall(r"the run stops .*|another process.*", log.read_text()) for log in sorted(stopped.glob("logs/*"))
+    ]
+    assert ended == [["the run stops here; the same command goes on"]] * 2, "both ranks, each of its own accord"
     assert not (stopped / "failed.json").exists()
     again = launch([*PYTHON, *RUN, "config.yaml"], tmp_path)
     assert again.returncode == 0, again.stderr

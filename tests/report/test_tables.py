@@ -1,6 +1,7 @@
 """Tables: figures by hand, the best marked, nothing mixed silently."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.report.tables import load_runs, make_table, to_csv, to_latex, to_markdown
+from harness.results import read_runs, write_digests
 
 
 def run(method: str, shots: Any, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -139,16 +141,91 @@ def test_latex_and_markdown_signs_are_escaped() -> None:
 
 def write_run(
     folder: Path, name: str, seed: int, accuracy: float, symptoms: str = "set.json", digest: str = "1"
-) -> None:
-    """A run directory of zero_shot, which has no `train`, so far as tables read one."""
+) -> Path:
+    """A run directory of zero_shot, which has no `train`, of ten samples; as earlier versions wrote it, without digests."""
     path = folder / name
     path.mkdir(parents=True)
     method = {"name": "zero_shot", "text": "symptoms"}
     config = {"seed": seed, "data": {"path": "data", "shots": 0}, "symptoms": symptoms, "method": method, "train": None}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "metrics.json").write_text(json.dumps({"accuracy": accuracy, "sensitivity": {"nevus": 1.0}, "samples": 9}))
+    metrics = {"accuracy": accuracy, "auroc": None, "sensitivity": {"nevus": 1.0}, "samples": 10}
+    (path / "metrics.json").write_text(json.dumps(metrics))
     digests = {"dataset": "1", "backbone": "1", "symptoms": digest}
     (path / "provenance.json").write_text(json.dumps({"dataset": "demo", "digests": digests}))
+    labels = [0] * round(10 * accuracy) + [1] * round(10 - 10 * accuracy)
+    frame = pd.DataFrame({"id": [*"abcdefghij"], "label": labels, "logits": [[1.0, 0.0]] * 10})
+    frame.to_parquet(path / "predictions.parquet", index=False)
+    return path
+
+
+DAMAGES = {
+    "accuracy is 7": ("metrics.json", '{"accuracy": 7, "samples": 10}'),
+    "it is not of the 10 samples": ("metrics.json", "{}"),
+    "accuracy is 0.9, but 0.5000": ("metrics.json", '{"accuracy": 0.9, "samples": 10}'),
+    "metrics.json: damaged: accuracy is None": ("metrics.json", '{"auroc": 0.9, "samples": 10}'),
+    "metrics.json: not JSON": ("metrics.json", '{"accuracy": 0.5'),
+    "provenance.json: damaged": ("provenance.json", "[]"),
+    "provenance.json: missing": ("provenance.json", None),
+    "config.yaml: damaged": ("config.yaml", "method: zero_shot"),
+    "config.yaml: not YAML": ("config.yaml", "{"),
+    "predictions.parquet: damaged": ("predictions.parquet", "PAR1"),
+    "predictions.parquet: missing": ("predictions.parquet", None),
+}
+
+
+@pytest.mark.parametrize("digests", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_named_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, digests: bool
+) -> None:
+    for seed, name in enumerate(("whole", "damaged")):
+        path = write_run(tmp_path, name, seed, 0.5)
+        if digests:
+            write_digests(path)
+    file, content = DAMAGES[damage]
+    (path / file).unlink() if content is None else (path / file).write_text(content)
+    result = CliRunner().invoke(app, ["table", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "**50.00** (1)" in result.stdout
+    assert result.stdout.rstrip().endswith("1 damaged run is left out.")
+    told = (
+        f"{file}: missing"
+        if content is None
+        else f"{file}: damaged: it is not what the run wrote"
+        if digests
+        else damage
+    )
+    assert told in caplog.text
+    assert f"left out: {path / file}" in caplog.text
+    shutil.rmtree(tmp_path / "whole")
+    with pytest.raises(UserError, match="no finished run here, but 1 damaged"):
+        load_runs(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"metrics.json": 1}', '{"../x": ""}'])
+def test_damaged_digests_are_damage_too(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
+    path = write_run(tmp_path, "run", 1, 0.5)
+    (path / "files.json").write_text(content)
+    assert read_runs(tmp_path).empty
+    assert f"left out: {path / 'files.json'}: damaged" in caplog.text
+
+
+def test_an_option_that_is_not_set_is_none(tmp_path: Path) -> None:
+    coop = RUNS[RUNS["method.name"] == "coop"].assign(**{"method.init_words": [None, float("nan"), "a photo of a"]})
+    rows = make_table(coop.reset_index(drop=True), ["method"], ["shots"], ["accuracy"]).rows
+    assert rows == [("coop (init_words=none)",), ("coop (init_words=a photo of a)",)]
+    lengths = coop.assign(**{"method.context_length": [None, None, 4]}).reset_index(drop=True)
+    lines = to_markdown(make_table(lengths, ["method"], ["shots"], ["accuracy"])).splitlines()
+    assert lines[2].startswith("| coop (init_words=none, context_length=none) |")
+
+
+def test_folders_and_files_of_the_wrong_kind_are_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "a", 1, 0.5)
+    (tmp_path / "file").touch()
+    for arguments in (["file"], ["runs", "--out", "file/table.md"], ["runs", "--out", "runs"]):
+        paths = [str(tmp_path / word) if not word.startswith("--") else word for word in arguments]
+        result = CliRunner().invoke(app, ["table", *paths])
+        assert isinstance(result.exception, UserError), arguments
 
 
 def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path) -> None:
