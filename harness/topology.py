@@ -58,9 +58,7 @@ class Topology:
     def __init__(self, device: str, precision: str, timeout_minutes: float = 30) -> None:
         self.launcher = announced_launcher(os.environ)
         announced = announced_world(os.environ)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("run.device: no CUDA device is visible here; use run.device=cpu")
-        cpu = device == "cpu" or not torch.cuda.is_available()
+        cpu = choose_device(device).type == "cpu"
         if cpu and precision == "fp16":
             raise UserError("precision: fp16 trains on a GPU only; use precision=bf16 or precision=fp32 on a CPU")
         self._deepspeed = deepspeed_settings(os.environ, cpu)
@@ -208,6 +206,22 @@ class Topology:
             engine = f"DeepSpeed {version('deepspeed')} ZeRO-{self.zero_stage}"
         devices = sorted(set(self.gather([name])))
         return {"launcher": self.launcher, "engine": engine, "processes": self.world, "devices": devices}
+
+
+def choose_device(name: str, option: str = "run.device") -> torch.device:
+    """The kind of device that "auto" (a GPU where there is one), "cpu" or "cuda" means here.
+
+    Args:
+        option: where the name was given, for the error.
+
+    Raises:
+        UserError: CUDA is asked for and absent, or the name is another one.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"{option}: no device {name!r}; choose from auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{option}: no CUDA device is visible here; use {option}{'=' if '.' in option else ' '}cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def announced_launcher(environment: Mapping[str, str]) -> str:
