@@ -1,6 +1,7 @@
 """API keys come from a file or the environment, and are in no argument, record, log or error."""
 
 import logging
+import pickle
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from harness.cli import app
 from harness.errors import UserError
 from harness.symptoms.generate_cli import Source
 from harness.symptoms.options import read_key
+from sweeps.profile import Profile
+from sweeps.units import Unit
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
 
 SECRET = "sk-very-secret"
@@ -60,6 +63,21 @@ def test_a_key_is_sent_and_is_nowhere_else(
     for text in (result.output, caplog.text, record, *(path.read_text() for path in written)):
         assert SECRET not in text
     assert f"unknown at {endpoint.url}/v1" in record and f"unknown at {endpoint.url}/v1" in written[0].read_text()
+
+
+def test_a_jobs_command_and_pickle_hold_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = []
+
+    def submit(folder: Path, units: list[Unit], profile: Profile) -> str:
+        submitted.append(pickle.dumps((units, profile)))
+        return "7"
+
+    (tmp_path / "key").write_text(SECRET)
+    monkeypatch.setattr("sweeps.slurm.submit", submit)
+    result = generate(tmp_path, "--serve", "m", "--executor", "slurm", "--api-key-file", str(tmp_path / "key"))
+    assert result.exit_code == 0 and "job 7 is in the queue" in result.output, result.exception
+    (job,) = submitted
+    assert b"--api-key-file" in job and SECRET.encode() not in job
 
 
 def test_a_key_is_not_shown_where_its_holder_is() -> None:
