@@ -8,6 +8,7 @@ from torch import Tensor
 from harness.backbone import Backbone, TextTower, load_backbone
 from harness.config import BackboneConfig
 from harness.data.reader import Samples
+from harness.errors import UserError
 from harness.features import encode_samples
 from harness.topology import choose_device
 
@@ -20,9 +21,18 @@ def load(name: str, pretrained: str | None, device: str) -> Backbone:
 
 def text_features(tower: TextTower, texts: Sequence[str], *names: Sequence[str]) -> Tensor:
     """L2-normalised features [P, d] (float32, CPU) of P texts; `names`, if any, are `TextTower.encode_texts`'s."""
-    return F.normalize(tower.encode_texts(texts, *names).cpu(), dim=-1)
+    return _finite(F.normalize(tower.encode_texts(texts, *names).cpu(), dim=-1))
 
 
 def image_features(backbone: Backbone, samples: Samples, batch_size: int, workers: int, description: str) -> Tensor:
     """L2-normalised features [N, d] (float32, CPU) of samples in their order."""
-    return encode_samples(backbone, samples, batch_size=batch_size, workers=workers, description=description).cpu()
+    features = encode_samples(backbone, samples, batch_size=batch_size, workers=workers, description=description)
+    return _finite(features.cpu())
+
+
+def _finite(features: Tensor) -> Tensor:
+    if not features.isfinite().all():
+        raise UserError(
+            "the backbone gives features that are not finite: its weights hold NaN or infinity, or are damaged"
+        )
+    return features

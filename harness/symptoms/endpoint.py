@@ -1,6 +1,7 @@
 """One OpenAI-compatible server as the client sees it: who it is, how many requests it is given at a time, one try."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Collection
@@ -21,9 +22,11 @@ PROBE_SECONDS = 5.0  # for /health, /metrics and the like, from the first byte t
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds, doubled from one refusal to the next, where the server does not say
 SAY_AGAIN_SECONDS = 30.0  # between two lines about pauses
 BUSY = (429, 503, 529)
+PASSING = (408, 409, 425)  # beside 5xx
 MOST_WAITING = 1e6  # requests in a server's queue; more is nonsense
 MOST_COUNTED = 1e18
 MOST_SHOWN = 10  # models, in an error
+MOST_CHARACTERS = 200  # of the name of a model that nobody named
 MOST_WORDS = 10_000  # characters of a refusal that are searched
 UNKNOWN = "unknown"
 # Fields of a request that some servers refuse, and how their refusals name them.
@@ -123,7 +126,7 @@ class Endpoint:
         self.under_way = 0
         self.down_since: float | None = None
         self.refused_since: float | None = None
-        self.paused_until = self.said_at = 0.0
+        self.paused_until = self.said_at = -math.inf
         self.refusals = 0
         self.has_metrics = True
         self.counters: dict[str, float] = {}
@@ -231,10 +234,11 @@ class Endpoint:
         if answer.status in BUSY or (answer.status >= 500 and "retry-after" in answer.headers):
             self.window.overloaded()
             raise self._pause(answer)
-        if answer.status >= 500:
+        if answer.status >= 500 or answer.status in PASSING:
             if answer.status in (502, 504):
                 self.lose()  # a gateway whose server is gone, perhaps; /health will tell
-            raise TryAgain(f"{self.url}: status {answer.status}")
+            reason = f" ({answer.reason})" if answer.body else ""
+            raise TryAgain(f"{self.url}: status {answer.status}{reason}")
         if answer.status != 200:
             asked = request.messages[-1]["content"][-80:]
             raise Refused(
@@ -244,7 +248,7 @@ class Endpoint:
         try:
             response = parse_completion(answer.json(), datetime.now(UTC))
         except ValueError as error:
-            raise TryAgain(f"{self.url}: its answer is no chat completion") from error
+            raise TryAgain(f"{self.url}: its answer is no chat completion ({answer.reason})") from error
         self.refused_since, self.refusals = None, 0
         self.window.answered(time.monotonic() - started)
         return response
@@ -286,7 +290,8 @@ def _served(listed: Reply) -> list[str] | None:
 
 
 def _identity(url: str, served: list[str] | None, model: str | None, revision: str | None, version: str) -> Identity:
-    model = model or next((name for name in served or () if "@" not in name), None)
+    fit = (name for name in served or () if "@" not in name and len(name) <= MOST_CHARACTERS and name.isprintable())
+    model = model or next(fit, None)
     if model is None or (served is not None and model not in served):
         there = ", ".join(shown(name, 60) for name in (served or ())[:MOST_SHOWN]) or "no model"
         more = f" and {len(served) - MOST_SHOWN} more" if served and len(served) > MOST_SHOWN else ""

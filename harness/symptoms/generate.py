@@ -124,15 +124,15 @@ class Group:
         found = self.selection.symptoms
         return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
 
-    def take(self, name: str, sample: int, step: Step, response: Response) -> None:
-        """Keep what an answer lists, in place of what the one to the step before listed."""
+    def take(self, name: str, sample: int, step: Step, response: Response, most: int) -> None:
+        """Keep the first `most` items that an answer lists, in place of what the one to the step before listed."""
         self.answers += 1
         self.pending -= 1
         self.created = max(self.created, response.created)
         for key in ("prompt_tokens", "completion_tokens"):
             self.tokens[key] += response.usage.get(key, 0)
         items = parse(response.text, step.key)
-        texts = [tidy(item) for item in items or ()]
+        texts = [tidy(item) for item in (items or ())[:most]]
         usable = any(map(step.accepts, texts))
         if items is None:
             self.lost[CUT_OFF if response.finish_reason == "length" else NO_JSON] += 1
@@ -261,7 +261,7 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
         for step in plan.knowledge.steps:
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
-                question.group.take(question.name, question.sample, step, response)
+                question.group.take(question.name, question.sample, step, response, plan.most)
         for group in {id(group): group for group, _ in short}.values():
             if not group.pending:
                 group.select(plan.rules, plan.count)

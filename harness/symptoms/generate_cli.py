@@ -193,6 +193,7 @@ def _submit(context: typer.Context, source: Source, profile: Path | None, option
     command += ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
+    check_output(log_file)
     number = submit(jobs, [Unit((), tuple(command), log_file)], settings)
     typer.echo(
         f"job {number} is in the queue and will write the set; what it says: {log_file}; scancel {number} ends it"

@@ -81,9 +81,9 @@ def score_set(
 
     texts = symptoms.texts(dataset.classes)
     samples = dataset.split(SPLIT)
-    images = image_features(backbone, samples, batch_size, workers, f"encode {SPLIT} images")
     phrases = [f"{text.rstrip('. ')}." for group in texts for text in group]
     encoded = text_features(backbone.text, phrases, symptom_names(dataset.classes, texts))
+    images = image_features(backbone, samples, batch_size, workers, f"encode {SPLIT} images")
     cosines = (images @ encoded.T).numpy()
     owners = np.repeat(np.arange(len(texts)), [len(group) for group in texts])
     scores, coverage = score_cosines(cosines, samples.labels, owners)

@@ -231,6 +231,13 @@ def test_a_server_of_unknown_version_does_not_answer_for_another(endpoint: FakeE
         assert len(cache) == 3 + 3 * 2 * 3
 
 
+def test_the_servers_words_are_in_the_error(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
+    for status, words in ((200, "is no chat completion"), (500, "status 500"), (408, "status 408")):
+        refuse(endpoint, float("inf"), status, message="out of \x1bmemory")
+        with pytest.raises(UserError, match=rf"{words} \(out of \?memory\), 2 tries; "):
+            list(Client([endpoint.url], None, cache, retries=1).complete(requests(1)))
+
+
 # fields that are refused
 
 REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -295,6 +302,7 @@ def test_refused_fields_are_left_out_and_that_is_recorded(
         (400, "the prompt is unsafe"),
         (404, "no such model; seed"),
         (403, "response_format is for paying customers"),
+        (402, "no money left"),
     ],
 )
 def test_other_refusals_end_the_job(endpoint: FakeEndpoint, cache: ResponseCache, status: int, message: str) -> None:
