@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from harness import bank_cli
 from harness.console import interruptions, setup_logging, user_errors
 from harness.data import cli as data_cli
+from harness.data.choices import OnError
 from harness.demo import cli as demo_cli
 from harness.report import cli as report_cli
 from harness.symptoms import cli as symptoms_cli
@@ -39,13 +40,6 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class OnError(StrEnum):
-    """Names of what a damaged image does, as in `data.on_error`."""
-
-    raise_ = "raise"
-    skip = "skip"
 
 
 app.command()(data_cli.prepare)

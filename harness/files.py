@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from harness.plain_yaml import parse_yaml as parse_yaml
 
 CHUNK_BYTES = 1 << 20
 SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind
+MOST_NESTED = 100  # lists and objects of JSON in each other
+TOO_DEEP = f"nested more than {MOST_NESTED} deep"
 MOST_YAML_BYTES = 16 << 20
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -129,17 +132,50 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, with or without a byte order mark.
 
     Raises:
-        UserError: the file is missing or is not JSON (names the file and the line).
+        UserError: the file cannot be read, is not JSON, is nested too deeply, or gives a key twice (names the file and,
+            where it is not JSON, the line).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), unique_keys=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
+
+
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
+    """Read JSON that somebody else wrote; `unique_keys` refuses an object that gives a key twice.
+
+    Raises:
+        ValueError: it is not JSON, or nested more than `MOST_NESTED` deep, so that whatever walks it later can do so.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    level = [value]
+    for _ in range(MOST_NESTED):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError(TOO_DEEP)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        ((twin, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twin[:80]!r} occurs twice")
+    return mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from harness.devices import choose_device
 from harness.engines import (
     USE_DEEPSPEED,
     Engine,
@@ -76,9 +77,7 @@ class Topology:
         refuse_unsupported(os.environ)
         self.launcher = announced_launcher(os.environ)
         announced = announced_world(os.environ)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("run.device: no CUDA device is visible here; use run.device=cpu")
-        cpu = device == "cpu" or not torch.cuda.is_available()
+        cpu = choose_device(device).type == "cpu"
         if cpu and precision == "fp16":
             raise UserError("precision: fp16 trains on a GPU only; use precision=bf16 or precision=fp32 on a CPU")
         self._deepspeed = deepspeed_settings(os.environ, cpu)

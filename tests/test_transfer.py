@@ -40,8 +40,7 @@ def test_predictions_are_in_the_order_of_the_recorded_classes(
     write_images(tmp_path / "images")
     command = ["prepare", str(tmp_path / "images"), "--format", "folder", "--out", str(tmp_path / "data")]
     classes = [CLASSES[2], CLASSES[0], CLASSES[1]]
-    listed = [part for name in classes for part in ("--classes", name)]
-    assert CliRunner().invoke(app, [*command, *listed]).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "--classes", ",".join(classes)]).exit_code == 0
     first, other = (evaluate_run(run, data, "test", None, "cpu") for data in (dataset, tmp_path / "data"))
     assert json.loads((other / "provenance.json").read_text())["classes"] == classes
     expected, found = predictions(first), predictions(other).loc[predictions(first).index]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import UserError
-from harness.files import atomic_path, digest_json
+from harness.files import atomic_path, digest_json, parse_json
+from harness.symptoms.answers import parse_completion
 from harness.symptoms.cache import Identity, Request, ResponseCache
-from harness.symptoms.endpoint import parse_completion
 
 
 class BatchResult(NamedTuple):
@@ -51,7 +51,7 @@ def read_batch(path: Path, requests: Iterable[Request], cache: ResponseCache, id
                 counts["missing"] += 1
                 continue
             file.seek(place)
-            counts[_record(json.loads(file.readline()), request, cache, identity)] += 1
+            counts[_record(parse_json(file.readline()), request, cache, identity)] += 1
     result = BatchResult(**counts)
     if places and not result.recorded + result.failed:
         raise UserError(f"{path}: answers none of these requests; it must come from the batch file of the same command")
@@ -76,7 +76,7 @@ def _places(path: Path) -> Iterator[tuple[str, int]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield str(json.loads(line)["custom_id"]), place
+                    yield str(parse_json(line)["custom_id"]), place
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{path}, line {number}: not an answer of an OpenAI batch: {error}") from error
                 place += len(line)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from harness.errors import UserError
-from harness.files import atomic_path, digest_json
+from harness.files import atomic_path, digest_json, parse_json
 
 SCHEMA_VERSION = 1
 TABLES = """
@@ -33,6 +33,7 @@ TABLES = """
     );
 """
 BUSY_SECONDS = 60.0
+MOST_NUMBER = 2**63 - 1  # in SQLite
 PAGE = 1000  # answers held at a time when all are read
 LOCKED = Retrying(  # when two processes open a new file at once, SQLite does not wait for the lock by itself
     retry=retry_if_exception_message(match="database is locked"),
@@ -69,15 +70,21 @@ class Request:
         """The fields as plain JSON (what `asdict` gives, without its deep copies)."""
         return {name: getattr(self, name) for name in ("model", "messages", "schema", "sampling", "sample")}
 
-    def body(self) -> dict[str, Any]:
-        """The request body for /v1/chat/completions. A seed is moved on by `sample`, so that the k answers differ."""
+    def body(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The request body for chat/completions. A seed is moved on by `sample`, so that the k answers differ.
+
+        Args:
+            without: fields that the server refuses; max_tokens then goes under its newer name.
+        """
         body: dict[str, Any] = {"model": self.model, "messages": self.messages, **self.sampling}
         if "seed" in self.sampling:
             body["seed"] = self.sampling["seed"] + self.sample
         if self.schema is not None:
             wanted = {"name": "answer", "schema": self.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-        return body
+        if "max_tokens" in without and "max_tokens" in body:
+            body["max_completion_tokens"] = body["max_tokens"]
+        return {name: value for name, value in body.items() if name not in without}
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,26 @@ class Response:
     usage: dict[str, Any]
     created: str
 
+    @classmethod
+    def checked(cls, fields: Any) -> Self:
+        """From a mapping that was read. Raises ValueError where it is no such answer."""
+        kinds = {"text": str, "finish_reason": str, "usage": dict, "created": str}
+        if not isinstance(fields, dict) or fields.keys() != kinds.keys():
+            raise ValueError(f"an answer has {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if not isinstance(fields[name], kind):
+                raise ValueError(f"{name} is no {kind.__name__}")
+        if not all(isinstance(count, int) and abs(count) <= MOST_NUMBER for count in fields["usage"].values()):
+            raise ValueError("usage holds what is no number of tokens")
+        return cls(**fields)
+
 
 class Identity(NamedTuple):
-    """Who answered."""
+    """Who answered.
+
+    `server_version` is the server's version alone where that and the revision are known. Where they are not it adds the
+    server's URL, so that servers do not answer for each other; and the fields that the server refused.
+    """
 
     model: str
     revision: str
@@ -170,7 +194,7 @@ class ResponseCache:
         """The answer on record under `key`."""
         with self._errors():
             row = self.connection.execute("SELECT response FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Response(**json.loads(row[0]))
+        return None if row is None else _response(row[0], f"{self.path}: the answer {key}")
 
     def put(self, key: str, request: Request, revision: str, server_version: str, response: Response) -> Response:
         """Record an answer and return the one on record: the first, where another process answered the same meanwhile."""
@@ -261,11 +285,11 @@ class ResponseCache:
         """
         before, lines = len(self), 0
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 for lines, line in enumerate(file, start=1):
                     key, request, revision, server_version, response = _parse(line, f"{path}, line {lines}")
                     self.put(key, request, revision, server_version, response)
-        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not an export of a response cache: {error}") from error
         added = len(self) - before
         return added, lines - added
@@ -334,22 +358,42 @@ class ResponseCache:
 
 
 def _answer(path: Path, key: str, who: Identity, content: str, message: str, sample: int, response: str) -> Answer:
+    where = f"{path}: the answer {key}"
     try:
-        shared = json.loads(content)
-        messages = [*shared["messages"], json.loads(message)]
+        shared = parse_json(content)
+        messages = [*shared["messages"], parse_json(message)]
         request = Request(who.model, messages, shared["schema"], shared["sampling"], sample)
-        return Answer(key, who, request, Response(**json.loads(response)))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: the answer {key} is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    return Answer(key, who, request, _response(response, where))
+
+
+def _response(text: str, where: str) -> Response:
+    try:
+        return Response.checked(parse_json(text))
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+
+
+def _check(request: Request, *words: str) -> None:
+    """Raise ValueError where a request that was read is none, or one that SQLite cannot hold."""
+    kinds: list[tuple[object, type]] = [(request.model, str), (request.messages, list), (request.sampling, dict)]
+    if not all(isinstance(value, kind) for value, kind in kinds) or not request.messages:
+        raise ValueError("model, messages or sampling are none")
+    if not isinstance(request.sample, int) or not 0 <= request.sample <= MOST_NUMBER:
+        raise ValueError("sample is no number of an answer")
+    for word in (request.model, *words):
+        word.encode()  # not so with a lone surrogate
 
 
 def _parse(line: str, where: str) -> tuple[str, Request, str, str, Response]:
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         key, revision, server_version = (str(content.pop(name)) for name in ("key", "revision", "server_version"))
-        response = Response(**content.pop("response"))
+        response = Response.checked(content.pop("response"))
         request = Request(**content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        _check(request, revision, server_version)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: not an exported answer: {error}") from error
     if request.key(revision, server_version) != key:
         raise UserError(f"{where}: the key is not the hash of what was asked; the line was changed")

@@ -7,6 +7,7 @@ import typer
 
 from harness.errors import UserError
 from harness.symptoms.cache import ResponseCache
+from harness.symptoms.options import check_output, writing
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the record of the LLM's answers.")
 
@@ -40,7 +41,8 @@ def export(
     server_version: ServerVersion = None,
 ) -> None:
     """Write the answers as JSON lines; the same answers give the same bytes."""
-    with _open(file) as cache:
+    check_output(out)
+    with _open(file) as cache, writing(out):
         wanted = cache.matching(model, revision, server_version)
         typer.echo(f"{out}: {cache.export(out, wanted)} answers")
 

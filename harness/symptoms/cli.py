@@ -7,7 +7,7 @@ import typer
 
 from harness.symptoms.cache_cli import cache_app
 from harness.symptoms.generate_cli import generate
-from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, class_names, load, refuse_existing
+from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load, writing
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is seen in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
@@ -28,9 +28,10 @@ def import_(
     """Read symptoms in their plain form and write a symptom set."""
     from harness.symptoms.sets import import_plain
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     symptoms = import_plain(file, task=task, modality=modality, author=author)
-    symptoms.save(out)
+    with writing(out):
+        symptoms.save(out)
     count = sum(len(entry.symptoms) for entry in symptoms.classes)
     typer.echo(
         f"{out}: {len(symptoms.classes)} classes, {count} symptoms; `vipbench symptoms check` looks for mistakes"
@@ -66,7 +67,9 @@ def show(file: SetFile) -> None:
 @app.command()
 def check(
     file: SetFile,
-    data: Annotated[Path | None, typer.Option(help="a prepared dataset whose classes it must match")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="a prepared dataset (folder or URL) whose classes it must match")
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="or the classes themselves: A,B,C")] = None,
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
@@ -102,7 +105,9 @@ def diff(
 @app.command()
 def score(
     file: SetFile,
-    data: Annotated[Path, typer.Option(help="a prepared dataset; its training split is used, and no other")],
+    data: Annotated[
+        str, typer.Option(help="a prepared dataset (folder or URL); its training split is used, and no other")
+    ],
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
     json: Annotated[Path | None, typer.Option("--json", help="write the scores, which `prune` reads")] = None,
@@ -119,13 +124,16 @@ def score(
 
     if backbone is None:
         raise UserError("--backbone: name the model whose images and texts are compared")
+    if json:
+        check_output(json)
     symptoms, dataset = SymptomSet.load(file), Dataset(data)
     symptoms.texts(dataset.classes)  # before the work begins: every class has its symptoms
     loaded = load(backbone, pretrained, device)
     scores = scoring.score_set(symptoms, dataset, loaded, batch_size=batch_size, workers=workers)
     scoring.show(scores)
     if json:
-        write_json(json, scores.model_dump(mode="json"))
+        with writing(json):
+            write_json(json, scores.model_dump(mode="json"))
         typer.echo(
             f"{json}: the scores; drop the worst with: vipbench symptoms prune {file} {json} --below 0.5 --out SET"
         )
@@ -144,10 +152,11 @@ def prune(
     from harness.symptoms.score import Scores, prune_set
     from harness.symptoms.sets import SymptomSet
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     symptoms = SymptomSet.load(file)
     pruned, dropped = prune_set(symptoms, Scores.load(scores), below, keep)
-    pruned.save(out)
+    with writing(out):
+        pruned.save(out)
     for name, text in dropped:
         typer.echo(f"dropped: {name}: {text}")
     typer.echo(f"{out}: {len(dropped)} symptoms dropped")

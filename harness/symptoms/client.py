@@ -1,8 +1,9 @@
 """Ask one LLM server or several, through the response cache: what is on record is not asked again.
 
 `Client.complete` is synchronous; below it, requests run concurrently in an event loop of their own thread, where each answer
-is recorded the moment it lands. How many run at a time follows the servers (see endpoint.Window). A server that goes away is
-waited for; when it stays away, the job ends with one clear line and everything answered on record.
+is recorded the moment it lands. How many run at a time follows the servers (see endpoint.Window). A server that goes away, or
+that refuses requests as too many, is waited for; when it stays so, the job ends with one clear line and everything answered on
+record. A field that the servers refuse (a seed, say) is left out for the rest of the job, and recorded with the answers.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from harness.errors import UserError
 from harness.symptoms.cache import Identity, Request, Response, ResponseCache
-from harness.symptoms.endpoint import Endpoint, TryAgain
+from harness.symptoms.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,14 @@ class Client:
         api_key: what the servers want to see, if anything.
         concurrency: the most requests under way at one server.
         timeout: seconds for one try of one request.
-        retries: further tries after the first, on connection errors, time-outs, 429, 5xx and answers that are garbage.
-        patience: seconds to wait for servers that went away.
+        retries: further tries after the first, on connection errors, time-outs, 5xx and answers that are garbage.
+        patience: seconds to wait for servers that went away, or that refuse all requests as too many (429).
         revision: the model's revision, where the server does not tell it; offline, whose answers are meant.
-        server_version: offline, whose answers are meant, where the record has those of several.
+        server_version: the same for the server's version.
+
+    Attributes:
+        identity: who answers, as it is recorded; it changes when the servers refuse a field (see `without`).
+        without: fields of requests that the servers refused.
 
     Raises:
         UserError: a server is not there or serves another model; servers differ; offline, the cache does not tell who.
@@ -87,13 +92,16 @@ class Client:
         revision: str | None = None,
         server_version: str | None = None,
     ) -> None:
-        self.cache, self.retries, self.patience, self.revision = cache, retries, patience, revision
-        self.endpoints = [Endpoint(url, concurrency, api_key, timeout) for url in urls]
+        self.cache, self.retries, self.patience = cache, retries, patience
+        self.revision, self.server_version = revision, server_version
+        self.endpoints = [Endpoint(url, concurrency, api_key, timeout, patience) for url in urls]
+        self.without: frozenset[str] = frozenset()
         self.most = concurrency * len(urls)
         self.stats = Stats()
         if urls:
             with start_blocking_portal() as portal:
-                self.identity = portal.call(self._identify, model)
+                self.served = portal.call(self._identify, model)
+            self.identity = self._recorded()
         else:
             self.identity = _identity_on_record(cache, model, revision, server_version)
 
@@ -101,11 +109,7 @@ class Client:
         found = []
         for endpoint in self.endpoints:
             async with endpoint.connect() as http:
-                try:
-                    found.append(await endpoint.identify(http, model, self.revision))
-                except httpx.RequestError as error:
-                    advice = "start one with: vipbench serve MODEL"
-                    raise UserError(f"{endpoint.url}: no server answers ({type(error).__name__}); {advice}") from error
+                found.append(await self._identify_one(endpoint, http, model))
                 await endpoint.observe(http)  # where its counters stand before us
         for endpoint, identity in zip(self.endpoints, found, strict=True):
             if identity != found[0]:
@@ -114,6 +118,32 @@ class Client:
                     "the servers of one job must be alike"
                 )
         return found[0]
+
+    async def _identify_one(self, endpoint: Endpoint, http: httpx.AsyncClient, model: str | None) -> Identity:
+        while True:
+            try:
+                return await endpoint.identify(http, model, self.revision, self.server_version)
+            except Busy as error:
+                if endpoint.out_of_patience():
+                    raise UserError(f"{endpoint.url}: {error}, for {self.patience:.0f} s") from error
+                await asyncio.sleep(max(0.0, endpoint.paused_until - time.monotonic()))
+            except httpx.RequestError as error:
+                reason, advice = str(error) or type(error).__name__, "start one with: vipbench serve MODEL"
+                raise UserError(f"{endpoint.url}: no server answers ({reason}); {advice}") from error
+
+    def leave_out(self, fields: frozenset[str]) -> None:
+        """Ask without some fields from now on; answers are recorded as given without them."""
+        self.without |= fields
+        self.identity = self._recorded()
+
+    def _recorded(self) -> Identity:
+        """Who answers, as it goes into the key of an answer: see cache.Identity."""
+        model, revision, version = self.served
+        if UNKNOWN in (revision, version):
+            version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"
+        if self.without:
+            version += f" without {', '.join(sorted(self.without))}"
+        return Identity(model, revision, version)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Answer requests, in any order; those on record come at once, equal ones are asked once.
@@ -215,34 +245,59 @@ class _Job:
                 await self._look_at(endpoint)
 
     async def _answer(self, key: str, request: Request) -> None:
-        stats, (_, revision, server_version) = self.client.stats, self.client.identity
         tries = AsyncRetrying(
             stop=lambda state: self.stopping or state.attempt_number > self.client.retries,
-            wait=_pause,
+            wait=BACKOFF,
             retry=retry_if_exception_type(TryAgain),
             before_sleep=self._count_retry,
             reraise=True,
         )
         try:
-            response: Response = await tries(self._try, request)
-            recorded = self.client.cache.put(key, request, revision, server_version, response)
+            self.answers.put((key, await tries(self._try, request)))
         except TryAgain as error:
             asked = request.messages[-1]["content"][-80:]
             reason = f"{error}, {self.client.retries + 1} tries; the request ended in {asked!r}; {ON_RECORD}"
             self.answers.put((key, UserError(reason)))
         except UserError as error:
             self.answers.put((key, error))
-        else:
-            stats.asked += 1
-            stats.seconds = time.monotonic() - self.began
-            stats.prompt_tokens += response.usage.get("prompt_tokens", 0)
-            stats.completion_tokens += response.usage.get("completion_tokens", 0)
-            self.answers.put((key, recorded))
 
     async def _try(self, request: Request) -> Response:
+        """One try, which may wait for a busy server, or find out which fields the servers refuse."""
+        client = self.client
+        while True:
+            without, (_, revision, server_version) = client.without, client.identity
+            key = request.key(revision, server_version)
+            if without and (recorded := client.cache.get(key)):  # from a job that had found out before
+                client.stats.cached += 1
+                return recorded
+            try:
+                response = await self._ask(request, without)
+            except Busy as error:
+                client.stats.retries += 1
+                if all(endpoint.out_of_patience() for endpoint in client.endpoints):
+                    self.lost = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
+            except Refused as error:
+                if client.without == without:  # else another request has found out meanwhile
+                    if not error.fields - without:
+                        raise
+                    log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
+                    client.leave_out(error.fields)
+            else:
+                if client.without == without:  # one job's answers are all given alike
+                    self._count(response)
+                    return client.cache.put(key, request, revision, server_version, response)
+
+    def _count(self, response: Response) -> None:
+        stats = self.client.stats
+        stats.asked += 1
+        stats.seconds = time.monotonic() - self.began
+        stats.prompt_tokens += response.usage.get("prompt_tokens", 0)
+        stats.completion_tokens += response.usage.get("completion_tokens", 0)
+
+    async def _ask(self, request: Request, without: frozenset[str]) -> Response:
         endpoint = await self._slot()
         try:
-            return await endpoint.ask(self.pools[endpoint], request)
+            return await endpoint.ask(self.pools[endpoint], request, without)
         finally:
             endpoint.under_way -= 1
             async with self.changed:
@@ -259,7 +314,7 @@ class _Job:
             return endpoint
 
     def _open(self) -> list[Endpoint]:
-        return [place for place in self.pools if not place.down_since and place.under_way < place.window.size]
+        return [place for place in self.pools if place.takes_requests()]
 
     def _count_retry(self, state: RetryCallState) -> None:
         self.client.stats.retries += 1
@@ -274,8 +329,7 @@ class _Job:
             elif told and not endpoint.down_since:
                 log.warning("%s is back", endpoint.url)
             told = bool(endpoint.down_since)
-            since = [place.down_since for place in self.pools]
-            if all(since) and time.monotonic() - max(moment or 0.0 for moment in since) > self.client.patience:
+            if all(place.down_since and place.out_of_patience() for place in self.pools):
                 urls = ", ".join(place.url for place in self.pools)
                 self.lost = UserError(f"{urls}: gone for {self.client.patience:.0f} s; {ON_RECORD}")
             async with self.changed:
@@ -289,28 +343,23 @@ class _Job:
             client.stats.prefix_hit_rate = _prefix_hit_rate(client.endpoints)
         elif await endpoint.healthy(http):
             try:
-                identity = await endpoint.identify(http, client.identity.model, client.revision)
-            except httpx.RequestError:
+                identity = await endpoint.identify(http, client.served.model, client.revision, client.server_version)
+            except (httpx.RequestError, Busy):
                 return
             except UserError as error:
                 self.lost = error
                 return
-            if identity != client.identity:
+            if identity != client.served:
                 self.lost = UserError(
-                    f"{endpoint.url} came back with {_describe(identity)}, the job began with {_describe(client.identity)}"
+                    f"{endpoint.url} came back with {_describe(identity)}, the job began with {_describe(client.served)}"
                 )
             endpoint.down_since = None
 
 
-def _pause(state: RetryCallState) -> float:
-    """Seconds before the next try: exponential with jitter, or what the server asks for."""
-    error = state.outcome.exception() if state.outcome else None
-    return max(BACKOFF(state), error.after if isinstance(error, TryAgain) else 0.0)
-
-
 def _prefix_hit_rate(endpoints: list[Endpoint]) -> float | None:
     queries = sum(endpoint.prefix_queries for endpoint in endpoints)
-    return sum(endpoint.prefix_hits for endpoint in endpoints) / queries if queries else None
+    hits = sum(endpoint.prefix_hits for endpoint in endpoints)
+    return hits / queries if 0 <= hits <= queries and queries else None
 
 
 def _identity_on_record(cache: ResponseCache, *wanted: str | None) -> Identity:

@@ -4,11 +4,10 @@ A pure function of the answers, whatever order they came in. Filters look at dif
 from several answers are one phrase with an agreement of several), in the order of `FILTERS`; the first that objects counts.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -117,22 +116,6 @@ def select(said: Mapping[str, Iterable[Said]], rules: Rules, count: int) -> Sele
     return chosen
 
 
-def parse(text: str, key: str) -> list[Any] | None:
-    """The list under `key` in an answer's JSON, also where there is talk around it; None: there is none."""
-    begin, end = text.find("{"), text.rfind("}")
-    try:
-        answer = json.loads(text[begin : end + 1], strict=False)
-    except (ValueError, RecursionError):  # RecursionError: brackets without end
-        return None
-    items = answer.get(key) if isinstance(answer, dict) else None
-    return items if isinstance(items, list) else None
-
-
-def tidy(item: object) -> str:
-    """An item of an answer as one line with single spaces and no full stop; empty, where it is no text."""
-    return " ".join(item.split()).rstrip(" .") if isinstance(item, str) else ""
-
-
 def jargon(text: str) -> list[str]:
     """The words of a text that need medical training."""
     return [word for word in words(text) if is_jargon(word)]
@@ -207,10 +190,9 @@ class _Sameness:
 
 def _centred_cosines(texts: list[str], tower: "TextTower") -> np.ndarray:
     """[n, n] float64."""
-    from harness.devices import to_host
+    from harness.symptoms.encode import text_features
 
-    features = to_host(tower.encode_texts(texts)).double().numpy()
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features = text_features(tower, texts).double().numpy()
     features -= features.mean(axis=0)
     features /= np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
     return features @ features.T

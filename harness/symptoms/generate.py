@@ -18,8 +18,9 @@ from harness.data.keyed import keyed_generator
 from harness.errors import UserError
 from harness.files import digest_file, digest_json
 from harness.progress import Progress
+from harness.symptoms.answers import parse, tidy
 from harness.symptoms.cache import Identity, Request, Response, ResponseCache
-from harness.symptoms.filters import FILTERS, Rules, Said, Selection, parse, select, tidy
+from harness.symptoms.filters import FILTERS, Rules, Said, Selection, select
 from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
 from harness.symptoms.sets import ClassSymptoms, Provenance, Symptom, SymptomSet, fold
 from harness.symptoms.words import LISTS, LISTS_FILE
@@ -123,15 +124,15 @@ class Group:
         found = self.selection.symptoms
         return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
 
-    def take(self, name: str, sample: int, step: Step, response: Response) -> None:
-        """Keep what an answer lists, in place of what the one to the step before listed."""
+    def take(self, name: str, sample: int, step: Step, response: Response, most: int) -> None:
+        """Keep the first `most` items that an answer lists, in place of what the one to the step before listed."""
         self.answers += 1
         self.pending -= 1
         self.created = max(self.created, response.created)
         for key in ("prompt_tokens", "completion_tokens"):
             self.tokens[key] += response.usage.get(key, 0)
         items = parse(response.text, step.key)
-        texts = [tidy(item) for item in items or ()]
+        texts = [tidy(item) for item in (items or ())[:most]]
         usable = any(map(step.accepts, texts))
         if items is None:
             self.lost[CUT_OFF if response.finish_reason == "length" else NO_JSON] += 1
@@ -172,8 +173,19 @@ def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
     return groups
 
 
-def generate(plan: Plan, identity: Identity, ask: Ask, note: Callable[[], str] = str) -> SymptomSet:
-    """Write the set. `ask` answers requests (a client's `complete`); `note` tells the end of the progress line.
+def generate(
+    plan: Plan,
+    identity: Identity,
+    ask: Ask,
+    note: Callable[[], str] = str,
+    answered_by: Callable[[], Identity] | None = None,
+) -> SymptomSet:
+    """Write the set.
+
+    Args:
+        ask: answers requests (a client's `complete`).
+        note: tells the end of the progress line.
+        answered_by: tells after the work whose answers are on record, where that may have changed (a client's `identity`).
 
     Classes with fewer symptoms than wanted are named in the set's provenance as `missing`.
 
@@ -197,7 +209,7 @@ def generate(plan: Plan, identity: Identity, ask: Ask, note: Callable[[], str] =
                 progress.advance(len(group.names))
     if not any(symptoms.values()):
         raise UserError(f"no class of {plan.task} got a symptom; {_removal(total)}")
-    return _set(plan, symptoms, _provenance(plan, identity, symptoms, total))
+    return _set(plan, symptoms, _provenance(plan, answered_by() if answered_by else identity, symptoms, total))
 
 
 def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Request]:
@@ -249,7 +261,7 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
         for step in plan.knowledge.steps:
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
-                question.group.take(question.name, question.sample, step, response)
+                question.group.take(question.name, question.sample, step, response, plan.most)
         for group in {id(group): group for group, _ in short}.values():
             if not group.pending:
                 group.select(plan.rules, plan.count)

@@ -1,10 +1,11 @@
 """`vipbench symptoms generate`: from options to a plan, and from a plan to a set, an estimate or a batch file."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import UserError
-from harness.symptoms.options import BackboneName, Overwrite, Pretrained, load, refuse_existing
+from harness.symptoms.options import (
+    ApiKey,
+    ApiKeyFile,
+    BackboneName,
+    Overwrite,
+    Pretrained,
+    check_output,
+    load,
+    read_key,
+    writing,
+)
 
 if TYPE_CHECKING:
     from harness.symptoms.cache import Identity, ResponseCache
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # classes that are named when something is missing
 CHARACTERS_PER_TOKEN = 4  # of English, about
+MODEL_NAME = "MODEL"  # stands for the name of a model that is not known yet
 BATCH = "batch"  # stands for the version of what answers a batch file, unless it is given
 SLURM = "--executor slurm"
 OWN_SERVER_PATIENCE = 30.0  # seconds: a server that was started for the job does not come back
@@ -55,7 +67,7 @@ class Source:
     revision: str | None
     server_version: str | None
     cache: Path
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     concurrency: int
     gpus: int | None
     tensor_parallel: int
@@ -66,16 +78,21 @@ def generate(
     task: Annotated[str | None, typer.Option(help="the task's name; default: the dataset's")] = None,
     classes: Annotated[str | None, typer.Option(help="A,B,C")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="a class per line; a tab and its group may follow")] = None,
-    data: Annotated[Path | None, typer.Option(help="or a prepared dataset, for its classes and modality")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="or a prepared dataset (folder or URL), for its classes and modality")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="dermoscopy, chest X-ray, histopathology, fundus, ...")] = None,
     knowledge: Annotated[Kind, typer.Option(help="what to ask for")] = Kind.symptoms,
-    url: Annotated[list[str] | None, typer.Option(help="an OpenAI-compatible server; several share the work")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="an OpenAI-compatible server's base URL; several share the work")
+    ] = None,
     serve: Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
     model: Annotated[str | None, typer.Option(help="the name the server knows the model by")] = None,
     revision: Annotated[str | None, typer.Option(help="the model's revision, where the server does not tell")] = None,
     server_version: Annotated[
-        str | None, typer.Option(help="of the program that answers a batch file; offline: whose answers are meant")
+        str | None,
+        typer.Option(help="where the server does not tell, or a batch file; offline: whose answers are meant"),
     ] = None,
     cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
@@ -98,7 +115,8 @@ def generate(
     tokens_per_second: Annotated[float, typer.Option(min=1, help="of all servers, for --dry-run")] = 2000.0,
     batch_file: Annotated[Path | None, typer.Option(help="write what can be asked now, for `vllm run-batch`")] = None,
     from_batch: Annotated[Path | None, typer.Option(help="record the answers of `vllm run-batch` first")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="VIPBENCH_API_KEY", help="what the server wants to see")] = None,
+    api_key_file: ApiKeyFile = None,
+    api_key: ApiKey = None,
     concurrency: Annotated[int, typer.Option(min=1, help="the most requests under way at one server")] = 256,
     gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
@@ -132,19 +150,28 @@ def generate(
         backbone=None if backbone is None else (backbone, pretrained, load(backbone, pretrained)),
     )
     source = Source(
-        url or [], serve, model, revision, server_version, cache, api_key, concurrency, gpus, tensor_parallel
+        url or [],
+        serve,
+        model,
+        revision,
+        server_version,
+        cache,
+        read_key(api_key_file),
+        concurrency,
+        gpus,
+        tensor_parallel,
     )
     if dry_run:
         _estimate(plan, tokens_per_second)
     elif batch_file or from_batch:
         _batch(plan, source, batch_file, from_batch)
     elif not plan.knowledge.steps:
-        file = _file(out, plan.task, name or plan.kind, overwrite)
+        file = _file(out, plan.task, name or plan.kind)
+        check_output(file, overwrite)
         _finish(without_llm(plan, seed), file)
     else:
         _check_source(source, offline)
-        if name:
-            _file(out, plan.task, name, overwrite)  # before the work begins
+        check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
         if executor is Place.slurm:
             _submit(context, source, profile, {"partition": partition, "time": time, "gpus_per_run": gpus})
             return
@@ -166,6 +193,7 @@ def _submit(context: typer.Context, source: Source, profile: Path | None, option
     command += ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
+    check_output(log_file)
     number = submit(jobs, [Unit((), tuple(command), log_file)], settings)
     typer.echo(
         f"job {number} is in the queue and will write the set; what it says: {log_file}; scancel {number} ends it"
@@ -198,8 +226,9 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
     with ResponseCache(source.cache) as cache, _client(source, cache) as client:
-        file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1], overwrite)
-        symptoms = generate(plan, client.identity, client.complete, client.stats.note)
+        file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
+        check_output(file, overwrite)
+        symptoms = generate(plan, client.identity, client.complete, client.stats.note, lambda: client.identity)
         typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
     _finish(symptoms, file)
 
@@ -239,12 +268,15 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
+    if batch_file:
+        check_output(batch_file)
     identity = Identity(source.model, source.revision or "unknown", source.server_version or BATCH)
     with ResponseCache(source.cache) as cache:
         if from_batch:
             result = read_batch(from_batch, pending(plan, identity, cache), cache, identity)
             typer.echo(f"{from_batch}: {result.recorded} answers recorded, {result.failed} failed")
-        left = write_batch(batch_file, pending(plan, identity, cache)) if batch_file else None
+        with writing(batch_file or source.cache):
+            left = write_batch(batch_file, pending(plan, identity, cache)) if batch_file else None
         if batch_file and left:
             typer.echo(f"{batch_file}: {left} requests; answer them and give the same command --from-batch ANSWERS")
         if left == 0 or (left is None and next(pending(plan, identity, cache), None) is None):
@@ -252,7 +284,8 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
 
 def _identity_options(identity: "Identity") -> str:
-    return f"--model {identity.model} --revision {identity.revision} --server-version {identity.server_version}"
+    model, revision, version = map(shlex.quote, identity)
+    return f"--model {model} --revision {revision} --server-version {version}"
 
 
 def _estimate(plan: "Plan", tokens_per_second: float) -> None:
@@ -294,20 +327,19 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _file(out: Path, task: str, name: str, overwrite: bool) -> Path:
+def _file(out: Path, task: str, name: str) -> Path:
     for part in (task, name):
         if not part or part in (".", "..") or "/" in part or "\0" in part:
             raise UserError(
                 f"{part!r} cannot be part of the set's file name OUT/TASK/NAME.json; choose --task and --name"
             )
-    file = out / task / f"{name}.json"
-    refuse_existing(file, overwrite)
-    return file
+    return out / task / f"{name}.json"
 
 
 def _finish(symptoms: "SymptomSet", file: Path) -> None:
     """Write the set; say what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
-    symptoms.save(file)
+    with writing(file):
+        symptoms.save(file)
     counts = [len(entry.symptoms) for entry in symptoms.classes]
     typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")
     details = symptoms.provenance.model_dump()

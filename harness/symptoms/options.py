@@ -1,9 +1,14 @@
-"""What the verbs of `vipbench symptoms` have in common: options, and how they are read."""
+"""Options that the verbs of `vipbench symptoms` and `vipbench serve` share, how they are read, and outputs."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -13,33 +18,77 @@ Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an
 Out = Annotated[Path, typer.Option(help="the symptom set to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file at --out")]
 
+KEY_VARIABLE = "VIPBENCH_API_KEY"
+KEY_ADVICE = f"give --api-key-file FILE, or set {KEY_VARIABLE}"
 
-def class_names(data: Path | None, classes: str | None) -> list[str] | None:
-    """The classes of a prepared dataset, or those listed with commas; None when neither is given."""
+
+def _refuse_key(value: str | None) -> None:
+    if value is not None:
+        raise UserError(f"--api-key: everybody on a machine can read command lines; {KEY_ADVICE}")
+
+
+ApiKey = Annotated[str | None, typer.Option("--api-key", hidden=True, callback=_refuse_key)]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help=f"a file that holds the server's API key; default: ${KEY_VARIABLE}, if set")
+]
+
+
+def read_key(file: Path | None) -> str | None:
+    """The API key in a file, or in the environment; None where there is none.
+
+    Raises:
+        UserError: the file cannot be read, or holds no key (what it holds is not shown).
+    """
+    try:
+        key = file.read_text(encoding="utf-8-sig").strip() if file else os.environ.get(KEY_VARIABLE, "").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--api-key-file: {file}: cannot be read as text: {error}") from None
+    if (file and not key) or not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"{file or KEY_VARIABLE}: holds no API key, which is one line without spaces")
+    return key or None
+
+
+def class_names(data: str | None, classes: str | None) -> list[str] | None:
+    """The classes of a prepared dataset (folder or URL), or those listed with commas; None when neither is given."""
     from harness.data.info import DatasetInfo
-    from harness.errors import UserError
+    from harness.data.names import listed_classes
 
     if data and classes:
         raise UserError("--data and --classes: give one of them")
     if data:
         return DatasetInfo.load(data).classes
-    return [name.strip() for name in classes.split(",")] if classes else None
+    return listed_classes(classes, None)
 
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
     """The backbone that the options name; "auto" is a GPU where there is one."""
-    import torch
+    from harness.symptoms.encode import load as load_on  # imports torch
 
-    from harness.backbone import load_backbone
-    from harness.config import BackboneConfig
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), device)
+    return load_on(name, pretrained, device)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """A symptom set may be somebody's work, so it is not replaced unasked."""
-    from harness.errors import UserError
+def check_output(path: Path, overwrite: bool = True) -> None:
+    """Refuse a file that cannot be written, before the work begins; or that is there: it may be somebody's work.
 
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
+    Raises:
+        UserError: `path` is a folder, lies under a file or in a folder that cannot be written, or exists unless `overwrite`.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise UserError(f"{path}: cannot be written: {folder} is a file, not a folder")
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{path}: cannot be written: {folder} is read-only")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError, in one line, where `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -26,7 +26,7 @@ class Classes(NamedTuple):
 
 
 def read_classes(
-    task: str | None, names: str | None, file: Path | None, data: Path | None, modality: str | None
+    task: str | None, names: str | None, file: Path | None, data: str | None, modality: str | None
 ) -> Classes:
     """The classes from one of: a list with commas, a file (a class per line; a tab and its group may follow), a dataset.
 
@@ -104,7 +104,7 @@ def make_plan(
 
 def _read_lines(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as text: {error}") from error
     parts = [line.rstrip("\r").split("\t", 1) for line in lines if line.strip()]

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
+from harness.files import read_yaml
 from harness.symptoms.sets import first_problem, fold
 
 FOLDER = Path(__file__).with_name("templates")
@@ -130,8 +130,9 @@ class Templates:
             )
         except KeyError as error:
             raise UserError(f"template {template}.jinja2: no block {error}") from error
-        except TemplateError as error:
-            raise UserError(f"template {template}.jinja2: {' '.join(str(error).split())}") from error
+        except (TemplateError, ArithmeticError, AttributeError, TypeError, ValueError, RecursionError) as error:
+            # the last ones are an expression's in braces: of values that do not go together, or too large
+            raise UserError(f"template {template}.jinja2: {' '.join(str(error).split())[:300]}") from error
         return [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
 
     def digests(self, steps: Sequence[Step]) -> dict[str, str]:
@@ -150,9 +151,6 @@ def _key(modality: str) -> str:
 
 def _presets(path: Path) -> dict[str, Preset]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {str(name): Preset.model_validate(value) for name, value in dict(content).items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise UserError(f"{path}: no presets: {' '.join(str(error).split())}") from error
+        return {str(name): Preset.model_validate(value) for name, value in read_yaml(path).items()}
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from error

@@ -76,20 +76,15 @@ def score_set(
     Raises:
         UserError: a class of the dataset is not in the set or has no symptom; there is no training split.
     """
-    import torch.nn.functional as F
-
-    from harness.devices import to_host
-    from harness.features import encode_samples
     from harness.method import symptom_names
+    from harness.symptoms.encode import image_features, text_features
 
     texts = symptoms.texts(dataset.classes)
     samples = dataset.split(SPLIT)
-    images = encode_samples(
-        backbone, samples, batch_size=batch_size, workers=workers, description=f"encode {SPLIT} images"
-    )
     phrases = [f"{text.rstrip('. ')}." for group in texts for text in group]
-    encoded = backbone.text.encode_texts(phrases, symptom_names(dataset.classes, texts))
-    cosines = (images @ to_host(F.normalize(encoded, dim=-1)).T).numpy()
+    encoded = text_features(backbone.text, phrases, symptom_names(dataset.classes, texts))
+    images = image_features(backbone, samples, batch_size, workers, f"encode {SPLIT} images")
+    cosines = (images @ encoded.T).numpy()
     owners = np.repeat(np.arange(len(texts)), [len(group) for group in texts])
     scores, coverage = score_cosines(cosines, samples.labels, owners)
     means = np.stack([cosines[:, owners == label].mean(axis=1) for label in range(len(texts))], axis=1)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.symptoms.options import ApiKey, ApiKeyFile, read_key
+
 
 def serve(
     model: Annotated[str, typer.Argument(help="a directory with weights, or a model's name on the hub")],
@@ -15,11 +17,12 @@ def serve(
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the model is spread over")] = 1,
     data_parallel: Annotated[int | None, typer.Option(min=1, help="copies of the model")] = None,
     host: Annotated[
-        str, typer.Option(help="the address to listen on; beyond loopback an API key is required")
+        str, typer.Option(help="the address to listen on; beyond this machine's loopback it takes an API key")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="the port to listen on")] = 8000,
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a model on the hub")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="VIPBENCH_API_KEY", help="require this key")] = None,
+    api_key_file: ApiKeyFile = None,
+    api_key: ApiKey = None,
     python: Annotated[
         Path | None, typer.Option(envvar="VIPBENCH_SERVE_PYTHON", help="the interpreter of vLLM's environment")
     ] = None,
@@ -37,13 +40,11 @@ def serve(
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
         revision=revision,
-        api_key=api_key,
+        api_key=read_key(api_key_file),
         arguments=arguments or (),
     )
     with server:
         typer.echo(f"{server.name} (revision {server.revision}) is served on {server.url}; Ctrl-C ends it")
-        if server.api_key and not api_key:
-            typer.echo(f"it wants this API key: export VIPBENCH_API_KEY={server.api_key}")
         server.wait()
 
 

@@ -3,13 +3,12 @@
     vipbench serve MODEL [--gpus N --tensor-parallel N --data-parallel N --port P] [-- further options of vLLM]
 
 vLLM pins its own torch, so it runs under an interpreter of its own (see `interpreter`). It listens on this machine only,
-unless told otherwise; then it wants an API key.
+unless told otherwise; then it takes an API key, which is on no command line.
 """
 
 import importlib.util
 import os
 import re
-import secrets
 import socket
 import subprocess
 import sys
@@ -26,9 +25,19 @@ from harness.errors import UserError
 from harness.files import digest_file, digest_json
 from harness.progress import Progress
 from harness.symptoms import watch
-from harness.symptoms.endpoint import LOOPBACK
+from harness.symptoms.options import KEY_ADVICE
+from harness.symptoms.transport import LOOPBACK
 
 PYTHON_VARIABLE = "VIPBENCH_SERVE_PYTHON"
+VLLM_KEY_VARIABLE = "VLLM_API_KEY"
+# vLLM's options that say where it listens and what it requires, and ours in their place.
+OURS = {
+    "--host": "give --host before the --",
+    "--port": "give --port before the --",
+    "--api-key": KEY_ADVICE,
+    "--uds": "it listens on a port",
+    "--served-model-name": "the model goes by its own name",
+}
 OWN_ENVIRONMENT = Path(".venv-serve/bin/python")
 TAIL_LINES = 15
 LOOK_SECONDS = 1.0
@@ -50,14 +59,14 @@ class Server:
     Args:
         model: a directory with weights, or a model's name on the hub.
         python: the interpreter that has vLLM; None looks for one (see `interpreter`).
-        host: the address to listen on; other than loopback, an API key is made and required.
+        host: the address to listen on; other than loopback it takes an API key.
         port: None takes a free one.
         gpus: how many; they are split into `data_parallel` copies of `tensor_parallel` GPUs each.
         tensor_parallel: GPUs that one copy of the model is spread over.
         data_parallel: copies of the model; None: as many as the GPUs hold (1 when `gpus` is None).
         revision: of a model on the hub (branch, tag or commit); None is its main branch.
-        api_key: to be required; None: none on loopback.
-        arguments: further options for vLLM's own command line.
+        api_key: to be required; None: $VLLM_API_KEY, which vLLM reads itself, or none.
+        arguments: further options for vLLM's own command line; not those that say where it listens and what it requires.
         patience: seconds until the server must be up (weights may have to be downloaded first).
 
     Attributes:
@@ -68,7 +77,8 @@ class Server:
         log: the file with its output; removed after a clean end.
 
     Raises:
-        UserError: no interpreter, no such model, GPUs that do not split so, port taken; the server ends or is not up in time.
+        UserError: others would reach it without a key, no interpreter, no such model, GPUs that do not split so, port taken;
+            the server ends or is not up in time.
     """
 
     def __init__(
@@ -86,18 +96,23 @@ class Server:
         arguments: Sequence[str] = (),
         patience: float = 3600.0,
     ) -> None:
+        _check_arguments(arguments)
+        self.api_key = api_key or os.environ.get(VLLM_KEY_VARIABLE) or None
+        if host not in LOOPBACK and not self.api_key:
+            raise UserError(f"--host {host}: others could use the server; {KEY_ADVICE}, or listen on 127.0.0.1")
         self.python, self.patience = interpreter(python), patience
         self.port = port or _free_port()
-        self.api_key = api_key or (None if host in LOOPBACK else secrets.token_urlsafe(32))
         self.url = f"http://{_reachable(host)}:{self.port}"
         copies = _data_parallel(gpus, tensor_parallel, data_parallel)
         self.name, self.revision, pinned = identify(model, revision)
         self.command = [str(self.python), "-m", "vllm.entrypoints.openai.api_server"]
-        self.command += ["--model", model, "--host", host, "--port", str(self.port), *pinned]
+        self.command += ["--model", model, *pinned]
         self.command += ["--served-model-name", self.name, f"{self.name}@{self.revision}"]
         self.command += ["--tensor-parallel-size", str(tensor_parallel), "--data-parallel-size", str(copies)]
         # else a model's generation_config.json changes what sampling a request means
         self.command += ["--generation-config", "vllm", *arguments]
+        # last, so that nothing before, nor a file named by --config, says otherwise
+        self.command += ["--port", str(self.port), "--host", host]
 
     def __enter__(self) -> Self:
         _check_free(self.url, self.port)
@@ -224,6 +239,15 @@ def _digest(path: Path) -> str:
     return digest_json(digests)[:40]
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse options that would undo ours, however they are written: --host=H, --ho H, --api_key K."""
+    for argument in arguments:
+        word = argument.partition("=")[0].replace("_", "-")
+        own = next((option for option in OURS if len(word) > 3 and option.startswith(word)), None)
+        if own:
+            raise UserError(f"{own} cannot be given after --: {OURS[own]}")
+
+
 def _data_parallel(gpus: int | None, tensor_parallel: int, data_parallel: int | None) -> int:
     copies = data_parallel or max(1, (gpus or tensor_parallel) // tensor_parallel)
     if gpus and copies * tensor_parallel != gpus:
@@ -236,13 +260,14 @@ def _environment(python: Path, api_key: str | None) -> dict[str, str]:
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["VLLM_NO_USAGE_STATS"] = "1"  # nothing leaves this machine
     if api_key:
-        environment["VLLM_API_KEY"] = api_key  # not on the command line, which everybody can see
+        environment[VLLM_KEY_VARIABLE] = api_key  # not on the command line, which everybody can see
     return environment
 
 
 def _is_healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200
+        with httpx.stream("GET", f"{url}/health", timeout=5.0, trust_env=False) as answer:  # whose body is not read
+            return answer.status_code == 200
     except httpx.RequestError:
         return False
 

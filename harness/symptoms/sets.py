@@ -8,7 +8,6 @@ A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
 """
 
 import difflib
-import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -39,7 +38,7 @@ def is_plain(text: str) -> bool:
 
 def _one_line(text: str) -> str:
     if not is_plain(text):
-        raise ValueError(f"{text!r} holds control characters; it must be one line of printable text")
+        raise ValueError(f"{text[:80]!r} holds control characters; it must be one line of printable text")
     if not text.strip():
         raise ValueError("is empty")
     return text.strip()
@@ -149,13 +148,11 @@ def import_plain(path: Path, *, task: str, modality: str | None, author: str) ->
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise UserError(f'{path}: not of the form {{"class": ["symptom", ...]}}')
-    # once more as pairs, since of two entries for one class a dict keeps the last only
-    pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
-    for name, texts in pairs:
+    for name, texts in content.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}: class {name!r}: its value must be a list of texts")
-    _refuse_twins([name for name, _ in pairs], path)
-    classes = [{"name": name, "symptoms": [{"text": text} for text in texts]} for name, texts in pairs]
+            raise UserError(f"{path}: class {name[:80]!r}: its value must be a list of texts")
+    _refuse_twins(content, path)
+    classes = [{"name": name, "symptoms": [{"text": text} for text in texts]} for name, texts in content.items()]
     provenance = {
         "kind": "imported",
         "author": author,
@@ -254,7 +251,7 @@ def _refuse_twins(names: Iterable[str], path: Path | str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if fold(name) in seen:
-            raise UserError(f"{path}: class {name!r} occurs twice (also as {seen[fold(name)]!r})")
+            raise UserError(f"{path}: class {name[:80]!r} occurs twice (also as {seen[fold(name)][:80]!r})")
         seen[fold(name)] = name
 
 

@@ -14,6 +14,7 @@ from harness.symptoms.sets import SymptomSet
 from sweeps.jobs import slurm
 from tests.symptoms.test_server import FAKE, interpreter_with
 
+SECRET = "sk-very-secret"
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("slurm_cluster")]
 
 
@@ -26,11 +27,14 @@ def test_a_job_serves_the_model_and_writes_the_set(tmp_path: Path, monkeypatch: 
     words = ["--serve", str(model), "--task", "skin", "--classes", "melanoma,blue nevus", "--modality", "dermoscopy"]
     words += ["--rounds", "1", "--keep-jargon", "--cache", str(tmp_path / "answers.sqlite"), "--out", str(tmp_path)]
     words += ["--executor", "slurm", "--profile", str(profile)]
+    (tmp_path / "key").write_text(SECRET)
+    words += ["--api-key-file", str(tmp_path / "key")]
     result = CliRunner().invoke(app, ["symptoms", "generate", *words])
     assert result.exit_code == 0, result.output
     said = re.fullmatch(r"job (\d+) is in the queue .*; what it says: (.*); scancel .*\n", result.output)
     assert said, result.output
     job, log = said.groups()
+    assert SECRET not in slurm("scontrol", "show", "job", "--details", job)
     deadline = time.monotonic() + 120
     while slurm("squeue", "--noheader", f"--jobs={job}", "--states=PD,R,CG"):
         assert time.monotonic() < deadline, Path(log).read_text()
@@ -38,6 +42,9 @@ def test_a_job_serves_the_model_and_writes_the_set(tmp_path: Path, monkeypatch: 
     content = SymptomSet.load(tmp_path / "skin" / "tiny.json")
     assert [entry.name for entry in content.classes] == ["melanoma", "blue nevus"]
     assert str(tmp_path / "skin" / "tiny.json") in Path(log).read_text()
+    pickles = list(tmp_path.rglob("*.pkl"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != tmp_path / "key"]
+    assert pickles and not any(SECRET.encode() in path.read_bytes() for path in files)
 
 
 def test_a_job_serves_its_own_model(tmp_path: Path) -> None:

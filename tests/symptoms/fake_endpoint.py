@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 Reply = tuple[int, dict[str, Any] | bytes]
+Raw = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def completion(text: str, finish_reason: str = "stop") -> dict[str, Any]:
@@ -31,11 +32,13 @@ class FakeEndpoint:
 
     `reply(body, number)` (number: how many requests came before) makes the answer to a chat completion; `asked` holds
     the bodies in the order of their coming (unless `keep` is off), `headers` the last request's head, `most_at_once` the
-    most that were under way.
+    most that were under way. `base` is the path of its API, `raw` holds what writes the answers to some paths by hand,
+    `retry_after` goes with each 429.
     """
 
     def __init__(self, *, delay: float = 0.0, models: list[str] | None = None, version: str | None = "1.0") -> None:
-        self.delay, self.models, self.version = delay, models or ["fake", "fake@r1"], version
+        self.delay, self.models, self.version = delay, ["fake", "fake@r1"] if models is None else models, version
+        self.base, self.raw, self.retry_after = "/v1", dict[str, Raw](), "1"
         self.metrics: str | None = None
         self.reply: Callable[[dict[str, Any], int], Awaitable[Reply]] = self._usual
         self.keep = True
@@ -89,9 +92,13 @@ class FakeEndpoint:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = next((line[15:] for line in head.lower().split("\r\n") if line.startswith("content-length:")), "0")
-            status, payload = await self._route(head, await reader.readexactly(int(length)))
+            body, path = await reader.readexactly(int(length)), head.split()[1]
+            if path in self.raw:
+                await self.raw[path](writer)
+                return
+            status, payload = await self._route(head, body)
             content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-            extra = "retry-after: 1\r\n" if status == 429 else ""
+            extra = f"retry-after: {self.retry_after}\r\n" if status == 429 and self.retry_after else ""
             writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(content)}\r\n{extra}\r\n".encode() + content)
             await writer.drain()
 
@@ -99,13 +106,13 @@ class FakeEndpoint:
         path = head.split()[1]
         if path == "/health":
             return 200, b""
-        if path == "/v1/models":
+        if path == f"{self.base}/models" and self.models:
             return 200, {"data": [{"id": name} for name in self.models]}
         if path == "/version" and self.version:
             return 200, {"version": self.version}
         if path == "/metrics" and self.metrics is not None:
             return 200, self.metrics.encode()
-        if path != "/v1/chat/completions":
+        if path != f"{self.base}/chat/completions":
             return 404, b"not found"
         body = json.loads(content)
         number = self.count

@@ -153,8 +153,11 @@ def test_who_is_asked_is_checked_first(endpoint: FakeEndpoint, cache: ResponseCa
     with FakeEndpoint(models=["fake", "fake@r2"]) as other, pytest.raises(UserError, match="must be alike"):
         Client([endpoint.url, other.url], "fake", cache)
     with FakeEndpoint(models=["gpt"], version=None) as foreign:
-        assert Client([foreign.url], None, cache).identity == ("gpt", "unknown", "unknown")
-        assert Client([foreign.url], None, cache, revision="2026").identity.revision == "2026"
+        where = f"unknown at {foreign.url}/v1"
+        assert Client([foreign.url], None, cache).identity == ("gpt", "unknown", where)
+        assert Client([foreign.url], None, cache, revision="2026").identity == ("gpt", "2026", where)
+        known = Client([foreign.url], None, cache, revision="2026", server_version="7")
+        assert known.identity == ("gpt", "2026", "7")
 
 
 def test_the_key_is_sent(endpoint: FakeEndpoint, cache: ResponseCache) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.backbone import Backbone
-from harness.symptoms.filters import FILTERS, MOST_WORDS, Rules, Said, parse, repeats, select, tidy
+from harness.symptoms.filters import FILTERS, MOST_WORDS, Rules, Said, repeats, select
 from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import room
 
@@ -154,30 +154,7 @@ def test_a_real_text_tower(vit_backbone: Backbone) -> None:
     assert rules.fits("dark " * (room(vit_backbone.text) - 1)) and room(vit_backbone.text) > MOST_WORDS
 
 
-@pytest.mark.parametrize(
-    ("text", "items"),
-    [
-        ('{"symptoms": ["a", 1, null]}', ["a", 1, None]),
-        ('Sure!\n```json\n{"symptoms": ["a"]}\n``` Hope it helps', ["a"]),
-        ('{"symptoms": ["a\x07b"]}', ["a\x07b"]),
-        ('{"symptoms": ["a", "b', None),
-        ('{"symptoms": "a"}', None),
-        ('{"other": ["a"]}', None),
-        ('["a"]', None),
-        ("", None),
-        ("}{", None),
-        ("{" * 100_000 + "}", None),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, None),
-        ('{"symptoms": [' + "9" * 10_000 + "]}", None),
-        ('{"symptoms": ["\ud800"]}', ["\ud800"]),
-    ],
-)
-def test_parsing_an_answer(text: str, items: list[Any] | None) -> None:
-    assert parse(text, "symptoms") == items
-
-
-def test_tidy_and_repeats() -> None:
-    assert tidy("  Dark \n dots. ") == "Dark dots" and tidy(7) == "" == tidy(["x"])
+def test_repeats() -> None:
     assert repeats("dot dot dot") and repeats("a b a b") and not repeats("dark and dark") and not repeats("so so")
 
 

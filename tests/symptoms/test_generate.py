@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,44 @@ def test_a_set_is_rebuilt_from_the_exported_record_byte_for_byte(tmp_path: Path,
     short = invoke(command(elsewhere, "--offline", "--name", "more", "--samples", "3"))
     assert isinstance(short.exception, UserError) and "holds no answer" in str(short.exception)
     assert not (elsewhere / "sets" / "skin" / "more.json").exists()
+
+
+def test_a_set_of_a_server_that_refuses_fields_is_rebuilt_byte_for_byte(tmp_path: Path, server: FakeEndpoint) -> None:
+    reply = server.reply
+
+    async def picky(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any] | bytes]:
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "Unsupported parameter: 'max_tokens'"}}
+        return await reply(body, number)
+
+    server.reply, server.models, server.version = picky, [], None
+    words = ["--model", "fake", "--name", "llm", "--overwrite"]
+    sets = []
+    for source in (["--url", server.url], ["--url", server.url], ["--offline"]):
+        made = invoke(command(tmp_path, *words, *source))
+        assert made.exit_code == 0, made.exception
+        sets.append((tmp_path / "sets" / "skin" / "llm.json").read_bytes())
+    assert sets[0] == sets[1] == sets[2]
+    assert sum("max_completion_tokens" in body for body in server.asked) == 8
+    provenance = json.loads(sets[0])["provenance"]
+    assert provenance["server_version"] == f"unknown at {server.url}/v1 without max_tokens"
+
+
+def test_thoughts_and_talk_are_no_hindrance() -> None:
+    texts = {}
+    for name, seen in SEEN.items():
+        listed = json.dumps([{"text": f"{number}. {text}"} for number, text in enumerate(seen, start=1)])
+        texts[name] = [f'<think>Or {{"symptoms": ["no"]}}?</think>Here:\n```json\n{listed}\n```']
+    assert generate(plan_for(), WHO, Model(texts).ask).texts(list(SEEN)) == [seen[:2] for seen in SEEN.values()]
+
+
+def test_items_beyond_those_asked_for_are_left_alone() -> None:
+    """Thousands of phrases would all be compared with each other."""
+    seen = SEEN["melanoma"]
+    many = json.dumps([*seen, *(f"{left} {right} spot" for left in WORDS for right in WORDS)])
+    began = time.monotonic()
+    symptoms = generate(plan_for(rounds=1), WHO, Model({"melanoma": [many], "nevus": ["[]"]}).ask)
+    assert symptoms.texts(["melanoma"]) == [seen[:2]] and time.monotonic() - began < 5
 
 
 def test_batch_files_lead_to_the_same_set(tmp_path: Path) -> None:

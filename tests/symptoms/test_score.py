@@ -1,5 +1,6 @@
 """Scores of a set: AUROC, redundancy and coverage by hand, on training images only; pruning by them."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_a_set_is_scored_on_training_images_only(
         for label in range(3)
     ]
     assert scores.balanced_accuracy == pytest.approx(np.mean(recalls))
+
+
+def test_weights_that_are_not_finite_are_one_line_before_the_images(
+    dataset: Path, symptoms: Path, vit_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = copy.deepcopy(vit_backbone)
+    next(broken.text.parameters()).fill_(float("nan"))
+    monkeypatch.setattr("harness.symptoms.encode.encode_samples", None)
+    with pytest.raises(UserError, match="weights hold NaN or infinity"):
+        score_set(SymptomSet.load(symptoms), Dataset(dataset), broken)
+    monkeypatch.setattr("harness.symptoms.encode.encode_samples", lambda *_, **__: torch.full((21, 32), torch.inf))
+    with pytest.raises(UserError, match="weights hold NaN or infinity"):
+        score_set(SymptomSet.load(symptoms), Dataset(dataset), vit_backbone)
 
 
 def scores_of(symptoms: SymptomSet, aurocs: dict[str, float | None]) -> Scores:

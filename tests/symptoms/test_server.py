@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UserError
 from harness.symptoms import server as server_module
 from harness.symptoms.server import Server, identify, interpreter
@@ -104,7 +106,7 @@ def test_it_is_up_when_entered_and_gone_when_left(stub: Path, model: Path) -> No
         options = told["options"]
         assert options[options.index("--host") + 1] == "127.0.0.1"
         assert options[options.index("--served-model-name") + 1 :][:2] == ["tiny", f"tiny@{server.revision}"]
-        assert options[-2:] == ["--max-model-len", "512"]
+        assert options[-6:] == ["--max-model-len", "512", "--port", str(server.port), "--host", "127.0.0.1"]
         assert told["key"] is server.api_key is None
         assert all(running(child) for child in told["children"])
         log = server.log
@@ -178,13 +180,45 @@ def test_the_server_goes_when_its_watcher_is_killed(stub: Path, model: Path) -> 
     os.kill(child, signal.SIGKILL)  # deaf, and out of reach; vLLM's own end with their leader
 
 
-def test_a_key_is_made_and_not_shown_when_it_listens_to_others(stub: Path, model: Path) -> None:
-    server = Server(str(model), python=stub, host="0.0.0.0")
-    assert server.api_key and len(server.api_key) > 30
+def test_beyond_this_machine_it_takes_a_key_which_is_on_no_command_line(
+    stub: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in ("0.0.0.0", "::", "", "192.0.2.1"):
+        with pytest.raises(UserError, match=r"others could use the server; give --api-key-file FILE, or set VIPBENCH"):
+            Server(str(model), python=stub, host=host)
+    server = Server(str(model), python=stub, host="0.0.0.0", api_key="secret-key")
     assert server.url.startswith("http://127.0.0.1:")
-    assert server.api_key not in " ".join(server.command)
     with server:
-        assert state(server.url)["key"] == server.api_key
+        assert state(server.url)["key"] == "secret-key"
+        processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert str(model) in processes and "secret-key" not in processes
+    monkeypatch.setenv("VLLM_API_KEY", "of-vllm")  # which vLLM would require, so that it counts, and is sent
+    assert Server(str(model), python=stub, host="0.0.0.0").api_key == "of-vllm"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--host", "0.0.0.0"],
+        ["--host=0.0.0.0"],
+        ["--max-model-len", "512", "--ho", "::"],
+        ["--uds", "/tmp/socket"],
+        ["--uds=/tmp/socket"],
+        ["--port", "9"],
+        ["--api-key", "secret"],
+        ["--api_key=secret"],
+        ["--served_model_name=other"],
+    ],
+)
+def test_options_of_vllm_that_would_undo_ours_are_refused(stub: Path, model: Path, arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--[a-z-]+ cannot be given after --") as caught:
+        Server(str(model), python=stub, arguments=arguments)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_serve_checks_what_is_given_after_the_dashes(stub: Path, model: Path) -> None:
+    result = CliRunner().invoke(app, ["serve", str(model), "--python", str(stub), "--", "--host", "0.0.0.0"])
+    assert isinstance(result.exception, UserError) and "--host cannot be given after --" in str(result.exception)
 
 
 def test_gpus_are_split(stub: Path, model: Path) -> None:

@@ -1,0 +1,38 @@
+"""Symptoms and images as features: the one place where the symptoms' code meets a device, and from which all is on the CPU."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.backbone import Backbone, TextTower, load_backbone
+from harness.config import BackboneConfig
+from harness.data.reader import Samples
+from harness.devices import choose_device, to_host
+from harness.errors import UserError
+from harness.features import encode_samples
+
+
+def load(name: str, pretrained: str | None, device: str) -> Backbone:
+    """A backbone on the device that --device names: "auto" (a GPU where there is one), "cpu" or "cuda"."""
+    chosen = choose_device(device, "--device")  # before any weights are read
+    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), chosen)
+
+
+def text_features(tower: TextTower, texts: Sequence[str], *names: Sequence[str]) -> Tensor:
+    """L2-normalised features [P, d] (float32, CPU) of P texts; `names`, if any, are `TextTower.encode_texts`'s."""
+    return _finite(F.normalize(to_host(tower.encode_texts(texts, *names)), dim=-1))
+
+
+def image_features(backbone: Backbone, samples: Samples, batch_size: int, workers: int, description: str) -> Tensor:
+    """L2-normalised features [N, d] (float32, CPU) of samples in their order."""
+    features = encode_samples(backbone, samples, batch_size=batch_size, workers=workers, description=description)
+    return _finite(features)
+
+
+def _finite(features: Tensor) -> Tensor:
+    if not features.isfinite().all():
+        raise UserError(
+            "the backbone gives features that are not finite: its weights hold NaN or infinity, or are damaged"
+        )
+    return features
