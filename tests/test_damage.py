@@ -108,7 +108,7 @@ def test_what_cannot_be_decoded_or_was_cut_off_is_damaged_too(
 
 @pytest.fixture(scope="module")
 def finished(base_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(base_config, tmp_path_factory.mktemp("finished"), "method=coop", "train.epochs=1")
+    return run(base_config, tmp_path_factory.mktemp("finished"), "method=coop", "train.epochs=2")
 
 
 def test_a_run_writes_a_digest_of_each_of_its_files(finished: Path) -> None:

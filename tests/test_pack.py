@@ -156,7 +156,7 @@ def test_micro_batches_are_those_of_a_run_alone(
         return forward(self, inputs, labels, weights)
 
     monkeypatch.setattr(WeightedLoss, "forward", counted)
-    options = ["method=coop", "train.epochs=1", "run.micro_batch=2"]
+    options = ["method=coop", "train.epochs=2", "run.micro_batch=2"]
     runs = [
         Config.from_mapping(override(base_config, [f"run.out={tmp_path}", *options, *own]))
         for own in (["seed=1", "train.batch_size=5"], ["seed=2", "train.batch_size=9"])
