@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
 RESULT_VERSION = 2
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: fp32 with rounded products; needs a GPU, as fp16 does
 
 
 class Section(BaseModel):
@@ -92,7 +92,7 @@ class TrainConfig(Section):
 
 
 class RunConfig(Section):
-    """Where and how it runs; nothing here changes a result."""
+    """Where and how it runs; nothing here changes a result but `compile`, which rounds differently and is in the identity."""
 
     out: Path = Path("runs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -192,12 +192,15 @@ class Digests(NamedTuple):
 def run_name(config: Config, digests: Digests) -> str:
     """The run's identity as a directory name: readable front, then 12 hex digits of everything that determines the result.
 
-    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does.
+    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does, and `run.compile`, which
+    rounds differently. The device is left out on purpose: a run has one identity on all machines, and its provenance names
+    the device.
     """
     settings = config.model_dump(
         mode="json", exclude={"run": True, "data": {"path"}, "backbone": True, "symptoms": True}
     )
-    identity = digest_json({"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()})
+    facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()}
+    identity = digest_json(facts | ({"compile": True} if config.run.compile else {}))
     return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"
 
 
