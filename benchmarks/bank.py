@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def measure() -> Result:
     """Images/s, TFLOP/s and the part of the peak, for each precision."""
-    device = choose_device()
+    device = choose_device("auto").type
     batch = 256 if device == "cuda" else 32
     backbone = load_backbone(BackboneConfig(name="ViT-B-16"), device)
     pixels = torch.randn(batch, 3, backbone.image_size, backbone.image_size, device=device)

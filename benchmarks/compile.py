@@ -23,7 +23,7 @@ REPEATS = 5
 
 def measure() -> Result:
     """Seconds eager and compiled, seconds to compile, and after how many calls that is earned back."""
-    device = choose_device()
+    device = choose_device("auto").type
     backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class("vip")
     method = cls(cls.Config(name="vip"), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
     features = F.normalize(torch.randn(32, backbone.dim, device=device), dim=-1)

@@ -38,7 +38,7 @@ def measure() -> Result:
 
 def _steps() -> dict[str, Any]:
     torch.manual_seed(0)
-    device = choose_device()
+    device = choose_device("auto").type
     backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class("vip")
     methods = [cls(cls.Config(name="vip"), Task(CLASSES, SYMPTOMS), backbone).to(device).train() for _ in range(RUNS)]
     features = F.normalize(torch.randn(32, backbone.dim, device=device), dim=-1)

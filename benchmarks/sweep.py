@@ -111,7 +111,7 @@ def measure() -> Result:
 def _plain_seconds(name: str, data: Path) -> float:
     """Seconds that one run of a method takes on the textbook path."""
     torch.manual_seed(0)
-    device = choose_device()  # where our sweep ran
+    device = choose_device("auto").type  # where our sweep ran
     backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class(name)
     method = cls(cls.Config(name=name), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
     logits, dataset = textbook.plain_logits(method, backbone), Dataset(data)

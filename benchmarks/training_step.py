@@ -51,7 +51,7 @@ def stepper(method: Method, labels: Tensor) -> Callable[[Callable[[], Tensor]], 
 def measure() -> Result:
     """Seconds per step of both paths, and their ratio."""
     torch.manual_seed(0)
-    device = choose_device()
+    device = choose_device("auto").type
     backbone = load_backbone(BackboneConfig(name="ViT-B-16"), device)
     peak = matrix_peak(device)
     rows: list[dict[str, Any]] = []

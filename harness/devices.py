@@ -1,46 +1,51 @@
-"""The device that computes: which it is, how fp32 is rounded there, and copies between it and the host.
+"""The device that computes, how fp32 is rounded there, and copies between it and the host.
 
-Towers and engines keep what is on their device there; all else comes here.
+What the towers and engines hold stays where it is.
 """
 
+from typing import TypeVar, cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import UserError
 
 NEEDS_CUDA = ("tf32", "fp16")
 
+Placed = TypeVar("Placed", bound=Tensor | nn.Module)
 
-def choose_device(device: str = "auto", precision: str = "fp32", option: str = "run.device") -> str:
-    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda", and set for this process how fp32 is rounded on a GPU.
 
-    fp32 is full fp32 unless `precision` is "tf32". cuDNN's own default is TF32 in convolutions, so that features of a patch
-    embedding or a ResNet would be about 1e-3 from those of a CPU.
+def choose_device(name: str, option: str = "run.device", precision: str = "fp32") -> torch.device:
+    """The kind of device that "auto" (a GPU where there is one), "cpu" or "cuda" means here.
+
+    Sets for this process how a GPU rounds fp32: not at all, unless `precision` is "tf32". cuDNN's own default is TF32 in
+    convolutions, which moves what a patch embedding or a ResNet gives by about 1e-3.
 
     Args:
-        option: what the error calls the device.
+        option: where the name was given, for the error.
 
     Raises:
-        UserError: CUDA is asked for, or needed by the precision, and absent.
+        UserError: CUDA is asked for, or needed by the precision, and absent; or the name is another one.
     """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError(f"{option}: no CUDA device is visible here; use cpu")
-    chosen = "cuda" if available and device != "cpu" else "cpu"
-    if chosen == "cpu" and precision in NEEDS_CUDA:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"{option}: no device {name!r}; choose from auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{option}: no CUDA device is visible here; use {option}{'=' if '.' in option else ' '}cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and precision in NEEDS_CUDA:
         raise UserError(f"precision: {precision} needs a GPU; use precision=bf16 or precision=fp32 on a CPU")
     # torch's older switches: they set the newer ones (fp32_precision) as well, whereas once those are set, reading the older ones
     # raises, and libraries read them.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return chosen
+    return device
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device. From pinned memory the copy does not wait for what the device is doing."""
-    return values.to(device, non_blocking=True)
+def to_device(values: Placed, device: torch.device) -> Placed:
+    """A tensor or a module on a device. From pinned memory the copy does not wait for what the device is doing."""
+    return cast(Placed, values.to(device, non_blocking=True))
 
 
 def to_host(values: Tensor) -> Tensor:
-    """Values as float32 on the CPU, detached from any graph."""
+    """A tensor as float32 on the CPU, detached from any graph."""
     return values.detach().float().cpu()

@@ -59,7 +59,7 @@ class Topology:
     def __init__(self, device: str, precision: str, timeout_minutes: float = 30) -> None:
         self.launcher = announced_launcher(os.environ)
         announced = announced_world(os.environ)
-        cpu = choose_device(device, precision) == "cpu"
+        cpu = choose_device(device, precision=precision).type == "cpu"
         self._deepspeed = deepspeed_settings(os.environ, cpu)
         self.zero_stage, self.sharded = zero_stage(self._deepspeed), False
         if self.zero_stage and precision == "fp16":

@@ -1,5 +1,6 @@
 """A small CLIP of transformers with random weights, and the same weights as OpenAI published theirs: a TorchScript archive."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def write_archive(weights: Mapping[str, Tensor], path: Path, openai: bool = True
     for name, number in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
         if openai:
             root.register_buffer(name, torch.tensor(number))
-    torch.jit.trace(root, torch.ones(1)).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch means to give TorchScript up; files of it stay
+        torch.jit.trace(root, torch.ones(1)).save(str(path))
     return path
 
 

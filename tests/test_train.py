@@ -225,8 +225,8 @@ def test_fp32_is_full_unless_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     assert switches() == (False, False)
     with monkeypatch.context() as patched:
         patched.setattr("torch.cuda.is_available", lambda: True)
-        assert choose_device("auto", "tf32") == "cuda"
+        assert choose_device("auto", precision="tf32").type == "cuda"
     assert switches() == (True, True)
     for precision in ("bf16", "fp32"):
-        choose_device("cpu", precision)
+        choose_device("cpu", precision=precision)
         assert switches() == (False, False)

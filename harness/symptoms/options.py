@@ -28,12 +28,13 @@ def class_names(data: Path | None, classes: str | None) -> list[str] | None:
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
     """The backbone that the options name; "auto" is a GPU where there is one."""
+    import torch
+
     from harness.backbone import load_backbone
     from harness.config import BackboneConfig
-    from harness.devices import choose_device
 
-    chosen = choose_device(device, option="--device")
-    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), chosen)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), device)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
