@@ -13,13 +13,14 @@ import torch
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig
+from harness.devices import choose_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measure() -> Result:
     """Images/s, TFLOP/s and the part of the peak, for each precision."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto").type
     batch = 256 if device == "cuda" else 32
     backbone = load_backbone(BackboneConfig(name="ViT-B-16"), device)
     pixels = torch.randn(batch, 3, backbone.image_size, backbone.image_size, device=device)

@@ -15,6 +15,7 @@ from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
 from harness import text_stack
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig
+from harness.devices import choose_device
 from harness.method import Task, method_class
 
 REPEATS = 5
@@ -22,7 +23,7 @@ REPEATS = 5
 
 def measure() -> Result:
     """Seconds eager and compiled, seconds to compile, and after how many calls that is earned back."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto").type
     backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class("vip")
     method = cls(cls.Config(name="vip"), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
     features = F.normalize(torch.randn(32, backbone.dim, device=device), dim=-1)

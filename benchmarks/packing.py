@@ -20,6 +20,7 @@ from benchmarks.sweep import make_dataset, timed_sweep, write_grid
 from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig
+from harness.devices import choose_device
 from harness.files import atomic_directory
 from harness.method import Task, method_class
 from harness.pack import compute_together
@@ -37,7 +38,7 @@ def measure() -> Result:
 
 def _steps() -> dict[str, Any]:
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto").type
     backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class("vip")
     methods = [cls(cls.Config(name="vip"), Task(CLASSES, SYMPTOMS), backbone).to(device).train() for _ in range(RUNS)]
     features = F.normalize(torch.randn(32, backbone.dim, device=device), dim=-1)

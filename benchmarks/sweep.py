@@ -29,6 +29,7 @@ from harness.config import BackboneConfig
 from harness.data.reader import Dataset
 from harness.data.shards import write_dataset
 from harness.data.sources import read_folder
+from harness.devices import choose_device
 from harness.files import write_json
 from harness.method import Task, method_class
 from harness.results import read_runs
@@ -110,8 +111,9 @@ def measure() -> Result:
 def _plain_seconds(name: str, data: Path) -> float:
     """Seconds that one run of a method takes on the textbook path."""
     torch.manual_seed(0)
-    backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16")), method_class(name)
-    method = cls(cls.Config(name=name), Task(CLASSES, SYMPTOMS), backbone).train()
+    device = choose_device("auto").type  # where our sweep ran
+    backbone, cls = load_backbone(BackboneConfig(name="ViT-B-16"), device), method_class(name)
+    method = cls(cls.Config(name=name), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
     logits, dataset = textbook.plain_logits(method, backbone), Dataset(data)
     files = {
         split: [(samples.image_bytes(place), int(samples.labels[place])) for place in range(len(samples))]

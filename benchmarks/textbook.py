@@ -30,10 +30,11 @@ def plain_logits(method: Method, backbone: Backbone) -> Callable[[Tensor], Tenso
     def encode(texts: list[str], context: Tensor | None) -> Tensor:
         prompts = PromptBatch(tower, [context_prompt(tower, text, length) for text in texts], texts)
         filled = prompts.embeddings if context is None else prompts.fill(context).embeddings
-        x = tower.embed(torch.zeros(len(texts), tower.context_length, dtype=torch.long)).clone()
+        x = tower.embed(torch.zeros(len(texts), tower.context_length, dtype=torch.long, device=tower.device)).clone()
         x[:, : filled.shape[1]] = filled
         x = tower.ln_final(tower.transformer(x + tower.positional_embedding, attn_mask=tower.attn_mask))
-        return x[torch.arange(len(x)), prompts.lengths - 1] @ tower.text_projection
+        ends = (prompts.lengths - 1).to(tower.device)
+        return x[torch.arange(len(x), device=tower.device), ends] @ tower.text_projection
 
     def vip(images: Tensor) -> Tensor:
         merged = []
@@ -78,12 +79,13 @@ def train_epoch(
             v2.Normalize(list(backbone.mean), list(backbone.std)),
         ]
     )
-    order = torch.randperm(len(files)).tolist()
+    order, device = torch.randperm(len(files)).tolist(), backbone.text.device
     for first in range(0, len(files), batch):
         chosen = [files[place] for place in order[first : first + batch]]
         pixels = torch.stack([augment(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in chosen])
+        labels = torch.tensor([label for _, label in chosen])
         optimizer.zero_grad()
-        F.cross_entropy(logits(pixels), torch.tensor([label for _, label in chosen])).backward()
+        F.cross_entropy(logits(pixels.to(device)), labels.to(device)).backward()
         optimizer.step()
 
 
@@ -92,11 +94,12 @@ def test(
     logits: Callable[[Tensor], Tensor], files: Sequence[tuple[bytes, int]], backbone: Backbone, batch: int
 ) -> float:
     """Accuracy on (image file, label) pairs with the model's own preprocessing."""
-    right = 0
+    right, device = 0, backbone.text.device
     for first in range(0, len(files), batch):
         chosen = files[first : first + batch]
         pixels = torch.stack(
             [backbone.eval_transform(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in chosen]
         )
-        right += int((logits(pixels).argmax(1) == torch.tensor([label for _, label in chosen])).sum())
+        labels = torch.tensor([label for _, label in chosen])
+        right += int((logits(pixels.to(device)).argmax(1).cpu() == labels).sum())
     return right / len(files)

@@ -19,6 +19,7 @@ from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
 from benchmarks.textbook import plain_logits
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig
+from harness.devices import choose_device
 from harness.method import Method, Task, method_class
 
 CLASSES = ["melanoma", "nevus"]
@@ -50,16 +51,15 @@ def stepper(method: Method, labels: Tensor) -> Callable[[Callable[[], Tensor]], 
 def measure() -> Result:
     """Seconds per step of both paths, and their ratio."""
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_device(device)
+    device = choose_device("auto").type
     backbone = load_backbone(BackboneConfig(name="ViT-B-16"), device)
     peak = matrix_peak(device)
     rows: list[dict[str, Any]] = []
     for name, batch in BATCH.items():
         cls = method_class(name)
         method = cls(cls.Config(name=name), Task(CLASSES, SYMPTOMS), backbone).to(device).train()
-        pixels = torch.randn(batch, 3, backbone.image_size, backbone.image_size)
-        step = stepper(method, torch.randint(2, (batch,)))
+        pixels = torch.randn(batch, 3, backbone.image_size, backbone.image_size, device=device)
+        step = stepper(method, torch.randint(2, (batch,), device=device))
         plain = plain_logits(method, backbone)
         with torch.no_grad():
             features = backbone.encode_images(pixels)
@@ -77,7 +77,6 @@ def measure() -> Result:
                 "floor_s": floor_s,
             }
         )
-    torch.set_default_device(None)
     return Result(
         "A training step from the bank against the textbook path (ViT-B-16, 2 classes x 4 symptoms, fp32)",
         rows,

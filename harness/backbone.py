@@ -1,20 +1,14 @@
 """open_clip models seen as an image tower and a text tower that accepts embeddings.
 
-All knowledge of open_clip's kinds of models is here: `CLIP` (ViT and ResNet image towers), `CustomTextCLIP` with
-open_clip's own text transformer, and `CustomTextCLIP` with a Hugging Face text tower (as BiomedCLIP has). Sizes: d is
-the joint embedding size, w the text tower's width; they differ in several models.
+All knowledge of open_clip's kinds of models is here: `CLIP` (ViT and ResNet image towers), `CustomTextCLIP` with open_clip's
+own text transformer, and `CustomTextCLIP` with a Hugging Face text tower (as BiomedCLIP has); harness/weights.py builds and
+loads them. Sizes: d is the joint embedding size, w the text tower's width; they differ in several models.
 """
 
-import hashlib
-import json
 import logging
-import pickle
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
@@ -22,14 +16,15 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.config import BackboneConfig
 from harness.errors import UserError
-from harness.files import digest_json, read_json
 from harness.prompts import PromptBatch, Prompts
 from harness.text_stack import encode_ends, supports
+from harness.weights import create, digest
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +32,6 @@ UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a
 TEXTS_PER_PASS = 1024
 # What autograd keeps of a token, per block and unit of width: about ten fp32 numbers, as tests/test_text_stack.py measures.
 BYTES_PER_ACTIVATION = 48
-CONFIG_FILE = "open_clip_config.json"
 
 
 class TextTower(nn.Module):
@@ -178,7 +172,7 @@ class ClipTextTower(TextTower):
         if self.pool_type == "last":
             return self._project(x[:, -1])
         # "argmax" and "eos" both point at the end token
-        return self._project(x[torch.arange(len(x), device=x.device), prompts.lengths.to(x.device) - 1])
+        return self._project(x[torch.arange(len(x), device=x.device), prompts.lengths_on(x.device) - 1])
 
     def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
@@ -207,7 +201,8 @@ class HuggingFaceTextTower(TextTower):
 
     def encode(self, prompts: Prompts) -> Tensor:
         longest = int(prompts.lengths.max())
-        mask = (torch.arange(longest) < prompts.lengths[:, None]).long().to(self.device)
+        lengths = prompts.lengths_on(prompts.embeddings.device)
+        mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()
         output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
         return self.proj(self.pooler(output, mask))
 
@@ -231,7 +226,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: CLIP | CustomTextCLIP, tokenizer: Any, architecture: Any) -> None:
         super().__init__()
-        self.digest = _digest(model, architecture)
+        self.digest = digest(model, architecture)
         self.image = model.visual
         self.text = _text_tower(model, tokenizer)
         self.register_buffer("logit_scale", model.logit_scale.detach().exp().float().reshape(()))
@@ -239,6 +234,7 @@ class Backbone(nn.Module):
         size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
         self.image_size, self.mean, self.std = size, tuple(preprocess.mean), tuple(preprocess.std)
         self.eval_transform = image_transform_v2(preprocess, is_train=False)
+        self.eval_transform(Image.new("RGB", (size, size)))  # settings that cannot be used are found now
         self.requires_grad_(False)
         self.eval()
         with torch.no_grad():
@@ -265,76 +261,33 @@ READ_IN_PIECES = (TextTower, nn.MultiheadAttention, AttentionPool2d)
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
     """Build a backbone and load its weights.
 
-    `config.name` is an open_clip name ("ViT-B-16"; `pretrained` is a tag or a checkpoint file), an "hf-hub:" id, a folder
-    with open_clip_config.json and weights, or a model JSON of one's own (`pretrained` is its safetensors file). Without
-    `pretrained` a named or JSON model gets random weights, the same ones each time. Files are read as safetensors or with
-    torch's weights-only reader; nothing is unpickled.
+    `config.name` is an open_clip name ("ViT-B-16"; `pretrained` is a tag or a checkpoint file, OpenAI's own .pt files among
+    them), an "hf-hub:" id, a folder with open_clip_config.json and weights, or a model JSON of one's own (`pretrained` is its
+    weights file). Without `pretrained` a named or JSON model gets random weights, the same ones each time. Whether it has
+    QuickGELU follows from the tag, or OpenAI's file; otherwise from its name or config. Files are read as safetensors, with
+    torch's weights-only reader, or by harness/torchscript.py; nothing is unpickled.
 
     Raises:
-        UserError: no such model, tag or file, or the file does not fit the model.
+        UserError: no such model, tag or file, or one that is damaged, does not fit, or is of a kind that is not supported.
     """
     try:
-        model, tokenizer, architecture = _create(config)
+        backbone = Backbone(*create(config))
     except UserError:
         raise
-    except (RuntimeError, ValueError, OSError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())
+    except (
+        Exception
+    ) as error:  # open_clip and what it calls have no common kind of error for files that they cannot use
+        log.debug("backbone", exc_info=True)
+        reason = " ".join(str(error).split())[:400]
+        kind = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
         what = f"{config.name!r} (pretrained {config.pretrained!r})"
-        raise UserError(f"backbone {what} cannot be loaded: {reason[:400]}") from error
-    return Backbone(model, tokenizer, architecture).to(device)
+        raise UserError(f"backbone {what} cannot be loaded: {kind}{reason}") from error
+    return backbone.to(device)
 
 
 def backbone_digest(config: BackboneConfig) -> str:
     """The digest of the backbone that a config names (loads it)."""
     return load_backbone(config).digest
-
-
-def _create(config: BackboneConfig) -> tuple[Any, Any, Any]:
-    path, name, options = Path(config.name), config.name, {}
-    if name.startswith("hf-hub:"):
-        architecture: Any = name
-    elif path.is_dir():
-        name = f"local-dir:{path}"
-        architecture = read_json(path / CONFIG_FILE)
-        if config.pretrained:
-            raise UserError(f"backbone.pretrained: the folder {path} holds the weights; leave pretrained out")
-    elif path.suffix == ".json":
-        architecture = read_json(path)
-        options["force_preprocess_cfg"] = architecture.get("preprocess_cfg", {})
-        name = _register(path, architecture.get("model_cfg", architecture))
-    else:
-        architecture = open_clip.get_model_config(name.replace("/", "-"))
-        if architecture is None:
-            raise UserError(
-                f"backbone.name: {name!r} is no open_clip model, hf-hub: id, folder or model JSON; {_nearest(name)}"
-            )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.create_model(
-            name, config.pretrained, pretrained_image=False, pretrained_text=False, weights_only=True, **options
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    if not name.startswith(("hf-hub:", "local-dir:")) and not config.pretrained:
-        log.warning("backbone %s: no pretrained weights named, so its weights are random", config.name)
-    if not isinstance(model, CLIP | CustomTextCLIP):
-        raise UserError(
-            f"backbone.name: {config.name!r} is a {type(model).__name__}; only CLIP and CustomTextCLIP are supported"
-        )
-    return model, tokenizer, architecture
-
-
-def _register(path: Path, model_config: dict[str, Any]) -> str:
-    """Make a model JSON of the user's known to open_clip, under a name of its own; paths in it are relative to it."""
-    text = model_config.get("text_cfg", {})
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        if key in text and (path.parent / text[key]).exists():
-            text[key] = str((path.parent / text[key]).resolve())
-    name = f"{path.stem}-{digest_json(model_config)[:12]}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.json"
-        file.write_text(json.dumps(model_config))
-        open_clip.add_model_config(file)
-    return name
 
 
 def _text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
@@ -345,24 +298,8 @@ def _text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
     return HuggingFaceTextTower(model.text, tokenizer)
 
 
-def _digest(model: Any, architecture: Any) -> str:
-    settings = json.dumps([architecture, model.visual.preprocess_cfg], sort_keys=True, default=str)
-    digest = hashlib.sha256(settings.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _without_padding(ids: list[int], pad: int) -> list[int]:
     length = len(ids)
     while length and ids[length - 1] == pad:
         length -= 1
     return ids[:length]
-
-
-def _nearest(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists the names"

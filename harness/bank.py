@@ -31,7 +31,12 @@ FACTS, LOCK, VIEWS = "facts.json", ".lock", "view-*.bin"
 VERSION = 2
 BLOCK = 4096  # bytes, in which file systems give room
 # Features are stored, and used, in the precision that they were computed in. NumPy has no bfloat16, so int16 holds its bits.
-STORED = {"fp32": (np.float32, torch.float32), "fp16": (np.float16, torch.float16), "bf16": (np.int16, torch.bfloat16)}
+STORED = {
+    "fp32": (np.float32, torch.float32),
+    "tf32": (np.float32, torch.float32),
+    "fp16": (np.float16, torch.float16),
+    "bf16": (np.int16, torch.bfloat16),
+}
 
 
 class FeatureBank:

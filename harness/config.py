@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
 RESULT_VERSION = 3
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: fp32 with rounded products; needs a GPU, as fp16 does
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # what fp32 holds
@@ -144,7 +144,7 @@ class TrainConfig(Section):
 
 
 class RunConfig(Section):
-    """Where and how it runs; nothing here changes a result."""
+    """Where and how it runs; nothing here changes a result but `compile`, which rounds differently and is in the identity."""
 
     out: HomePath = Path("runs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -237,13 +237,15 @@ class Digests(NamedTuple):
 def run_name(config: Config, digests: Digests) -> str:
     """The run's identity as a directory name: readable front, then 12 hex digits of everything that determines the result.
 
-    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does. Nor does `data.fewer`, which
-    decides whether there is a result, and not which.
+    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does, and `run.compile`, which
+    rounds differently. The device is left out on purpose: a run has one identity on all machines, and its provenance names
+    the device. So is `data.fewer`, which decides whether there is a result, and not which.
     """
     settings = config.model_dump(
         mode="json", exclude={"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
     )
-    identity = digest_json({"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()})
+    facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()}
+    identity = digest_json(facts | ({"compile": True} if config.run.compile else {}))
     return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"
 
 

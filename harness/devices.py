@@ -1,4 +1,7 @@
-"""The device that computes, and copies between it and the host; what the towers and engines hold stays where they are."""
+"""The device that computes, how fp32 is rounded there, and copies between it and the host.
+
+What the towers and engines hold stays where it is.
+"""
 
 from typing import TypeVar, cast
 
@@ -7,23 +10,35 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 
+NEEDS_CUDA = ("tf32", "fp16")
+
 Placed = TypeVar("Placed", bound=Tensor | nn.Module)
 
 
-def choose_device(name: str, option: str = "run.device") -> torch.device:
+def choose_device(name: str, option: str = "run.device", precision: str = "fp32") -> torch.device:
     """The kind of device that "auto" (a GPU where there is one), "cpu" or "cuda" means here.
+
+    Sets for this process how a GPU rounds fp32: not at all, unless `precision` is "tf32". cuDNN's own default is TF32 in
+    convolutions, which moves what a patch embedding or a ResNet gives by about 1e-3.
 
     Args:
         option: where the name was given, for the error.
 
     Raises:
-        UserError: CUDA is asked for and absent, or the name is another one.
+        UserError: CUDA is asked for, or needed by the precision, and absent; or the name is another one.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"{option}: no device {name!r}; choose from auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{option}: no CUDA device is visible here; use {option}{'=' if '.' in option else ' '}cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and precision in NEEDS_CUDA:
+        raise UserError(f"precision: {precision} needs a GPU; use precision=bf16 or precision=fp32 on a CPU")
+    # torch's older switches: they set the newer ones (fp32_precision) as well, whereas once those are set, reading the older ones
+    # raises, and libraries read them.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return device
 
 
 def to_device(values: Placed, device: torch.device) -> Placed:

@@ -175,9 +175,25 @@ def image_features(backbone: Backbone, pixels: Tensor, topology: Topology) -> Te
         return backbone.encode_images(pixels).to(STORED[topology.precision][1]).float()
 
 
-def bank_facts(backbone: str, dataset: str, split: str, precision: str, train: TrainConfig | None) -> dict[str, Any]:
-    """What determines the features of a split: digests of backbone and dataset, precision, and the augmentation if any."""
-    facts: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "split": split, "precision": precision}
+def bank_facts(
+    backbone: str,
+    dataset: str,
+    split: str,
+    precision: str,
+    train: TrainConfig | None,
+    *,
+    device: str,
+    compiled: bool,
+) -> dict[str, Any]:
+    """What determines the features of a split: what goes in, the augmentation if any, and all that rounds differently.
+
+    Args:
+        backbone, dataset: digests.
+        device: "cpu" or "cuda".
+        compiled: whether the image tower runs through torch.compile.
+    """
+    facts: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "split": split}
+    facts |= {"precision": precision, "device": device, "compiled": compiled}
     if train is not None:
         augmentation = {"seed": train.augmentation_seed, "crop_scale": list(train.crop_scale), "flip": train.flip}
         facts["augmentation"] = augmentation

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from harness.devices import to_device
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def lengths_on(self, device: torch.device) -> Tensor:
+        """The lengths [P] int64 on a device; with text_stack's layouts all that crosses from the CPU when prompts are encoded."""
+        return _lengths_on(self.lengths.numpy().tobytes(), device)
+
     def split(self, size: int) -> "list[Prompts]":
         """Parts of about `size` prompts, in order: some whole groups each, or where one group is larger, parts of groups."""
         each = len(self) // self.groups
@@ -62,6 +68,12 @@ class Prompts:
         return Prompts(embeddings, lengths, sum(part.groups for part in parts), first.shared)
 
 
+# A step's lengths are those of the step before; a copy from the CPU waits for what the device still computes.
+@lru_cache(maxsize=64)
+def _lengths_on(lengths: bytes, device: torch.device) -> Tensor:
+    return to_device(torch.frombuffer(bytearray(lengths), dtype=torch.int64), device)
+
+
 class PromptBatch(nn.Module):
     """P prompts, each with M slots that context vectors fill; everything else is the tower's frozen token embedding.
 
@@ -87,15 +99,16 @@ class PromptBatch(nn.Module):
                     f"takes {tower.context_length}; shorten it"
                 )
         width = tower.context_length if tower.pads_to_context_length else max(len(row) for row in rows)
-        tokens = torch.tensor([row + [tower.pad] * (width - len(row)) for row in rows], device=tower.device)
+        # Which positions are slots is found on the CPU, where the tokens are; then all goes to the tower's device once.
+        tokens = torch.tensor([row + [tower.pad] * (width - len(row)) for row in rows], device="cpu")
         is_slot = tokens == SLOT
+        slots = to_device(is_slot.nonzero()[:, 1].view(len(rows), -1), tower.device)
         with torch.no_grad():
-            embeddings = tower.embed(tokens.clamp(min=0)).float()
-        embeddings[is_slot] = 0.0
-        slots = is_slot.nonzero()[:, 1].view(len(rows), -1)
+            embeddings = tower.embed(to_device(tokens.clamp(min=0), tower.device)).float()
+        embeddings.masked_fill_(to_device(is_slot[..., None], tower.device), 0.0)
         self.register_buffer("embeddings", embeddings, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
-        self.lengths = torch.tensor([len(row) for row in rows])
+        self.lengths = torch.tensor([len(row) for row in rows], device="cpu")
         self.shared = _shared_front(rows)
         self.shared_words = _shared_front([row[: row.index(SLOT)] if SLOT in row else row for row in rows], whole=True)
 
@@ -148,7 +161,7 @@ def context_vectors(tower: "TextTower", words: str | None, length: int | None, c
     """Learned context [copies, M, w]: the embeddings of `words` (M is their token count), or M = `length` draws N(0, 0.02)."""
     if words is None:
         assert length is not None
-        return nn.Parameter(torch.randn(copies, length, tower.width) * CONTEXT_STD)
+        return nn.Parameter(torch.randn(copies, length, tower.width, device="cpu") * CONTEXT_STD)  # the CPU's generator
     with torch.no_grad():
-        tokens = torch.tensor([tower.tokenize(words.replace("_", " "))], device=tower.device)
-        return nn.Parameter(tower.embed(tokens).float().repeat(copies, 1, 1))
+        tokens = torch.tensor([tower.tokenize(words.replace("_", " "))], device="cpu")
+        return nn.Parameter(tower.embed(to_device(tokens, tower.device)).float().repeat(copies, 1, 1))

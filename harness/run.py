@@ -138,7 +138,7 @@ def fill_banks(configs: Sequence[Config]) -> None:
         setup_logging(topology.is_main)
         with topology.signals.listening(), topology.as_one(), disk_errors(first.run.out):
             for config in configs:
-                reads = (config.data.path, config.backbone, config.symptoms)
+                reads = (config.data.path, config.backbone, config.symptoms, config.run.compile)
                 if reads not in loaded:
                     loaded[reads] = load_inputs(config, topology)
                 Job(config, loaded[reads], topology, directory=None).fill_bank()
@@ -238,14 +238,22 @@ class Job:
         config, inputs = self.config, self.inputs
         if not config.run.bank or self.method.needs != "features":
             return None
-        facts = bank_facts(inputs.backbone.digest, inputs.dataset.info.digest, split, config.precision, train)
+        facts = bank_facts(
+            inputs.backbone.digest,
+            inputs.dataset.info.digest,
+            split,
+            config.precision,
+            train,
+            device=self.topology.device.type,
+            compiled=config.run.compile,
+        )
         bound = int(config.run.bank_gib * 2**30) if config.run.bank_gib else None
         return FeatureBank(config.run.out / BANK, facts, samples.split_size, inputs.backbone.dim, bound)
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
     """A method at its start, on the backbone's device; its random values are keyed by the run's seed."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the CPU's generator alone: no run starts CUDA for it
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)
     return to_device(method, backbone.logit_scale.device)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from harness.devices import to_device
 from harness.prompts import Prompts
 
 
@@ -136,20 +137,20 @@ def _flat(x: Tensor) -> Tensor:
 @lru_cache(maxsize=64)  # a training step's layout is that of the step before; the copies to the device are made once
 def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device: torch.device) -> Layout:
     lengths = torch.frombuffer(bytearray(lengths_bytes), dtype=torch.int64)
-    own, rows = lengths - shared, torch.arange(len(lengths))
+    own, rows = lengths - shared, torch.arange(len(lengths), device="cpu")
     assert own.min() > 0, "every prompt has a token of its own"
     longest = int(own.max())
     row = rows.repeat_interleave(own)
-    column = torch.arange(len(row)) - (own.cumsum(0) - own).repeat_interleave(own)
-    columns = torch.arange(shared + longest)
+    column = torch.arange(len(row), device="cpu") - (own.cumsum(0) - own).repeat_interleave(own)
+    columns = torch.arange(shared + longest, device="cpu")
     ragged = len(row) < len(lengths) * longest
     return Layout(
         groups=groups,
         shared=shared,
         longest=longest,
-        source=(row * length + shared + column).to(device),
-        places=(row * longest + column).to(device) if ragged else None,
-        ends=(groups * shared + own.cumsum(0) - 1).to(device),
-        causal=(columns <= shared + torch.arange(longest)[:, None]).to(device),
-        until_end=(columns < lengths[:, None])[:, None, None].to(device),
+        source=to_device(row * length + shared + column, device),
+        places=to_device(row * longest + column, device) if ragged else None,
+        ends=to_device(groups * shared + own.cumsum(0) - 1, device),
+        causal=to_device(columns <= shared + columns[:longest, None], device),
+        until_end=to_device((columns < lengths[:, None])[:, None, None], device),
     )

@@ -40,7 +40,7 @@ from harness.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MIXED_PRECISION = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 SECONDS_TO_DROP_TENSORS = 0.3
 FIRST_FAILURE = "vipbench/failure"  # in the store that the ranks share
 ENDED_SILENTLY = "another process of this run ended without a word"
@@ -56,30 +56,28 @@ class Topology:
     """The processes of this run, and what they do together.
 
     Args:
-        device: "auto", "cpu" or "cuda". precision: "fp32", "bf16" or "fp16".
+        device: "auto", "cpu" or "cuda". precision: "fp32", "tf32", "bf16" or "fp16".
         timeout_minutes: after which a rank that waits for the others in vain gives up.
 
     Attributes:
         rank, world: this process's number and how many there are.
         device: where this process computes.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         launcher: "python", "torchrun" or "accelerate".
         zero_stage: DeepSpeed's stage 1, 2 or 3; 0 without DeepSpeed.
         sharded: whether weights lie in pieces on the ranks: a forward pass is then a thing that all ranks do together.
         signals: those that ask for an end; `each` heeds them between its passes.
 
     Raises:
-        UserError: CUDA asked for and absent, fp16 on a CPU or under DeepSpeed, settings of DeepSpeed that do not fit, something
-            of accelerate's that is not supported, or fewer processes than the launcher announced.
+        UserError: CUDA asked for and absent, tf32 or fp16 on a CPU, fp16 under DeepSpeed, settings of DeepSpeed that do not fit,
+            something of accelerate's that is not supported, or fewer processes than the launcher announced.
     """
 
     def __init__(self, device: str, precision: str, timeout_minutes: float = 30) -> None:
         refuse_unsupported(os.environ)
         self.launcher = announced_launcher(os.environ)
         announced = announced_world(os.environ)
-        cpu = choose_device(device).type == "cpu"
-        if cpu and precision == "fp16":
-            raise UserError("precision: fp16 trains on a GPU only; use precision=bf16 or precision=fp32 on a CPU")
+        cpu = choose_device(device, precision=precision).type == "cpu"
         self._deepspeed = deepspeed_settings(os.environ, cpu)
         self.zero_stage, self.sharded = zero_stage(self._deepspeed), False
         if self.zero_stage and precision == "fp16":

@@ -26,7 +26,8 @@ from harness.prompts import PromptBatch, context_prompt, context_vectors
 
 FIXED_CONTEXT = "a photo of a"
 QUERY_STD = 0.02
-# Learning rate and batch size of the paper, by backbone; ViT-B-16's where the backbone is another.
+# Learning rate and batch size of the paper, by backbone (with or without -quickgelu, OpenAI's weights have it anyhow); ViT-B-16's
+# where the backbone is another.
 PAPER_RATES = {"ViT-B-16": (0.002, 32), "ViT-L-14-336": (0.002, 16), "RN50x64": (0.001, 8)}
 
 
@@ -105,7 +106,7 @@ class ViP(TextClassifier):
 
     @classmethod
     def recipe(cls, config: Any, shots: int | str, backbone: str) -> Mapping[str, Any]:
-        lr, batch_size = PAPER_RATES.get(backbone.replace("/", "-"), PAPER_RATES["ViT-B-16"])
+        lr, batch_size = PAPER_RATES.get(backbone.replace("/", "-").removesuffix("-quickgelu"), PAPER_RATES["ViT-B-16"])
         return {"lr": lr, "batch_size": batch_size, "epochs": 50, "select": "best"}
 
     @classmethod

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from harness.backbone import Backbone, load_backbone
 from harness.cli import app
 from harness.config import BackboneConfig
+from harness.weights import create
 
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -90,11 +91,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def towers(model_folder: Path) -> dict[str, Towers]:
     """All kinds of backbones, by name."""
-    from harness import backbone as module
-
     built = {}
     for name in MODELS:
-        model, tokenizer, architecture = module._create(BackboneConfig(name=str(model_folder / f"{name}.json")))
+        model, tokenizer, architecture = create(BackboneConfig(name=str(model_folder / f"{name}.json")))
         built[name] = Towers(Backbone(model, tokenizer, architecture), model, tokenizer)
     return built
 

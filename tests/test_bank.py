@@ -21,7 +21,9 @@ from harness.bank import STORED, FeatureBank, list_banks, prune
 from harness.cli import app
 from harness.config import Config, override
 from harness.errors import UserError
-from harness.run import execute
+from harness.features import bank_facts
+from harness.files import digest_json, read_json
+from harness.run import Job, execute, fill_banks
 
 
 def bank(root: Path, **facts: Any) -> FeatureBank:
@@ -93,7 +95,7 @@ def test_the_bound_makes_room_and_holds(tmp_path: Path) -> None:
     assert len(list_banks(tmp_path)) == 2, "what does not fit anyway makes nobody leave"
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 20), ("bf16", 12), ("fp16", 12)])
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 20), ("tf32", 20), ("bf16", 12), ("fp16", 12)])
 def test_features_are_stored_in_the_precision_they_were_computed_in(tmp_path: Path, precision: str, size: int) -> None:
     store = bank(tmp_path, precision=precision)
     values = torch.rand(10, 4).to(STORED[precision][1]).float()
@@ -270,3 +272,43 @@ def test_images_are_encoded_once_for_all_runs_of_a_folder(
     encoded.clear()
     run(base_config, tmp_path, "method=coop", "data.shots=4", "train.epochs=9", "train.views=3")
     assert sum(encoded) == 0, "three views in turn"
+
+
+def test_what_rounds_differently_has_a_bank_of_its_own() -> None:
+    facts = [
+        bank_facts("b", "d", "test", precision, None, device=device, compiled=compiled)
+        for precision, device, compiled in [
+            ("fp32", "cpu", False),
+            ("fp32", "cuda", False),
+            ("tf32", "cuda", False),
+            ("fp32", "cpu", True),
+        ]
+    ]
+    assert len({digest_json(fact) for fact in facts}) == len(facts)
+
+
+def test_a_compiled_tower_is_not_shared_with_runs_that_want_none(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process the bank is built for both, each with its own tower."""
+    seen: list[tuple[bool, bool]] = []
+
+    def compiled(job: Job) -> None:
+        seen.append((job.config.run.compile, job.inputs.backbone.image._compiled_call_impl is not None))
+
+    monkeypatch.setattr(Job, "fill_bank", compiled)
+    out = f"run.out={tmp_path}"
+    fill_banks(
+        [
+            Config.from_mapping(override(base_config, [out, f"run.compile={compile}"]))
+            for compile in ("true", "false", "true")
+        ]
+    )
+    assert seen == [(True, True), (False, False), (True, True)]
+    facts = [read_json(path) for path in (tmp_path / ".bank").glob("*/facts.json")]
+    assert sorted((fact["split"], fact["compiled"]) for fact in facts) == [
+        ("train", False),
+        ("train", True),
+        ("val", False),
+        ("val", True),
+    ]

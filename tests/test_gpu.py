@@ -1,4 +1,8 @@
-"""On a CUDA device: the same numbers as on a CPU, half precision, CoCoOp's memory, NCCL, and DeepSpeed with CPU offload."""
+"""On a CUDA device: the same numbers as on a CPU, half precision, CoCoOp's memory, NCCL, and DeepSpeed with CPU offload.
+
+The bounds between GPU and CPU are those that full fp32 keeps: sums in another order move a unit vector's entries by some 1e-7
+per layer, TF32 by about 1e-3. They were set without a GPU at hand and have not been measured on one yet.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,11 @@ import torch.nn.functional as F
 
 from harness.backbone import load_backbone
 from harness.config import BackboneConfig, Config, override
+from harness.devices import choose_device
 from harness.method import Task, method_class
 from harness.results import read_runs
 from harness.run import execute
+from tests.conftest import MODELS
 from tests.integration import launching
 
 pytestmark = [
@@ -32,7 +38,34 @@ def test_a_gpu_gives_the_numbers_of_a_cpu(base_config: dict[str, Any], tmp_path:
     for device in ("cpu", "cuda"):
         path = run(base_config, tmp_path / device, f"method={method}", f"run.device={device}")
         logits.append(np.stack(pd.read_parquet(path / "predictions.parquet")["logits"].to_list()))
-    assert np.abs(logits[0] - logits[1]).max() < 1e-2
+    # Logits are about 14 times (the untrained scale) a product of unit vectors; training amplifies what they start with.
+    assert np.abs(logits[0] - logits[1]).max() < (1e-4 if method == "zero_shot" else 1e-3)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_a_gpu_gives_the_features_of_a_cpu(model_folder: Path, kind: str) -> None:
+    choose_device("cuda")
+    config, numbers = BackboneConfig(name=str(model_folder / f"{kind}.json")), torch.Generator().manual_seed(0)
+    pixels = torch.randn(4, 3, 32, 32, generator=numbers)
+    features = []
+    for device in ("cpu", "cuda"):
+        backbone = load_backbone(config, device)
+        with torch.no_grad():
+            images = backbone.encode_images(pixels.to(device)).cpu()
+            texts = F.normalize(backbone.text.encode_texts(["a photo of a melanoma.", "round"]), dim=-1).cpu()
+        features.append((images, texts))
+    for cpu, cuda in zip(*features, strict=True):
+        assert (cpu - cuda).abs().max() < 1e-5
+
+
+def test_tf32_is_on_only_where_it_is_asked_for(base_config: dict[str, Any], tmp_path: Path) -> None:
+    """Products rounded to 10 bits move logits, by far less than half precision would."""
+    logits = []
+    for precision in ("fp32", "tf32"):
+        path = run(base_config, tmp_path, "method=zero_shot", f"precision={precision}", "run.device=cuda")
+        logits.append(np.stack(pd.read_parquet(path / "predictions.parquet")["logits"].to_list()))
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert np.abs(logits[0] - logits[1]).max() < 0.1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -86,7 +86,7 @@ def test_little_memory_changes_neither_features_nor_gradients(
         with torch.no_grad():
             assert (tower(prompts.fill(context)) - features).abs().max() < 1e-5
     for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5 * float(first.detach().abs().max()))
 
 
 @contextmanager
@@ -114,3 +114,15 @@ def test_the_estimate_of_memory_is_about_what_autograd_keeps(tmp_path: Path) -> 
         tower(prompts.fill(torch.randn(1, 3, tower.width, requires_grad=True)))
     activations = sum(size for place, size in kept.items() if place not in weights)
     assert 0.8 < tower.bytes_per_token * int(prompts.lengths.sum()) / activations < 1.6
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_towers_compute_where_they_are_whatever_the_default_device(towers: dict[str, Towers], kind: str) -> None:
+    """Lengths, layouts and masks are made on a device that is said, never on one that happens to be torch's default."""
+    tower = towers[kind].backbone.text
+    context = torch.randn(1, 3, tower.width)
+    bodies = [*BODIES, f"lengths that only the test of {kind} has had so far"]  # so that no cache has them
+    tokens = [[SLOT] * 3 + tower.tokenize(body) for body in bodies]
+    with torch.device("meta"):
+        inside = tower(PromptBatch(tower, tokens, bodies).fill(context))
+    assert (inside - tower(PromptBatch(tower, tokens, bodies).fill(context))).abs().max() < 1e-5

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint import Checkpoints
 from harness.config import RunConfig, TrainConfig
+from harness.devices import choose_device
 from harness.errors import UserError
 from harness.features import Batch, global_batches
 from harness.topology import Topology, announced_launcher, announced_world
@@ -228,8 +229,29 @@ def test_a_world_that_is_not_the_announced_one_is_refused(monkeypatch: pytest.Mo
 
 
 def test_what_the_device_cannot_do_is_refused() -> None:
-    with pytest.raises(UserError, match="fp16 trains on a GPU only"):
-        Topology("cpu", "fp16")
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(UserError, match=f"{precision} needs a GPU"):
+            Topology("cpu", precision)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):
             Topology("cuda", "fp32")
+
+
+def test_fp32_is_full_unless_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions use TF32 by default; the switches can be set without a GPU, and read as libraries do."""
+
+    def switches() -> tuple[bool, bool]:
+        with torch.backends.cudnn.flags(enabled=True):  # reads them all, and puts them back
+            pass
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    Topology("cpu", "fp32").close()
+    assert switches() == (False, False)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.cuda.is_available", lambda: True)
+        assert choose_device("auto", precision="tf32").type == "cuda"
+    assert switches() == (True, True)
+    for precision in ("bf16", "fp32"):
+        choose_device("cpu", precision=precision)
+        assert switches() == (False, False)

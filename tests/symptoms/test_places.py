@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from harness.data import shards
+from harness.devices import choose_device
 from harness.errors import UserError
 from harness.symptoms.cache import Request, Response, ResponseCache
 from harness.symptoms.cli import app
 from harness.symptoms.options import check_output, writing
-from harness.devices import choose_device
 
 
 def invoke(*words: object) -> Result:

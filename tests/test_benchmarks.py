@@ -1,0 +1,50 @@
+"""Benchmarks compare what runs on one device, and compute the same on both sides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import sweep, training_step
+from harness.backbone import Backbone, load_backbone
+from harness.config import BackboneConfig
+
+pretended_gpu = pytest.importorskip("tests.pretended_gpu").pretended_gpu
+
+
+def small(model_folder: Path, devices: list[Any]) -> Callable[..., Backbone]:
+    """A small backbone in the place of ViT-B-16; remembers on which devices it was wanted."""
+
+    def load(config: BackboneConfig, device: Any = "cpu") -> Backbone:
+        devices.append(device)
+        return load_backbone(BackboneConfig(name=str(model_folder / "vit.json")), device)
+
+    return load
+
+
+def test_a_training_step_is_compared_on_a_gpu(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark itself asserts that both paths give the same logits."""
+    devices: list[Any] = []
+    monkeypatch.setattr(training_step, "load_backbone", small(model_folder, devices))
+    monkeypatch.setattr(training_step, "STEPS", 1)
+    monkeypatch.setattr(training_step, "matrix_peak", lambda *arguments: 1e12)
+    monkeypatch.setattr(training_step, "count_flops", lambda run: 1)
+    with pretended_gpu():
+        result = training_step.measure()
+    assert devices == ["cuda"]
+    assert [row["method"] for row in result.rows] == ["coop", "vip", "cocoop"]
+
+
+@pytest.mark.parametrize("method", sweep.METHODS)
+def test_the_plain_sweep_runs_where_ours_does(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    devices: list[Any] = []
+    monkeypatch.setattr(sweep, "load_backbone", small(model_folder, devices))
+    monkeypatch.setattr(sweep, "PER_CLASS", {"train": 2, "val": 1, "test": 1})
+    monkeypatch.setattr(sweep, "EPOCHS_MEASURED", 1)
+    data = sweep.make_dataset(tmp_path)
+    with pretended_gpu():
+        assert sweep._plain_seconds(method, data) > 0
+    assert devices == ["cuda"]
