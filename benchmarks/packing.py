@@ -23,7 +23,7 @@ from harness.config import BackboneConfig
 from harness.devices import choose_device
 from harness.files import atomic_directory
 from harness.method import Task, method_class
-from harness.pack import compute_together
+from harness.pack import RandomStream, compute_together
 
 RUNS = 8
 EPOCHS = 50
@@ -52,7 +52,8 @@ def _steps() -> dict[str, Any]:
     optimizers = [torch.optim.SGD(list(method.trainable().values()), 0.002, momentum=0.9) for method in methods]
 
     def together() -> None:
-        losses = compute_together(backbone.text, [partial(method.loss, features, labels) for method in methods])
+        computations = [partial(method.loss, features, labels) for method in methods]
+        losses = compute_together(backbone.text, computations, [RandomStream() for _ in methods])
         torch.stack(losses).mean(dim=1).sum().backward()
         for optimizer in optimizers:
             optimizer.step()

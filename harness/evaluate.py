@@ -14,8 +14,7 @@ from harness.backbone import Backbone
 from harness.bank import FeatureBank
 from harness.data.reader import Samples
 from harness.devices import to_device, to_host
-from harness.errors import UserError
-from harness.features import fill_bank, image_features
+from harness.features import check_finite, fill_bank, image_features
 from harness.method import Method
 from harness.metrics import compute_metrics
 from harness.progress import Progress
@@ -149,9 +148,5 @@ class EvaluationSet:
         with self.topology.autocast():
             for output in self.topology.each(forward, inputs, self.passes, shape):
                 part = to_host(output)
-                if not torch.isfinite(part).all():
-                    raise UserError(
-                        f"{self.name} images: the model's output is not finite for {(~part.isfinite()).any(1).sum()} of "
-                        f"{len(part)} images; check the backbone's weights, or use precision=fp32"
-                    )
+                check_finite(part, f"{self.name} images")
                 yield part

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from harness.backbone import Backbone
 from harness.bank import STORED, FeatureBank
-from harness.config import TrainConfig
+from harness.config import RESULT_VERSION, TrainConfig
 from harness.data.order import epoch_order
 from harness.data.reader import Samples
 from harness.devices import to_device, to_host
+from harness.errors import UserError
 from harness.progress import Progress
 from harness.topology import Topology
 from harness.views import EVALUATION, Loaded, Loading, Views
@@ -175,6 +176,16 @@ def image_features(backbone: Backbone, pixels: Tensor, topology: Topology) -> Te
         return backbone.encode_images(pixels).to(STORED[topology.precision][1]).float()
 
 
+def check_finite(outputs: Tensor, what: str) -> None:
+    """Raise UserError where outputs of the model [b, ...] on the CPU hold NaN or infinity, before more work is done with them."""
+    bad = int((~outputs.isfinite().flatten(1).all(dim=1)).sum())
+    if bad:
+        raise UserError(
+            f"{what}: the model's output is not finite for {bad} of {len(outputs)}; check the backbone's weights, or use "
+            "precision=fp32"
+        )
+
+
 def bank_facts(
     backbone: str,
     dataset: str,
@@ -185,14 +196,15 @@ def bank_facts(
     device: str,
     compiled: bool,
 ) -> dict[str, Any]:
-    """What determines the features of a split: what goes in, the augmentation if any, and all that rounds differently.
+    """What determines the features of a split: what goes in, the augmentation if any, our code's meaning of them (the result
+    version), and all that rounds differently.
 
     Args:
         backbone, dataset: digests.
         device: "cpu" or "cuda".
         compiled: whether the image tower runs through torch.compile.
     """
-    facts: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "split": split}
+    facts: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "split": split, "result_version": RESULT_VERSION}
     facts |= {"precision": precision, "device": device, "compiled": compiled}
     if train is not None:
         augmentation = {"seed": train.augmentation_seed, "crop_scale": list(train.crop_scale), "flip": train.flip}
@@ -236,10 +248,15 @@ def fill_bank(
 
 
 def _store(bank: FeatureBank, dataset: Views, batch: list[tuple[int, int]], features: Tensor) -> None:
-    """Put the features [b, d] of a batch of (view, position) into a bank, but for damaged samples."""
+    """Put the features [b, d] of a batch of (view, position) into a bank, but for damaged samples.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
     good = [place for place, (_, position) in enumerate(batch) if dataset.samples.key(position) not in dataset.skipped]
     for view in {batch[place][0] for place in good}:
         chosen = [place for place in good if batch[place][0] == view]
+        check_finite(features[chosen], "encode images")
         bank.write(view, dataset.samples.rows[[batch[place][1] for place in chosen]], features[chosen])
 
 

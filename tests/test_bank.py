@@ -274,6 +274,13 @@ def test_images_are_encoded_once_for_all_runs_of_a_folder(
     assert sum(encoded) == 0, "three views in turn"
 
 
+def test_features_of_another_result_version_are_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [bank_facts("b", "d", "test", "fp32", None, device="cpu", compiled=False)]
+    monkeypatch.setattr("harness.features.RESULT_VERSION", 10**6)
+    facts.append(bank_facts("b", "d", "test", "fp32", None, device="cpu", compiled=False))
+    assert digest_json(facts[0]) != digest_json(facts[1])
+
+
 def test_what_rounds_differently_has_a_bank_of_its_own() -> None:
     facts = [
         bank_facts("b", "d", "test", precision, None, device=device, compiled=compiled)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.data.fewshot import draw
+from harness.data.fewshot import draw, fewer
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
 from harness.data.splits import HoldOut
@@ -48,3 +48,13 @@ def test_a_class_draws_the_same_whatever_the_others_and_the_order(samples: Sampl
 def test_too_few_images_are_an_error(samples: Samples) -> None:
     with pytest.raises(UserError, match="class 'mel' has 8 images, fewer than the 9 shots"):
         draw(samples, CLASSES, 9, seed=1)
+
+
+def test_a_class_with_fewer_images_gives_what_it_has_where_that_is_allowed(samples: Samples) -> None:
+    with pytest.raises(UserError, match=r"has 8 images, fewer than the 10 shots asked for; data\.fewer=take"):
+        draw(samples, CLASSES, 10, seed=1)
+    short = samples.select(range(20))
+    taken = draw(short, CLASSES, 7, seed=1, fewer=True)
+    counts = {name: int((short.labels == label).sum()) for label, name in enumerate(CLASSES)}
+    assert fewer(taken, CLASSES, 7) == {name: count for name, count in counts.items() if count < 7} != {}
+    assert len(taken) == sum(min(count, 7) for count in counts.values())
