@@ -63,7 +63,7 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `path` exists and `overwrite` is false, or nothing can be written there.
     """
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target = Path(os.path.realpath(path) if path.is_symlink() else os.path.abspath(path))
     workspace = _Workspace(target)
     with output_errors(path):
         _recover(target)
