@@ -1,5 +1,6 @@
 """A directory that appears whole, replaces another one without a moment of loss, and tidies up after calls that were killed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -107,3 +108,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) 
     with pytest.raises(UserError, match=r"out: cannot be written: \w+|b: cannot be written: \w+") as caught:
         write(tmp_path / place, "x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No space left on device"), atomic_directory(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []

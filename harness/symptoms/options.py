@@ -15,15 +15,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file a
 
 
 def class_names(data: Path | None, classes: str | None) -> list[str] | None:
-    """The classes of a prepared dataset, or those listed with commas; None when neither is given."""
+    """The classes of a prepared dataset, or those listed as a CSV line; None when neither is given."""
     from harness.data.info import DatasetInfo
+    from harness.data.names import listed_classes
     from harness.errors import UserError
 
     if data and classes:
         raise UserError("--data and --classes: give one of them")
     if data:
         return DatasetInfo.load(data).classes
-    return [name.strip() for name in classes.split(",")] if classes else None
+    return listed_classes(classes, None)
 
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
