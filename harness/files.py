@@ -59,7 +59,7 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `path` exists and `overwrite` is false, or nothing can be written there.
     """
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target = Path(os.path.realpath(path) if path.is_symlink() else os.path.abspath(path))
     workspace = _Workspace(target)
     with output_errors(path):
         _recover(target)
@@ -113,7 +113,7 @@ def _recover(target: Path) -> None:
     """Put right what killed calls left beside a target. A workspace without a lock file may be one that is being made."""
     for workspace in target.parent.glob(f".{glob.escape(target.name)}.{'[a-z0-9_]' * 8}.tmp"):  # as mkdtemp names them
         held = workspace / "held"
-        with suppress(Timeout, FileNotFoundError):  # it is in use, or its owner finished meanwhile
+        with suppress(Timeout, FileNotFoundError, PermissionError):  # in use, finished meanwhile, or another user's
             if workspace.is_dir() and (held.is_file() or time.time() - workspace.stat().st_mtime > SECONDS_TO_LOCK):
                 with FileLock(held, timeout=0):
                     _put_back(workspace, target)

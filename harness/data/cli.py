@@ -75,7 +75,7 @@ def prepare(
     info = write_dataset(
         listed,
         out,
-        name=name or out.resolve().name,
+        name=out.resolve().name if name is None else name,
         modality=modality,
         shard_bytes=shard_size * 2**20,
         on_error="skip" if on_error is OnError.skip else "raise",

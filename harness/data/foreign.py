@@ -57,7 +57,7 @@ def index_shards(
         UserError: no such shard, cut off, a sample without image or label, an unknown label, a key twice, an image or patient in
             several splits, or `out` cannot be written.
     """
-    name = name or out.resolve().name
+    name = out.resolve().name if name is None else name
     check_dataset_name(name, "the dataset's name")
     places = [Place(split, shard) for split, given in patterns.items() for shard in expand(given)]
     if (out / INFO).exists():

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ DECODE_ERRORS = (
 
 MAX_PIXELS = "VIPBENCH_MAX_PIXELS"  # the environment variable that bounds an image's size
 DEFAULT_MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of broken EXIF data
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which `open_image` replaces by one that can be raised
 
 ORIENTATION = 0x0112

@@ -5,7 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,14 @@ PREPARED_EXTENSIONS = ("jpg", "png")  # of the images that `prepare` writes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_SHARD_BYTES = 1 << 42
 MAX_MEMBER_BYTES = 1 << 30
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20  # of a long name or an extended header, which tarfile reads whole
+HEADER_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 MAX_PADDING_BYTES = 1 << 26  # after a tar's end
 MAX_READS_AT_END = 16
 MAX_ROWS = 20_000_000  # of a shard's index
@@ -68,19 +75,28 @@ class HashedFile:
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A tar's header whose own data (long names, extended headers) may not fill the memory."""
+    """A tar's header that is an error where it is damaged, which tarfile takes for the end, and whose own data (long names,
+    extended headers) may not fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a damaged header: {error}") from error
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError("a member is sparse")
-        regular = self.isreg() or self.type not in tarfile.SUPPORTED_TYPES  # these have data, which are read apart
-        if self.size < 0 or (not regular and self.size > MAX_HEADER_BYTES):
+        if self.size < 0 or (self.type in HEADER_TYPES and self.size > MAX_HEADER_BYTES):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-def read_members(file: HashedFile, wanted: Callable[[str], bool]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Files in a tar and their content, in one pass over all of it; content is read where the name is wanted, else empty.
+def read_members(
+    file: HashedFile, wanted: Callable[[tarfile.TarInfo], bool]
+) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Files in a tar and their content, in one pass over all of it; content is read where it is wanted, else empty.
 
     Raises:
         ValueError: not an uncompressed tar, cut off (says at which byte), a wanted member that is sparse or too large.
@@ -92,7 +108,7 @@ def read_members(file: HashedFile, wanted: Callable[[str], bool]) -> Iterator[tu
                 tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header, which fills the memory
                 if not member.isfile():
                     continue
-                if not wanted(member.name):
+                if not wanted(member):
                     yield member, b""
                     continue
                 if member.issparse() or not 0 <= member.size <= MAX_MEMBER_BYTES:
@@ -122,7 +138,7 @@ def index_shard(shard: Path) -> pa.Table:
     rows = PreparedRows()
     try:
         with shard.open("rb") as file:
-            for member, data in read_members(HashedFile(file), lambda name: True):
+            for member, data in read_members(HashedFile(file), lambda member: True):
                 rows.add(member, data)
         return rows.table()
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """dataset.json: what a dataset is made of. Everything in it is checked before it is used, since it may come from anybody."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -123,7 +124,7 @@ class DatasetInfo(_Described):
     def load(cls, folder: str | Path) -> Self:
         """Read a dataset's description from its folder or URL. Raises UserError where it is none."""
         path = join(folder, INFO)
-        if not is_url(path) and not Path(path).is_file():
+        if not is_url(path) and not os.path.isfile(path):
             raise UserError(f"{folder}: not a prepared dataset (it has no {INFO}); make one with `vipbench prepare`")
         try:
             info = cls.model_validate_json(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))

@@ -107,7 +107,7 @@ def read_shard(shard: str, reading: Reading) -> ShardContent:
     with open_binary(shard) as file:
         hashed = HashedFile(file)
         try:
-            for member, data in read_members(hashed, lambda name: _split(name, reading) is not None):
+            for member, data in read_members(hashed, lambda member: _split(member.name, reading) is not None):
                 split = _split(member.name, reading)
                 if split is None:
                     passed_over += 1

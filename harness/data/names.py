@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from harness.errors import UserError
 
 MAX_NAME = 200  # characters of a class's or dataset's name
-SHA256 = r"^[0-9a-f]{64}$"
+SHA256_HEX = r"[0-9a-f]{64}"
+SHA256 = f"^{SHA256_HEX}$"
 URL = re.compile(r"[a-z][a-z0-9+]*://[^\x00-\x1f\x7f]+")
 
 # What file managers, archivers and file systems leave lying about; hidden names are passed over as well.

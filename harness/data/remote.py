@@ -7,6 +7,7 @@ longest ago make room. Only whole shards are kept: a two-level shuffle (`train.s
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +17,13 @@ from typing import IO, Any, Protocol
 from filelock import FileLock, Timeout
 from tenacity import RetryCallState, retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from harness.data.names import SHA256_HEX
 from harness.errors import UserError
+from harness.files import output_errors
 
 CHUNK_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 30  # of dataset.json and of an index
+MAX_CACHE_GIB = 1e9
 ATTEMPTS = 5
 FINAL = (FileNotFoundError, PermissionError, ImportError, UserError, ValueError)  # asking again does not help
 SECONDS_TO_LOOK_AGAIN = 0.05
@@ -90,18 +95,29 @@ def _opened(path: str | Path) -> Any:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """All of a file or URL; connections that break are tried again. Raises UserError as `open_binary` does."""
+    """All of a file or URL; connections that break are tried again.
+
+    Raises:
+        UserError: as `open_binary` does, and where there are more than `MAX_FILE_BYTES`.
+    """
     if is_url(path):
-        return bytes(_retrying(_read_bytes, path))
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        data = bytes(_retrying(_read_bytes, path))
+    elif Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"{path}: cannot be read: it is not a file")
+    else:
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{path}: it has more than {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def _read_bytes(path: str | Path) -> bytes:
     with _opened(path) as file:
-        return bytes(file.read())
+        return bytes(file.read(MAX_FILE_BYTES + 1))
 
 
 class ShardCache:
@@ -116,9 +132,12 @@ class ShardCache:
         folder = Path(os.environ.get("VIPBENCH_CACHE", Path.home() / ".cache" / "vipbench" / "shards"))
         gib = os.environ.get("VIPBENCH_CACHE_GIB", "50")
         try:
-            return cls(folder, int(float(gib) * 2**30))
-        except ValueError as error:
-            raise UserError(f"VIPBENCH_CACHE_GIB: {gib!r} is no number of GiB") from error
+            number = float(gib)
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= MAX_CACHE_GIB:
+            raise UserError(f"VIPBENCH_CACHE_GIB: {gib[:50]!r} is no number of GiB; the default is 50")
+        return cls(folder, int(number * 2**30))
 
     def open(self, url: str, sha256: str) -> int:
         """A file descriptor of the local copy of a shard, which is downloaded where it is missing.
@@ -128,6 +147,8 @@ class ShardCache:
         Raises:
             UserError: it is not there, cannot be reached, is not what `sha256` (hex) says, or is larger than the bound.
         """
+        if not re.fullmatch(SHA256_HEX, sha256):
+            raise UserError(f"{url}: its checksum {sha256[:50]!r} is no SHA-256 of 64 hexadecimal digits")
         copy = self.folder / f"{sha256}.tar"
         while True:
             try:
@@ -135,7 +156,8 @@ class ShardCache:
                 os.utime(copy)
                 return descriptor
             except FileNotFoundError:  # never there, or made room for another one between two calls
-                self.folder.mkdir(parents=True, exist_ok=True)
+                with output_errors(self.folder):
+                    self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / f"{sha256}.lock"):
                     if not copy.is_file():
                         _retrying(self._download, url, sha256, copy)
@@ -145,14 +167,16 @@ class ShardCache:
 
         part = copy.with_suffix(".part")
         file_system, path = fsspec.core.url_to_fs(url)
-        size = int(file_system.info(path)["size"] or 0)
-        if not size:
+        size = int(file_system.info(path).get("size") or 0)
+        if size <= 0:
             raise UserError(f"{url}: it is empty, or the server does not say how large it is")
         try:
             with part.open("wb") as file, file_system.open(path, "rb") as source:
                 self._make_room(url, size, file)
                 digest = hashlib.sha256()
                 while chunk := source.read(CHUNK_BYTES):
+                    if file.tell() + len(chunk) > size:
+                        raise UserError(f"{url}: it goes on after the {size} bytes that its server stated")
                     digest.update(chunk)
                     file.write(chunk)
                 file.truncate()

@@ -74,7 +74,8 @@ def write_dataset(
         DatasetInfo.load(out)  # --overwrite replaces datasets, nothing else
     with atomic_directory(out, overwrite) as folder, tempfile.TemporaryFile(dir=folder) as spool:
         samples, image_notes = check_images(source.records, spool, on_error == "skip", workers)
-        refused = out.with_name(f"{out.resolve().name}.{REPORT}")
+        place = Path(os.path.abspath(out))
+        refused = place.parent / f"{place.name}.{REPORT}"
         split = split_samples(samples, source.classes, hold_out or HoldOut(), leaks, refused)
         patients, patient_notes = _pseudonyms([sample for members in split.splits.values() for sample in members])
         infos: dict[str, SplitInfo] = {}
@@ -144,7 +145,7 @@ def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
     with open_binary(path) as opened:
         file = HashedFile(opened)
         try:
-            for member, data in read_members(file, lambda name: True):
+            for member, data in read_members(file, lambda member: member.uname == WRITER or member.offset_data in rows):
                 if member.uname == WRITER:
                     ours.add(member, data)
                 if row := rows.get(member.offset_data):

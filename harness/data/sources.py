@@ -83,7 +83,7 @@ def read_folder(root: Path, classes: list[str] | None = None) -> Source:
     Hidden files, what file managers leave and files that are no images are left out, and so is a link to what is listed at its
     own place; the notes count them.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: not a folder")
     rows, names, ignored, links = [], set(), 0, 0
     try:
@@ -107,7 +107,7 @@ def read_manifest(file: Path, image_root: Path | None = None, classes: list[str]
 
     Paths are relative to `image_root`, or to the table's folder. Classes are sorted by name unless given in order.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"{file}: no such file")
     read = _parquet_rows if file.suffix.lower() in (".parquet", ".pq") else _csv_rows
     rows = []

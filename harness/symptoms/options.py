@@ -49,7 +49,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def class_names(data: str | None, classes: str | None) -> list[str] | None:
-    """The classes of a prepared dataset (folder or URL), or those listed with commas; None when neither is given."""
+    """The classes of a prepared dataset (folder or URL), or those listed as a CSV line; None when neither is given."""
     from harness.data.info import DatasetInfo
     from harness.data.names import listed_classes
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.data.names import listed_classes
 from harness.errors import UserError
 from harness.files import read_json
 from harness.symptoms.filters import Rules
@@ -44,7 +45,7 @@ def read_classes(
     elif file is not None:
         pairs = _read_lines(file)
     else:
-        pairs = [(name.strip(), "") for name in (names or "").split(",")]
+        pairs = [(name, "") for name in listed_classes(names, None) or []]
     if not task:
         raise UserError("--task: name the task that the classes belong to")
     _check_names([name for name, _ in pairs])

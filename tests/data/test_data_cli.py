@@ -105,6 +105,14 @@ def test_prepare_a_coop_split_of_mixed_modes_and_sizes(tmp_path: Path) -> None:
         (["--classes", "mel,nev,bcc"], "class 'bcc' has no training image"),
         (["--test-fraction", "1.5"], "fractions"),
         (["--image-root", "x"], "--image-root"),
+        (["--classes", "mel,mel"], "'mel' is there twice"),
+        (["--classes", ""], "no class"),
+        (["--classes", "mel", "--classes-file", "x"], "give one of them"),
+        (["--classes-file", "/nowhere"], "/nowhere: cannot be read"),
+        (["--test-fraction", "nan"], "fractions"),
+        (["--val-fraction", "inf"], "fractions"),
+        (["--name", "../x"], "the dataset's name is '../x'"),
+        (["--name", ""], "the dataset's name is ''"),
     ],
 )
 def test_what_a_user_gets_wrong(tmp_path: Path, options: list[str], message: str) -> None:
@@ -112,6 +120,70 @@ def test_what_a_user_gets_wrong(tmp_path: Path, options: list[str], message: str
     result = call("prepare", tmp_path / "source", "--out", tmp_path / "data", *options)
     assert message in error_of(result)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("options", [["--workers", "100000"], ["--shard-size", str(2**63)], ["--shard-size", "0"]])
+def test_absurd_numbers_are_refused(tmp_path: Path, options: list[str]) -> None:
+    result = call("prepare", tmp_path, "--out", tmp_path / "data", *options)
+    assert result.exit_code == 2
+    assert options[0] in result.output
+
+
+@pytest.mark.parametrize("place", ["file/data", "/proc/data"])
+def test_an_output_that_cannot_be_is_one_line(tmp_path: Path, place: str) -> None:
+    image_folder(tmp_path / "source", {"mel": 2, "nev": 2})
+    (tmp_path / "file").touch()
+    assert "data: cannot be written" in error_of(call("prepare", tmp_path / "source", "--out", tmp_path / place))
+    assert "exists; give --overwrite" in error_of(call("prepare", tmp_path / "source", "--out", tmp_path / "file"))
+    overwriting = call("prepare", tmp_path / "source", "--out", tmp_path / "file", "--overwrite")
+    assert "not a prepared dataset" in error_of(overwriting)
+
+
+def test_a_link_to_a_dataset_is_kept_when_it_is_overwritten(tmp_path: Path) -> None:
+    image_folder(tmp_path / "source", {"mel": 4, "nev": 4})
+    command = ["prepare", tmp_path / "source", "--workers", "1"]
+    assert call(*command, "--out", tmp_path / "disk" / "real").exit_code == 0
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "real")
+    before = (tmp_path / "disk" / "real" / "dataset.json").stat().st_ino
+    assert call(*command, "--out", tmp_path / "data", "--overwrite").exit_code == 0
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "disk" / "real" / "dataset.json").stat().st_ino != before
+
+
+def test_a_dataset_as_published_with_leaks(tmp_path: Path) -> None:
+    """Byte-identical images within a split and across train and val, as benchmarks have them."""
+    root = image_folder(
+        tmp_path / "source", {"train/mel": 6, "train/nev": 6, "val/mel": 2, "val/nev": 2, "test/mel": 2}
+    )
+    for number, place in enumerate(("train/mel/copy.jpg", "val/mel/copy.jpg", "val/nev/copy.jpg")):
+        (root / place).write_bytes((root / f"train/mel/00{number}.jpg").read_bytes())
+    command = ["prepare", root, "--out", tmp_path / "data", "--workers", "1"]
+    text = error_of(call(*command))
+    assert "3 groups of identical images (2 across splits, 1 under several classes) and 0 patients" in text
+    assert f"{tmp_path}/data.leaks.csv lists them all" in text
+    assert (tmp_path / "data.leaks.csv").read_text().count("identical images") == 6
+    assert not (tmp_path / "data").exists()
+    kept = call(*command, "--leaks", "keep")
+    assert kept.exit_code == 0, kept.exception
+    assert "note: 3 groups of identical images" in kept.output
+    digest = Dataset(tmp_path / "data").info.digest
+    assert call(*command, "--leaks", "drop-train", "--overwrite").exit_code == 0
+    dataset = Dataset(tmp_path / "data")
+    assert dataset.info.digest != digest
+    assert [len(dataset.split(split)) for split in ("train", "val", "test")] == [11, 6, 2]
+    assert "drop-train" in (tmp_path / "data" / "dataset.json").read_text()
+    assert call("inspect", tmp_path / "data").exit_code == 0
+
+
+def test_classes_with_commas(tmp_path: Path) -> None:
+    image_folder(tmp_path / "source", {"nevus, atypical": 4, "melanoma": 4})
+    command = ["prepare", tmp_path / "source", "--workers", "1"]
+    assert call(*command, "--out", tmp_path / "a", "--classes", 'melanoma,"nevus, atypical"').exit_code == 0
+    (tmp_path / "classes.txt").write_text("melanoma\nnevus, atypical\n", encoding="utf-8-sig")
+    assert call(*command, "--out", tmp_path / "b", "--classes-file", tmp_path / "classes.txt").exit_code == 0
+    first, second = (Dataset(tmp_path / name).info for name in "ab")
+    assert first.classes == ["melanoma", "nevus, atypical"]
+    assert first.digest == second.digest
 
 
 def test_skip_and_overwrite(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from harness.data.images import BadImage, normalise, normalise_file
+from harness.data.decode import Picture
+from harness.data.images import BadImage, max_pixels, normalise, normalise_file
+from harness.errors import UserError
 from tests.data.drawn_images import drawn
 
 
@@ -189,7 +191,82 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         normalise_file(tmp_path / "none.png")
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])  # where Pillow only warns, and where it refuses
+def palette_with_transparency() -> tuple[Image.Image, dict[str, Any]]:
+    palette = drawn("a").quantize(16)
+    return palette, {"transparency": bytes([0, 128, *[255] * 14])}
+
+
+def rgba() -> Image.Image:
+    image = drawn("a").convert("RGBA")
+    image.putalpha(drawn("b", mode="L"))
+    return image
+
+
+ONE_RULE: dict[str, bytes] = {
+    "RGB": encoded(drawn("a"), "PNG"),
+    "grey": encoded(drawn("a", mode="L"), "JPEG"),
+    "RGBA": encoded(rgba(), "PNG"),
+    "WebP with alpha": encoded(rgba(), "WEBP", lossless=True),
+    "grey and alpha": encoded(rgba().convert("LA"), "PNG"),
+    "palette": encoded(drawn("a").quantize(16), "PNG"),
+    "palette with transparency": encoded(palette_with_transparency()[0], "PNG", **palette_with_transparency()[1]),
+    "one transparent colour": encoded(drawn("a"), "PNG", transparency=drawn("a").getpixel((3, 3))),
+    "two levels": encoded(drawn("a", mode="1"), "PNG"),
+    "16 bits": encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG"),
+    "CMYK": encoded(drawn("a", mode="CMYK"), "JPEG"),
+    **{f"JPEG turned {turn}": encoded(drawn("a"), "JPEG", exif=secret_exif(turn)) for turn in range(1, 9)},
+    "PNG turned": encoded(drawn("a"), "PNG", exif=secret_exif(8)),
+    "WebP turned": encoded(drawn("a"), "WEBP", lossless=True, exif=secret_exif(5)),
+    "unknown orientation": encoded(drawn("a"), "JPEG", exif=secret_exif(77)),
+    "large JPEG, turned": encoded(drawn("a", (400, 300)), "JPEG", exif=secret_exif(6)),
+}
+
+
+@pytest.mark.parametrize("data", ONE_RULE.values(), ids=ONE_RULE.keys())
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_external_shards_show_the_pixels_that_prepare_stores(data: bytes, reduction: int) -> None:
+    stored = Image.open(io.BytesIO(normalise(data).data)).convert("RGB")
+    picture = Picture(data)
+    assert (picture.width, picture.height) == stored.size
+    np.testing.assert_array_equal(picture.pixels(), np.asarray(stored))
+    reduced = picture.pixels(reduction)
+    assert abs(reduced.shape[1] / reduced.shape[0] - stored.width / stored.height) < 0.1, "as upright as the whole"
+
+
+BROKEN_EXIF = {
+    "noise": b"Exif\0\0" + bytes(range(200)),
+    "cut off": secret_exif(6).tobytes()[:20],
+    "a directory that is elsewhere": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "a value of another kind": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("exif", BROKEN_EXIF.values(), ids=BROKEN_EXIF.keys())
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_broken_exif_does_not_cost_the_pixels(exif: bytes, format: str) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(drawn("a"), format, exif=exif, **options)
+    expected = decoded(encoded(drawn("a"), format, **options))
+    np.testing.assert_array_equal(decoded(normalise(data).data), expected)
+    np.testing.assert_array_equal(Picture(data).pixels(), expected)
+
+
+def test_the_limit_on_pixels_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(drawn("a"), "PNG")
+    monkeypatch.setenv("VIPBENCH_MAX_PIXELS", "1199")
+    for read in (normalise, Picture):
+        with pytest.raises(BadImage, match=r"has 40 x 30 pixels, more than the 1199 .* VIPBENCH_MAX_PIXELS raises"):
+            read(data)
+    monkeypatch.setenv("VIPBENCH_MAX_PIXELS", "1200")
+    assert normalise(data).extension == "png"
+    for wrong in ("", "0", "-1", "many", "1e9", "9" * 30):
+        monkeypatch.setenv("VIPBENCH_MAX_PIXELS", wrong)
+        with pytest.raises(UserError, match=r"VIPBENCH_MAX_PIXELS: .* is no number of pixels"):
+            max_pixels()
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
 def test_decompression_bomb_is_refused(side: int) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

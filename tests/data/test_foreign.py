@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.data import index as module
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from tests.data.drawn_images import drawn
@@ -198,6 +199,233 @@ def test_leaks_and_repeated_keys_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.parquet"))
     assert "names" in str(index("--train", str(shard), "--train", str(shard), "--classes", "x").exception)
     assert "no shard of this name" in str(index("--train", f"{tmp_path}/*.none").exception)
+
+
+def png(key: str) -> bytes:
+    return picture(key, "PNG")
+
+
+LABELS: dict[str, tuple[dict[str, bytes], list[str], list[str], list[int]]] = {
+    # members beside the image, options, classes, labels
+    "captions beside .cls": (
+        {"cls": b"1", "txt": b"a photo of a lesion"},
+        ["--classes", "nevus,melanoma"],
+        ["nevus", "melanoma"],
+        [1, 1],
+    ),
+    ".json beside .cls": ({"json": b'{"label": "x"}', "cls": b"mel"}, [], ["mel"], [0, 0]),
+    "an unfit .json beside .cls": ({"json": b'{"label": [1]}', "cls": b"mel"}, [], ["mel"], [0, 0]),
+    ".json without label beside .cls": ({"json": b'{"dx": 3}', "cls": b"mel"}, [], ["mel"], [0, 0]),
+    "captions beside .json": ({"txt": b"a caption", "json": b'{"label": "mel"}'}, [], ["mel"], [0, 0]),
+    "an empty caption": ({"txt": b"", "cls": b"mel"}, [], ["mel"], [0, 0]),
+    "names that are numbers": ({"cls": b"2"}, ["--classes", "1,2,3"], ["1", "2", "3"], [1, 1]),
+    "numbers as .json": ({"json": b'{"label": 2}'}, ["--classes", "1,2,3"], ["1", "2", "3"], [1, 1]),
+    "positions": ({"cls": b"2"}, ["--classes", "a,b,c"], ["a", "b", "c"], [2, 2]),
+    "a byte order mark": ({"cls": b"\xef\xbb\xbfmel\r\n"}, [], ["mel"], [0, 0]),
+    "a byte order mark in .json": ({"json": b'\xef\xbb\xbf{"label": "mel"}'}, [], ["mel"], [0, 0]),
+    "one spelling of a name": ({"cls": "Me\u0301l  x".encode()}, ["--classes", "M\u00e9l x"], ["M\u00e9l x"], [0, 0]),
+    "a name with a comma": ({"cls": b"nevus, x"}, ["--classes", '"nevus, x",b'], ["nevus, x", "b"], [0, 0]),
+}
+
+
+@pytest.mark.parametrize(("members", "options", "classes", "labels"), LABELS.values(), ids=LABELS.keys())
+def test_one_rule_for_labels(
+    tmp_path: Path, members: dict[str, bytes], options: list[str], classes: list[str], labels: list[int]
+) -> None:
+    write(tmp_path / "test.tar", {key: {"png": png(key), **members} for key in "ab"})
+    result = index("--test", f"{tmp_path}/test.tar", *options)
+    assert result.exit_code == 0, result.exception
+    dataset = Dataset(tmp_path)
+    assert dataset.classes == classes
+    assert dataset.split("test").labels.tolist() == labels
+
+
+WRONG_LABELS: dict[str, tuple[dict[str, bytes], dict[str, bytes], str]] = {
+    "mixed kinds": ({"cls": b"mel"}, {"txt": b"a caption"}, "sample 'a' has its label in .cls, sample 'b' in .txt"),
+    "two names of a number": (
+        {"json": b'{"label": 0, "class": "x"}'},
+        {"json": b'{"label": 0, "class": "y"}'},
+        "label 0 is class 'y' here and 'x' elsewhere",
+    ),
+    "a list": ({"json": b'{"label": [0]}'}, {"cls": b"0"}, "label is '\\[0\\]'; a label is a whole number or"),
+    "NaN": ({"json": b'{"label": NaN}'}, {"cls": b"0"}, "label is 'nan'; a label is"),
+    "true": ({"json": b'{"label": true}'}, {"cls": b"0"}, "label is 'True'; a label is"),
+    "an infinite number": ({"json": b'{"label": 1e999}'}, {"cls": b"0"}, "label is 'inf'; a label is"),
+    "no name": ({"cls": b"a\x00b"}, {"cls": b"b"}, "printable characters"),
+    "long text": ({"txt": b"x" * 300}, {"txt": b"b"}, "printable characters"),
+    "no Unicode": ({"cls": b"\xff"}, {"cls": b"b"}, "a.cls: 'utf-8' codec"),
+    "deep brackets": ({"json": b"[" * 3000 + b"]" * 3000}, {"cls": b"b"}, "a.json: not JSON"),
+    "a huge number": ({"cls": b"9" * 5000}, {"cls": b"b"}, "printable characters"),
+    "a negative number": ({"cls": b"-1"}, {"cls": b"0"}, "name them in order with --classes"),
+    "a patient of another kind": ({"json": b'{"label": "x", "patient": {}}'}, {"cls": b"b"}, "patient is '{}'; it"),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "message"), WRONG_LABELS.values(), ids=WRONG_LABELS.keys())
+def test_wrong_labels_are_one_line(
+    tmp_path: Path, first: dict[str, bytes], second: dict[str, bytes], message: str
+) -> None:
+    write(tmp_path / "test.tar", {"a": {"png": png("a"), **first}, "b": {"png": png("b"), **second}})
+    result = index("--test", f"{tmp_path}/test.tar")
+    with pytest.raises(UserError, match=message) as caught:
+        raise result.exception or AssertionError(result.output)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert [path.name for path in tmp_path.iterdir()] == ["test.tar"]
+
+
+def test_a_gap_for_a_patient_is_none(tmp_path: Path) -> None:
+    metas = {"a": b'{"label": "x", "patient": NaN}', "b": b'{"label": "x", "patient": null}', "c": b'{"label": "x"}'}
+    write(tmp_path / "test.tar", {key: {"png": png(key), "json": meta} for key, meta in metas.items()})
+    assert index("--test", f"{tmp_path}/test.tar").exit_code == 0
+    assert Dataset(tmp_path).split("test").patients == [None] * 3
+
+
+def test_names_with_dots_and_what_is_no_sample(tmp_path: Path) -> None:
+    write(
+        tmp_path / "test.tar",
+        {
+            "1.2.840.113": {"png": png("u"), "cls": b"x"},
+            "1.2.840.114": {"PNG": png("v"), "cls": b"x"},
+            "./dr.smith": {"png": png("w"), "cls": b"x"},
+            "a": {"png": png("a"), "mask.png": png("m"), "seg.txt": b"12", "cls": b"x", "npy": b"\x93"},
+            "._a": {"png": b"AppleDouble"},
+            "__MACOSX/a": {"png": b"AppleDouble"},
+            "README": {"md": b"about", "txt": b"about"},
+            "x/Thumbs": {"db": b""},
+        },
+    )
+    result = index("--test", f"{tmp_path}/test.tar")
+    assert result.exit_code == 0, result.exception
+    assert "note: 8 files in the shards are no image or label of a sample and were passed over" in " ".join(
+        result.output.split()
+    )
+    samples = Dataset(tmp_path).split("test")
+    assert samples.keys.tolist() == ["./dr.smith", "1.2.840.113", "1.2.840.114", "a"]
+    assert samples.image_bytes(3) == png("a")
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert inspected.exit_code == 0, inspected.exception
+
+
+def test_an_unlabelled_image_with_a_longer_uid_is_no_part_of_another(tmp_path: Path) -> None:
+    write(tmp_path / "test.tar", {"1.2": {"png": png("a"), "cls": b"x"}, "1.2.3": {"png": png("b")}})
+    assert "sample '1.2.3' at byte" in (text := str(index("--test", f"{tmp_path}/test.tar").exception))
+    assert "has no label" in text
+
+
+def test_a_pattern_is_one_argument_even_with_spaces(tmp_path: Path) -> None:
+    drive = tmp_path / "My Drive"
+    write(drive / "t [1].tar", {"a": {"png": png("a"), "cls": b"x"}})
+    write(drive / "u.tar", {"b": {"png": png("b"), "cls": b"x"}})
+    write(drive / "v-0.tar", {"c": {"png": png("c"), "cls": b"x"}})
+    patterns = [f"{drive}/t [1].tar", f"{drive}/u.tar", f"{drive}/v-{{0..0}}.tar"]
+    result = index(*(part for pattern in patterns for part in ("--test", pattern)), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.exception
+    assert Dataset(tmp_path / "out").split("test").keys.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "/proc/out"])
+def test_an_output_that_cannot_be_is_told_before_shards_are_read(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "test.tar", {"a": {"png": png("a"), "cls": b"x"}})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("harness.data.foreign.read_shard", None)
+    error = str(index("--test", f"{tmp_path}/test.tar", "--out", str(tmp_path / place)).exception)
+    assert f"{place.rpartition('/')[2]}: cannot be written" in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("leaks", ["keep", "drop-train"])
+def test_leaks_are_dealt_with_as_prepare_does(tmp_path: Path, leaks: str) -> None:
+    write(tmp_path / "train.tar", {key: {"png": png(key), "cls": b"x"} for key in "abc"})
+    write(tmp_path / "test.tar", {"d": {"png": png("a"), "cls": b"x"}})
+    both = ["--train", f"{tmp_path}/train.tar", "--test", f"{tmp_path}/test.tar", "--leaks", leaks]
+    result = index(*both)
+    assert result.exit_code == 0, result.exception
+    dataset = Dataset(tmp_path)
+    assert dataset.split("train").keys.tolist() == (["a", "b", "c"] if leaks == "keep" else ["b", "c"])
+    assert dataset.split("test").keys.tolist() == ["d"]
+    assert dataset.info.leaks is not None and dataset.info.leaks.policy == leaks
+    assert len((tmp_path / "leaks.csv").read_text().splitlines()) == 3
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path)]).exit_code == 0
+
+
+def block(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar's header of a member that claims a size."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(**records: str) -> bytes:
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = records
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+HOSTILE_TARS: dict[str, tuple[bytes, str]] = {
+    "endless image": (block("a.png", 2**60), "bytes; a member is whole, of at most"),
+    "endless other member": (block("a.mp4", 2**60), "a member goes on after its end"),
+    "sparse": (block("a.png", 0, tarfile.GNUTYPE_SPARSE), "a member is sparse"),
+    "sparse by pax": (
+        pax(
+            **{"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**60)}
+        ),
+        "is sparse",
+    ),
+    "a name without end": (block("x", 2**40, tarfile.GNUTYPE_LONGNAME), "a header of 1099511627776 bytes"),
+    "a pax header without end": (block("x", 2**40, tarfile.XHDTYPE), "a header of 1099511627776 bytes"),
+    "negative size": (pax(size="-512"), "not a whole tar|bytes; a member is whole"),
+    "size that is none": (pax(size="x"), "not a whole tar|is not an image"),
+    "nested names": (b"".join([block("x", 512, tarfile.GNUTYPE_LONGNAME) + bytes(512)] * 4000), "not a whole tar"),
+    "the same member twice": (
+        (block("a.png", len(png("a"))) + png("a") + bytes(-len(png("a")) % 512)) * 2,
+        "there twice",
+    ),
+    "no Unicode": (block("a.cls", 0).replace(b"a.cls", b"\xff.cls", 1), "not a whole tar|utf-8|cut off"),
+    "noise": (bytes(range(256)) * 40, "not a whole tar"),
+    "nothing": (b"", "not a whole tar|cut off|no sample"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "not a whole tar"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), HOSTILE_TARS.values(), ids=HOSTILE_TARS.keys())
+def test_hostile_tars(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "test.tar").write_bytes(data)
+    result = index("--test", f"{tmp_path}/test.tar")
+    with pytest.raises(UserError, match=message) as caught:
+        raise result.exception or AssertionError(result.output)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("damage", [0, 130, 150])  # of the name, the size, the checksum
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path, damage: int) -> None:
+    shard = write(tmp_path / "test.tar", {key: {"png": png(key), "cls": b"x"} for key in "abc"})
+    with tarfile.open(shard) as tar:
+        place = tar.getmembers()[2].offset
+    data = bytearray(shard.read_bytes())
+    data[place + damage] ^= 0x55
+    shard.write_bytes(data)
+    assert "not a whole tar: a damaged header" in str(index("--test", str(shard)).exception)
+
+
+def test_what_is_no_sample_may_be_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 5000)
+    write(tmp_path / "test.tar", {"a": {"mp4": bytes(9000), "png": png("a"), "cls": b"x"}})
+    assert index("--test", f"{tmp_path}/test.tar").exit_code == 0
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path)]).exit_code == 0
+    monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 500)
+    (tmp_path / "dataset.json").unlink()
+    assert "a member is whole, of at most 500 bytes" in str(index("--test", f"{tmp_path}/test.tar").exception)
+
+
+def test_what_follows_a_tar_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write(tmp_path / "test.tar", {"a": {"png": png("a"), "cls": b"x"}})
+    with shard.open("r+b") as file:
+        file.truncate(2**40)  # a terabyte of hole
+    assert "bytes after the tar's end at byte" in str(index("--test", str(shard)).exception)
+    monkeypatch.setattr(module, "MAX_SHARD_BYTES", 1000)
+    assert "it has over 1000 bytes" in str(index("--test", str(shard)).exception)
 
 
 @pytest.mark.parametrize("keep", ["header", "image", "between members"])

@@ -204,9 +204,52 @@ def test_what_is_not_there_or_not_right_is_told(
         Dataset(f"{url(server)}/nothing")
     with pytest.raises(UserError, match="s3fs"):
         Dataset("s3://bucket/data")
-    monkeypatch.setenv("VIPBENCH_CACHE_GIB", "much")
-    with pytest.raises(UserError, match="VIPBENCH_CACHE_GIB: 'much' is no number"):
-        ShardCache.from_environment()
+    for wrong in ("much", "nan", "inf", "-5", "0", "1e300", ""):
+        monkeypatch.setenv("VIPBENCH_CACHE_GIB", wrong)
+        with pytest.raises(UserError, match=f"VIPBENCH_CACHE_GIB: '{wrong}' is no number"):
+            ShardCache.from_environment()
+
+
+@pytest.mark.parametrize("sha256", ["../../victim", "/victim", "", "A" * 64, "0" * 64 + "\n", "0" * 63])
+def test_a_checksum_that_is_none_never_becomes_a_path(tmp_path: Path, sha256: str) -> None:
+    (tmp_path / "victim.tar").write_text("whole")
+    with pytest.raises(UserError, match="is no SHA-256"):
+        ShardCache(tmp_path / "c" / "d", 2**30).open("http://127.0.0.1:9/x.tar", sha256)
+    assert (tmp_path / "victim.tar").read_text() == "whole"
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_download_without_an_end_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    class Endless:
+        """A file system whose file goes on for ever after the size that it states."""
+
+        def info(self, path: str) -> dict[str, int]:
+            return {"size": 3 << 20}
+
+        def open(self, path: str, mode: str) -> "Endless":
+            return self
+
+        def __enter__(self) -> "Endless":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self, size: int) -> bytes:
+            return bytes(size)
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Endless(), url))
+    with pytest.raises(UserError, match="it goes on after the 3145728 bytes that its server stated"):
+        ShardCache(tmp_path / "c", 2**30).open("http://far/x.tar", "0" * 64)
+    assert not list((tmp_path / "c").glob("*.[tp]ar*"))
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(remote, "_opened", lambda path: Endless())
+    with pytest.raises(UserError, match=r"http://far/dataset.json: it has more than 1000 bytes"):
+        remote.read_bytes("http://far/dataset.json")
+    (tmp_path / "large").write_bytes(bytes(1001))
+    with pytest.raises(UserError, match="large: it has more than 1000 bytes"):
+        remote.read_bytes(tmp_path / "large")
 
 
 def test_reading_goes_on_where_a_connection_broke(

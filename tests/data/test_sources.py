@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -125,6 +126,15 @@ MANIFEST_ERRORS = {
     "listed twice": ("path,label,split\na.jpg,mel,train\na.jpg,mel,test\n", "'a'.*listed once"),
     "no rows": ("path,label\n", "no images"),
     "nothing": ("", "cannot be read as a table"),
+    "more cells": ("path,label\na.jpg,mel,train\n", "row 2: 3 cells under 2 columns"),
+    "a comma in a name": ("path,label\na.jpg,mel\nb.jpg,nevus, atypical\n", "row 3: 3 cells under 2 columns"),
+    "a column twice": ("path,label,label\na.jpg,mel,nev\n", "the column 'label' is there twice"),
+    "no label": ("path,label\na.jpg\n", "row 2: the label is empty"),
+    "a missing number": ("path,label\na.jpg,nan\n", "row 2: the label is 'nan', as a missing number is written"),
+    "infinite": ("path,label\na.jpg,-Inf\n", "row 2: the label is '-Inf'"),
+    "open quotes": ('path,label\n"a.jpg,mel\n', "cannot be read as a table"),
+    "NUL": ("path,label\na\0.jpg,mel\nb.jpg,m\0el\n", "printable characters|cannot be read"),
+    "a huge cell": ("path,label\na.jpg," + "x" * 200_000 + "\n", "cannot be read as a table: field larger"),
 }
 
 
@@ -133,6 +143,99 @@ def test_manifest_errors(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "all.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path / "all.csv")
+
+
+def test_manifest_of_a_spreadsheet(tmp_path: Path) -> None:
+    text = '\ufeffpath,label,split,patient\r\n"a.jpg"," nevus,  atypical ",train,7\r\n\r\nb.jpg,mel,test\r\n'
+    (tmp_path / "all.csv").write_bytes(text.encode())
+    source = read_manifest(tmp_path / "all.csv")
+    assert source.classes == ["mel", "nevus, atypical"]
+    assert [(record.split, record.patient) for record in source.records] == [("train", "7"), ("test", None)]
+    (tmp_path / "all.csv").write_text("path,label,patient\na.jpg,mel,1\n\nb.jpg,,2\n")
+    with pytest.raises(UserError, match="row 4: the label is empty"):
+        read_manifest(tmp_path / "all.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([1, 0], ["0", "1"]),
+        ([1.0, 0.0], ["0", "1"]),
+        (["a", "b"], ["a", "b"]),
+        ([1.0, float("inf")], "row 2: label is inf; it should be text or a finite number"),
+        ([1.0, float("nan")], "row 2: the label is empty"),
+        ([["a"], ["b"]], "row 1: label is a list; it should be text or a number"),
+        ([b"a", b"b"], "row 1: label is a bytes"),
+        ([pd.Timestamp(0), pd.Timestamp(1)], "row 1: label is a Timestamp|row 1: label is a datetime"),
+    ],
+)
+def test_manifest_cells_of_other_types(tmp_path: Path, labels: list[Any], expected: list[str] | str) -> None:
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": labels}).to_parquet(tmp_path / "all.parquet")
+    if isinstance(expected, list):
+        assert read_manifest(tmp_path / "all.parquet").classes == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            read_manifest(tmp_path / "all.parquet")
+
+
+def test_patients_are_the_same_with_and_without_gaps(tmp_path: Path) -> None:
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": ["x", "y"], "patient": [12.0, None]}).to_parquet(
+        tmp_path / "all.parquet"
+    )
+    assert [record.patient for record in read_manifest(tmp_path / "all.parquet").records] == ["12", None]
+
+
+def test_links_in_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "root", {"a": 6, "b": 6})
+    image_folder(tmp_path / "store", {"more": 2, "more/deep": 1})
+    image_folder(root / ".hidden", {"x": 1})
+    (root / "a" / "all").symlink_to(".")
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "b too").symlink_to("../b")
+    (root / "a" / "copy.jpg").symlink_to("000.jpg")
+    (root / "a" / "0.jpg").symlink_to("001.jpg")
+    (root / "a" / "loop").symlink_to("loop")
+    (root / "a" / "store").symlink_to(tmp_path / "store")
+    (root / "a" / "store again").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "more" / "back").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "more" / "root").symlink_to(root)
+    (root / "b" / "annexed.jpg").symlink_to("../.hidden/x/000.jpg")
+    (root / "b" / "hidden").symlink_to("../.hidden")
+    source = read_folder(root)
+    keys = sorted(record.key for record in source.records)
+    assert [key for key in keys if "/store" not in key] == [f"{name}/00{n}" for name in "ab" for n in range(6)] + [
+        "b/hidden/x/000"
+    ]
+    stored = [key.partition("/store")[2].removeprefix(" again") for key in keys if "/store" in key]
+    assert stored == ["/more/000", "/more/001", "/more/deep/000"]
+    assert any("links to files or folders that are listed elsewhere were left out" in note for note in source.notes)
+
+
+def test_folders_that_file_managers_leave_are_no_classes(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"mel": 1, "__MACOSX/mel": 1, "@eaDir": 1})
+    (tmp_path / "mel" / "._000.jpg").write_bytes(b"AppleDouble")
+    (tmp_path / "mel" / "Thumbs.db").touch()
+    source = read_folder(tmp_path)
+    assert source.classes == ["mel"]
+    assert len(source.records) == 1
+    assert source.notes == ["2 hidden files or files that are no images were ignored"]
+
+
+def test_class_names_follow_one_rule_in_every_format(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "Me\u0301l  x" / "a.jpg")
+    (tmp_path / "all.csv").write_text("path,label\na.jpg,Me\u0301l  x\n")
+    split = write_split(tmp_path, train=[["a.jpg", 0, " Me\u0301l  x"]])
+    pd.DataFrame({"path": ["a.jpg"], "label": ["Me\u0301l\u00a0x"]}).to_parquet(tmp_path / "all.parquet")
+    for source in (
+        read_folder(tmp_path / "images"),
+        read_manifest(tmp_path / "all.csv"),
+        read_manifest(tmp_path / "all.parquet"),
+        read_coop_split(split),
+    ):
+        assert source.classes == ["M\u00e9l x"]
+    for bad in ("a\u200bb", "x" * 300):
+        with pytest.raises(UserError, match="printable"):
+            read_coop_split(write_split(tmp_path, train=[["a.jpg", 0, bad]]))
 
 
 def test_manifest_label_that_is_no_class_and_broken_parquet(tmp_path: Path) -> None:
@@ -168,6 +271,10 @@ COOP_ERRORS = {
     "negative": ([["1.jpg", -1, "a"], ["2.jpg", 0, "b"]], r"labels are \[-1, 0\]"),
     "short entry": ([["1.jpg", 0]], "not a CoOp split: train / 0"),
     "label is no number": ([["1.jpg", "x", "a"]], "train / 0 / 1"),
+    "label is a decimal": ([["1.jpg", 0.0, "a"]], "train / 0 / 1"),
+    "label is true": ([["1.jpg", True, "a"], ["2.jpg", 0, "b"]], "train / 0 / 1"),
+    "huge label": ([["1.jpg", 10**300, "a"]], "must count 0, 1, ..."),
+    "empty name": ([["1.jpg", 0, " "]], "printable"),
 }
 
 

@@ -430,7 +430,7 @@ def test_options_that_do_not_fit(tmp_path: Path, options: list[str], words: str)
 
 def test_classes_from_a_file_and_from_a_dataset(tmp_path: Path, dataset: Path) -> None:
     listed = tmp_path / "classes.txt"
-    listed.write_text("A00.0 Cholera, classical\tA00\n\nA01.0 Typhoid fever\tA01\r\n", encoding="utf-8")
+    listed.write_text("A00.0 Cholera, classical\tA00\n\nA01.0 Typhoid fever\tA01\r\n", encoding="utf-8-sig")
     base = ["generate", "--out", str(tmp_path), "--knowledge", "class-name"]
     assert invoke([*base, "--task", "icd", "--classes-file", str(listed)]).exit_code == 0
     made = SymptomSet.load(tmp_path / "icd" / "class-name.json")
