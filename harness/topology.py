@@ -132,6 +132,7 @@ class Topology:
         Raises:
             Stopped: a signal asked for an end.
         """
+        self.signals.looks.restart()
         for batch in inputs:
             passes -= 1
             yield forward(batch)
