@@ -43,7 +43,7 @@ CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
 FILES = "files.json"
-AGAIN = "run it again with --force"
+AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 

@@ -35,6 +35,10 @@ class Looks:
         self.count = self.looked_at = self.next_look = 0
         self.looked = time.monotonic()
 
+    def restart(self) -> None:
+        """Make the next call look, and forget how fast calls came: those of other work may be slower."""
+        self.looked, self.looked_at, self.next_look = time.monotonic(), self.count, self.count
+
     def due(self) -> bool:
         """Count a call, which all ranks make together; returns True when it is time to look."""
         self.count += 1
@@ -83,6 +87,12 @@ class StopSignals:
         """
         if self.looks.due():
             leave_for(self.looks.look(self.received))
+
+
+def leave_to_parent(worker: int = 0) -> None:
+    """Ignore these signals in a helper process, whose parent ends it: a scheduler may send them to a whole group."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_for(received: list[list[int]]) -> None:

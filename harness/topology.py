@@ -153,6 +153,7 @@ class Topology:
             Stopped: a signal asked for an end.
         """
         together = collective()(forward)
+        self.signals.looks.restart()
         for batch in inputs:
             passes -= 1
             yield together(batch)

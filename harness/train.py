@@ -124,8 +124,7 @@ class Training:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches that are still to be trained on; each epoch begins with its learning rate."""
-        if self.to_select:
-            self._select(self.step // self.views.steps_per_epoch)
+        self._select_if_due()
         for epoch, batches in self.views.epochs(self.train.epochs, done=self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch, self.train)
@@ -154,8 +153,7 @@ class Training:
             self.write_step({"epoch": epoch, "step": self.step, "lr": rate, "loss": mean})
             self.note = f"epoch {epoch}/{self.train.epochs}, loss {mean:.3f}"
         self.to_select = ended and self.train.select == "best"
-        if self.to_select:
-            self._select(epoch)
+        self._select_if_due()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint holds besides the step and the optimiser: facts in JSON types, and tensors on the CPU by name.
@@ -185,13 +183,17 @@ class Training:
                 restore(self.method, self.kept_tensors)
         return self.kept
 
+    def _select_if_due(self) -> None:
+        if self.to_select:
+            self._select(self.step // self.views.steps_per_epoch)
+            self.to_select = False
+
     def _select(self, epoch: int) -> None:
         assert self.validation is not None
         predictions = self.validation.predict(self.method)
         accuracy, loss = predictions.accuracy(), predictions.loss()
         row = {"epoch": epoch, "step": self.step, "validation_accuracy": accuracy, "validation_loss": loss}
         self.write_step(row)
-        self.to_select = False
         best = self.kept
         if best.validation_accuracy is None or best.validation_loss is None:
             higher, better = False, True

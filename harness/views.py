@@ -15,6 +15,7 @@ from harness.data.augment import TrainTransform, normalised
 from harness.data.reader import DamagedSample, Samples
 from harness.devices import to_device
 from harness.errors import UserError
+from harness.signals import leave_to_parent
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,13 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
             UserError: a sample is damaged, and `loading.on_error` is "raise"; or a shard is missing.
         """
         pinned = device.type == "cuda"
-        loader = DataLoader(self, batch_sampler=batches, num_workers=self.loading.workers, pin_memory=pinned)
+        loader = DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=self.loading.workers,
+            pin_memory=pinned,
+            worker_init_fn=leave_to_parent,
+        )
         for pixels, labels, positions, problems, skips in loader:
             for position, problem, skip in zip(positions.tolist(), problems, skips.tolist(), strict=True):
                 if problem and not skip:

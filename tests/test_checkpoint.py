@@ -203,9 +203,11 @@ def test_signals_are_heeded_between_passes(topology: Topology) -> None:
     assert len(taken) == 1
     topology.signals.received.clear()
     looks.clear()
-    topology.signals.looks.next_look = 0
     assert list(topology.each(torch.exp, [], 1, (1,))) == []
     assert len(looks) == 1
+    topology.signals.looks.next_look += 1000  # after many fast passes of other work
+    assert len(list(topology.each(torch.exp, [torch.zeros(1)], 1, (1,)))) == 1
+    assert len(looks) == 2
 
 
 def test_ranks_do_not_ask_each_other_at_every_step(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:

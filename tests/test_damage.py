@@ -146,5 +146,5 @@ def test_a_run_of_an_earlier_version_is_read_where_its_content_is_plausible(fini
     assert len(read_runs(tmp_path)) == 1
     assert read_prompts(copy).keys() == read_prompts(finished).keys()
     (copy / "prompts.safetensors").write_bytes(b"none")
-    with pytest.raises(UserError, match=r"prompts\.safetensors: damaged: .*; run it again with --force"):
+    with pytest.raises(UserError, match=r"prompts\.safetensors: damaged: .*; remove the run, or run it again"):
         read_prompts(copy)

@@ -1,15 +1,19 @@
 """Runs of this process that end at any step, and go on; real deaths are in tests/integration/test_kill_and_resume.py."""
 
 import contextlib
+import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +25,8 @@ from harness.files import read_json
 from harness.method import TextClassifier
 from harness.pack import execute_together
 from harness.results import failure, is_running, new_run
-from harness.run import Job, execute, fill_banks
+from harness.run import Job, execute, fill_banks, load_inputs
+from harness.signals import Stopped
 from harness.train import Training
 from tests.dying import Death, at_step, die
 
@@ -137,6 +142,91 @@ def test_a_signal_during_validation_and_test_loses_nothing(
     found = latest(partial(mortal_config.run.out) / "checkpoints")
     assert found is not None and found.step == 3 * min(3, (passes + 1) // 2)
     assert record(execute(run)) == record(whole_run)
+
+
+def test_a_signal_while_a_run_loads_or_waits_for_the_bank(
+    mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load_inputs(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.run.load_inputs", signalled)
+        with pytest.raises(Stopped):
+            execute(mortal_config)
+    assert not list(mortal_config.run.out.glob("*.partial"))
+    job = Job.__init__
+
+    def signalled_soon(*arguments: Any) -> None:
+        job(*arguments)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+
+    monkeypatch.setattr(Job, "__init__", signalled_soon)
+    with contextlib.ExitStack() as locked:
+        for bank in (whole_run.parent / ".bank").iterdir():
+            locked.enter_context(FileLock(bank / ".lock"))
+        with pytest.raises(Stopped) as ended:
+            execute(mortal_config)
+    assert ended.value.code == 128 + signal.SIGUSR1
+
+
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_a_signal_ends_packed_runs_each_at_its_checkpoint(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """In a step (0), or as one of them validates."""
+
+    def configs(out: Path) -> list[Config]:
+        own = ("data.shots=2", "seed=2", "method=coop"), ("data.shots=5", "seed=3", "method=coop")
+        return [config({**base_config, "train": RECIPE}, out, "run.checkpoint_steps=null", *it) for it in own]
+
+    monkeypatch.setattr(harness.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    assert execute_together(configs(tmp_path / "whole")) == {}
+    done, predict = 0, TextClassifier.forward
+
+    def signalled(self: TextClassifier, inputs: Tensor) -> Tensor:
+        nonlocal done
+        done += not self.training
+        if done == passes and not self.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, inputs)
+
+    monkeypatch.setattr(TextClassifier, "forward", signalled)
+    if not passes:
+        at_step(2, lambda _: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    with pytest.raises(Stopped):
+        execute_together(configs(tmp_path / "stopped"))
+    found = [latest(path / "checkpoints") for path in sorted((tmp_path / "stopped").glob("*.partial"))]
+    assert all(found) and len(found) == 2
+    assert execute_together(configs(tmp_path / "stopped")) == {}
+    for run in configs(tmp_path / "whole"):
+        (whole,) = run.run.out.glob(f"coop_*seed{run.seed}*")
+        went_on = tmp_path / "stopped" / whole.name
+        prompts, expected = (load_file(path / "prompts.safetensors") for path in (went_on, whole))
+        # Runs that stopped at different steps share other passes afterwards, whose sums are rounded otherwise.
+        assert (prompts["context"] - expected["context"]).abs().max() < 1e-5
+        logs = [[json.loads(line) for line in (path / "steps.jsonl").open()] for path in (went_on, whole)]
+        assert [row.keys() for row in logs[0]] == [row.keys() for row in logs[1]]
+
+
+def test_loading_processes_leave_signals_to_their_run(
+    mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler may send SIGTERM to all processes of a job."""
+
+    def terminate(_: Training) -> None:
+        children = multiprocessing.active_children()
+        assert len(children) == 2
+        for child in children:
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGTERM)
+
+    at_step(2, terminate, monkeypatch)
+    execution = mortal_config.run.model_copy(update={"bank": False, "workers": 2})
+    run = execute(mortal_config.model_copy(update={"run": execution}))
+    prompts, expected = (load_file(path / "prompts.safetensors") for path in (run, whole_run))
+    assert all((prompts[name] - expected[name]).abs().max() < 1e-5 for name in expected)
 
 
 def test_a_damaged_line_in_the_log_of_steps_does_not_block_a_resume(

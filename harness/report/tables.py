@@ -3,6 +3,7 @@
 vipbench table DIR --rows method --columns shots --metric accuracy --format md
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from harness.config import nearest
 from harness.errors import UserError
 from harness.files import read_json
 from harness.results import read_runs
+
+log = logging.getLogger(__name__)
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
@@ -74,9 +77,19 @@ def load_runs(directory: Path) -> pd.DataFrame:
         damaged = f", but {runs.attrs['damaged']} damaged ones" if runs.attrs["damaged"] else ""
         raise UserError(f"{directory}: no finished run here{damaged}")
     if plan.is_file():
-        order = {name: place for place, name in enumerate(read_json(plan)["runs"])}
+        order = {name: place for place, name in enumerate(_planned(plan))}
         runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
     return runs.reset_index(drop=True)
+
+
+def _planned(plan: Path) -> list[str]:
+    """Names of a sweep's runs in the order of its plan, or of all its plans; none where the file is damaged."""
+    try:
+        content = read_json(plan)
+        return [name for part in content.get("plans", [content]) for name in part["runs"]]
+    except (UserError, AttributeError, KeyError, TypeError):
+        log.warning("%s: damaged; runs come in the order of their names", plan)
+        return []
 
 
 def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str]) -> Table:

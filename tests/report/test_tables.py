@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -211,10 +212,12 @@ def test_damaged_digests_are_damage_too(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_an_option_that_is_not_set_is_none(tmp_path: Path) -> None:
-    coop = RUNS[RUNS["method.name"] == "coop"].assign(**{"method.init_words": [None, float("nan"), "a photo of a"]})
+    coop = RUNS[RUNS["method.name"] == "coop"].assign(
+        **{"method.init_words": np.array([None, float("nan"), "a photo of a"], object)}
+    )
     rows = make_table(coop.reset_index(drop=True), ["method"], ["shots"], ["accuracy"]).rows
     assert rows == [("coop (init_words=none)",), ("coop (init_words=a photo of a)",)]
-    lengths = coop.assign(**{"method.context_length": [None, None, 4]}).reset_index(drop=True)
+    lengths = coop.assign(**{"method.context_length": np.array([None, None, 4], object)}).reset_index(drop=True)
     lines = to_markdown(make_table(lengths, ["method"], ["shots"], ["accuracy"])).splitlines()
     assert lines[2].startswith("| coop (init_words=none, context_length=none) |")
 
@@ -228,13 +231,19 @@ def test_folders_and_files_of_the_wrong_kind_are_one_line(tmp_path: Path) -> Non
         assert isinstance(result.exception, UserError), arguments
 
 
-def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path) -> None:
+def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for seed, name in enumerate(("b", "a", "c")):
         write_run(tmp_path / "runs", name, seed, 0.5)
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["a", "b", "c"]
     assert [Path(path).name for path in load_runs(tmp_path / "runs")["run"]] == ["a", "b", "c"]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["c", "b"]}))
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["c", "b", "a"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"plans": [{"runs": ["b"]}, {"runs": ["c", "a"]}]}))
+    assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["b", "c", "a"]
+    for damaged in ("", "[]", "{}", '{"runs": 1}', '{"plans": [1]}'):
+        (tmp_path / "sweep.json").write_text(damaged)
+        assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["a", "b", "c"]
+        assert f"{tmp_path / 'sweep.json'}: damaged" in caplog.text
 
 
 @pytest.mark.parametrize(
