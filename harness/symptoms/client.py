@@ -9,8 +9,8 @@ record. A field that the servers refuse (a seed, say) is left out for the rest o
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -125,7 +125,7 @@ class Client:
                 return await endpoint.identify(http, model, self.revision, self.server_version)
             except Busy as error:
                 if endpoint.out_of_patience():
-                    raise UserError(f"{endpoint.url}: {error}, for {self.patience:.0f} s") from error
+                    raise UserError(f"{error}, for {self.patience:.0f} s") from error
                 await asyncio.sleep(max(0.0, endpoint.paused_until - time.monotonic()))
             except httpx.RequestError as error:
                 reason, advice = str(error) or type(error).__name__, "start one with: vipbench serve MODEL"
@@ -265,27 +265,28 @@ class _Job:
         """One try, which may wait for a busy server, or find out which fields the servers refuse."""
         client = self.client
         while True:
-            without, (_, revision, server_version) = client.without, client.identity
-            key = request.key(revision, server_version)
-            if without and (recorded := client.cache.get(key)):  # from a job that had found out before
-                client.stats.cached += 1
-                return recorded
-            try:
-                response = await self._ask(request, without)
-            except Busy as error:
-                client.stats.retries += 1
-                if all(endpoint.out_of_patience() for endpoint in client.endpoints):
-                    self.lost = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
-            except Refused as error:
-                if client.without == without:  # else another request has found out meanwhile
-                    if not error.fields - without:
-                        raise
-                    log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
-                    client.leave_out(error.fields)
-            else:
-                if client.without == without:  # one job's answers are all given alike
-                    self._count(response)
-                    return client.cache.put(key, request, revision, server_version, response)
+            async with self._place() as endpoint:
+                without, (_, revision, server_version) = client.without, client.identity
+                key = request.key(revision, server_version)
+                if without and (recorded := client.cache.get(key)):  # from a job that had found out before
+                    client.stats.cached += 1
+                    return recorded
+                try:
+                    response = await endpoint.ask(self.pools[endpoint], request, without)
+                except Busy as error:
+                    client.stats.retries += 1
+                    if all(other.out_of_patience() for other in client.endpoints):
+                        self.lost = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
+                except Refused as error:
+                    if client.without == without:  # else another request has found out meanwhile
+                        if not error.fields - without:
+                            raise
+                        log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
+                        client.leave_out(error.fields)
+                else:
+                    if client.without == without:  # one job's answers are all given alike
+                        self._count(response)
+                        return client.cache.put(key, request, revision, server_version, response)
 
     def _count(self, response: Response) -> None:
         stats = self.client.stats
@@ -294,24 +295,21 @@ class _Job:
         stats.prompt_tokens += response.usage.get("prompt_tokens", 0)
         stats.completion_tokens += response.usage.get("completion_tokens", 0)
 
-    async def _ask(self, request: Request, without: frozenset[str]) -> Response:
-        endpoint = await self._slot()
-        try:
-            return await endpoint.ask(self.pools[endpoint], request, without)
-        finally:
-            endpoint.under_way -= 1
-            async with self.changed:
-                self.changed.notify(2)  # one for this place, one as the window may have grown
-
-    async def _slot(self) -> Endpoint:
-        """Wait for a place at a server, the least loaded one."""
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Endpoint]:
+        """Wait for a place at a server, the least loaded one, and hold it."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.lost or self.stopping or self._open())
             if self.lost or self.stopping:
                 raise self.lost or UserError("not asked, since the job is ending")
             endpoint = min(self._open(), key=lambda endpoint: endpoint.under_way / endpoint.window.size)
             endpoint.under_way += 1
-            return endpoint
+        try:
+            yield endpoint
+        finally:
+            endpoint.under_way -= 1
+            async with self.changed:
+                self.changed.notify(2)  # one for this place, one as the window may have grown
 
     def _open(self) -> list[Endpoint]:
         return [place for place in self.pools if place.takes_requests()]

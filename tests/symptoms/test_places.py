@@ -2,12 +2,13 @@
 
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.data import shards
 from harness.devices import choose_device
 from harness.errors import UserError
 from harness.symptoms.cache import Request, Response, ResponseCache
@@ -73,19 +74,26 @@ def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("verb", ["check", "score", "generate"])
-def test_the_url_of_a_dataset_keeps_its_slashes(
-    symptoms: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
-    seen = []
+def test_the_url_of_a_dataset_keeps_its_slashes(symptoms: Path, model_folder: Path, verb: str) -> None:
+    asked = []
 
-    def read_bytes(path: object) -> bytes:
-        seen.append(path)
-        raise UserError("not today")
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
 
-    monkeypatch.setattr(shards, "read_bytes", read_bytes)
+        do_HEAD = do_GET
+
+        def log_message(self, *words: object) -> None:
+            pass
+
     words = ["generate"] if verb == "generate" else [verb, symptoms, "--backbone", model_folder / "vit.json"]
-    assert one_line(invoke(*words, "--data", "https://example.org/sets/a")) == "not today"
-    assert seen == ["https://example.org/sets/a/dataset.json"]
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/sets/a"
+        assert place in one_line(invoke(*words, "--data", place))
+        server.shutdown()
+    assert set(asked) == {"/sets/a/dataset.json"}
 
 
 def test_a_gpu_that_is_not_there_is_one_line(
