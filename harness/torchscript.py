@@ -9,7 +9,6 @@ The program (`code/`) is never looked at.
 
 import pickletools
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,22 @@ class Module:
 
     attributes: dict[str, Any] = field(default_factory=dict)
 
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """All tensors by their dotted names."""
-        for name, value in self.attributes.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-            elif isinstance(value, Module):
-                yield from value.tensors(f"{prefix}{name}.")
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their dotted names; a module that lies in several places is taken once, so that no loop is endless."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        todo = [("", self)]
+        while todo:
+            prefix, module = todo.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            for name, value in module.attributes.items():
+                if isinstance(value, Tensor):
+                    found[f"{prefix}{name}"] = value
+                elif isinstance(value, Module):
+                    todo.append((f"{prefix}{name}.", value))
+        return found
 
 
 def is_torchscript(path: Path) -> bool:
@@ -75,7 +83,7 @@ def read_openai(path: Path) -> dict[str, Tensor]:
         Exception: of several kinds, where it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
-        tensors = dict(_Reader(path, archive).read().tensors())
+        tensors = _Reader(path, archive).read().tensors()
     if not tensors.keys() >= OPENAI_BUFFERS:
         raise UserError(
             f"{path}: a TorchScript archive, but none of OpenAI's CLIP models, so that its activation function is not known; "

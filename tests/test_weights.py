@@ -170,12 +170,22 @@ class Hostile:
         return os.mkdir, ("executed",)
 
 
-def test_nothing_in_an_archive_is_run(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (pickle.dumps(Hostile(), protocol=2), "a call of posix.mkdir is not expected"),
+        (pickle.dumps(Hostile(), protocol=4), "an operation FRAME is not expected"),
+        (b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "none of OpenAI's"),  # holds itself
+    ],
+)
+def test_nothing_in_an_archive_is_run(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: bytes, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "hostile.pt", "w") as archive:
         archive.writestr("m/constants.pkl", b"")
-        archive.writestr("m/data.pkl", pickle.dumps(Hostile(), protocol=2))
-    with pytest.raises(UserError, match=r"a call of posix.mkdir is not expected"):
+        archive.writestr("m/data.pkl", description)
+    with pytest.raises(UserError, match=message):
         load_backbone(BackboneConfig(name=str(places / "plain.json"), pretrained=str(tmp_path / "hostile.pt")))
     assert not (tmp_path / "executed").exists()
 
