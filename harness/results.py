@@ -154,7 +154,12 @@ def is_finished(path: Path) -> bool:
 def failure(path: Path) -> str | None:
     """Why a run failed, in its own words; None where it did not say."""
     record = path.with_name(path.name + PARTIAL) / FAILED
-    return str(read_json(record)["error"]) if record.is_file() else None
+    if not record.is_file():
+        return None
+    try:
+        return str(read_json(record)["error"])
+    except (UserError, KeyError, TypeError):
+        return f"{record} is damaged, so that why it failed is not known; run it again"
 
 
 def is_running(path: Path) -> bool:
