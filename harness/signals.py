@@ -89,12 +89,6 @@ class StopSignals:
             leave_for(self.looks.look(self.received))
 
 
-def leave_to_parent(worker: int = 0) -> None:
-    """Ignore these signals in a helper process, whose parent ends it: a scheduler may send them to a whole group."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def leave_for(received: list[list[int]]) -> None:
     """Raise Stopped for the first signal that any rank has received, in rank order; return when there is none."""
     asked = [number for own in received for number in own]

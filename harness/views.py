@@ -1,8 +1,12 @@
 """Views of samples as pixels: view e of a sample is what epoch e shows of it, view 0 the sample as it is evaluated."""
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,11 +19,12 @@ from harness.data.augment import TrainTransform, normalised
 from harness.data.reader import DamagedSample, Samples
 from harness.devices import to_device
 from harness.errors import UserError
-from harness.signals import leave_to_parent
+from harness.signals import SIGNALS
 
 log = logging.getLogger(__name__)
 
 EVALUATION = 0  # the view that is not augmented
+SECONDS_TO_OUTLIVE = 30.0  # as long as torchrun and Slurm leave a run to write a checkpoint
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
             batch_sampler=batches,
             num_workers=self.loading.workers,
             pin_memory=pinned,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=outlive_signals if self.loading.workers else None,
         )
         for pixels, labels, positions, problems, skips in loader:
             for position, problem, skip in zip(positions.tolist(), problems, skips.tolist(), strict=True):
@@ -104,3 +109,19 @@ class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
         transform = TrainTransform(self.size, seed, number, scale, flip)
         key = self.samples.key(position)
         return self.samples.show(position, lambda picture: transform(picture, key))
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loading process end with its run rather than before it, for a while.
+
+    torchrun and Slurm signal all processes of a run at once, and a run whose loading processes are gone fails where it should
+    write a checkpoint.
+    """
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(SECONDS_TO_OUTLIVE, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+
+    for number in SIGNALS:
+        signal.signal(number, end_later)

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
 
 LOCAL, TORCHRUN, SLURM = "--executor local", "--executor torchrun", "--executor slurm"
 SECONDS_BETWEEN_LOOKS = 10.0
-Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out", callback=Path.expanduser)]
+Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]
 
 
 class Kind(StrEnum):
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 @app.command()
 def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
-    out: Annotated[Path, typer.Option(help="where plan, logs and run directories go", callback=Path.expanduser)],
+    out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
@@ -90,7 +90,7 @@ def run(
         from sweeps.runner import run_sweep
 
         chosen = _executor(executor, given)
-        states = run_sweep(grid.expanduser(), out, chosen, overrides or [], pack=pack)
+        states = run_sweep(grid, out, chosen, overrides or [], pack=pack)
         if wait:
             states = _watch(out, [state.name for state in states])
     except KeyboardInterrupt:

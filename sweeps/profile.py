@@ -77,7 +77,7 @@ class Profile(Section):
             UserError: no such file, unknown or misspelt key, wrong value, or what cannot be split among the nodes.
         """
         given = {key: value for key, value in options.items() if value is not None}
-        profile = validated(cls, (read_yaml(path.expanduser()) if path else {}) | given, str(path or "options"))
+        profile = validated(cls, (read_yaml(path) if path else {}) | given, str(path or "options"))
         for name in ("gpus_per_run", "processes_per_run", "cpus_per_run"):
             if (getattr(profile, name) or 0) % profile.nodes_per_run:
                 count = getattr(profile, name)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness.config import Section
 from harness.console import INTERRUPTED
-from harness.errors import UserError
 from harness.files import write_json
 from harness.results import failure, is_finished, is_running
 
@@ -67,16 +66,9 @@ def record_end(out: Path, unit: Unit, status: int, reason: str | None = None) ->
             record.unlink(missing_ok=True)
         elif reason or not (status in NOT_FAILED or is_running(out / RUNS / name)):
             failures += 1
-            error = reason or _own_words(out / RUNS / name) or why(status, unit.log)
+            error = reason or failure(out / RUNS / name) or why(status, unit.log)
             write_json(record, {"error": error, "exit_status": status, "log": str(unit.log)})
     return failures
-
-
-def _own_words(run: Path) -> str | None:
-    try:
-        return failure(run)
-    except (UserError, LookupError, TypeError):  # damaged: the log remains
-        return None
 
 
 def why(status: int, log_file: Path) -> str:

@@ -22,7 +22,6 @@ def demo(
     from sweeps.local import LocalExecutor
     from sweeps.runner import run_sweep
 
-    out = out.expanduser()
     data, sweep, file = out / "data", out / "sweep", out / "table.md"
     if not (data / INFO).is_file():
         with disk_errors(out):

@@ -184,8 +184,24 @@ def test_ctrl_c_ends_a_run_in_one_line(base_config: dict[str, Any], tmp_path: Pa
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to the loading processes too
         _, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
-    lines = [line for line in said.splitlines() if not line.startswith("train: ")]  # progress
-    assert lines == ["interrupted; the same command goes on from what is done"]
+    before = [line for line in said.splitlines() if not line.startswith(("train: ", "backbone "))]  # progress
+    assert before == ["interrupted; the same command goes on from what is done"]
+    assert not list(tmp_path.glob("runs/*.partial/failed.json"))
+    assert processes_of(tmp_path) == ""
+
+
+def test_a_signal_to_all_processes_of_a_run_is_no_failure(base_config: dict[str, Any], tmp_path: Path) -> None:
+    """As torchrun and Slurm send it: the loading processes get it too, and the run still writes its checkpoint."""
+    base = yaml.safe_load(endless(base_config, tmp_path).read_text())["base"]
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**base, "run": {**base["run"], "out": str(tmp_path / "runs")}})
+    )
+    with started([sys.executable, str(ROOT / "harness" / "run.py"), str(tmp_path / "config.yaml")], True) as run:
+        wait_for(run, tmp_path, "runs/*.partial/steps.jsonl")
+        os.killpg(run.pid, signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert list(tmp_path.glob("runs/*.partial/checkpoints/*.json"))
     assert not list(tmp_path.glob("runs/*.partial/failed.json"))
     assert processes_of(tmp_path) == ""
 

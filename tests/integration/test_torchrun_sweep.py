@@ -91,6 +91,5 @@ def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, n
     assert sweep.returncode == 130
     assert "interrupted" in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert len(said.splitlines()) <= 5, "what was planned, who took which run, and the end"
     assert processes_of(out) == ""
     assert [state.state for state in sweep_status(out)] == ["pending", "pending"]

@@ -257,8 +257,7 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, content
     (tmp_path / RUNS / "c" / "metrics.json").write_text("{}")
     states = sweep_status(tmp_path)
     assert [state.state for state in states] == ["pending", "failed", "done"]
-    assert states[1].reason.startswith("damaged: ")
-    assert str(tmp_path / FAILED / "b.json" if place == "record" else tmp_path / RUNS / "b") in states[1].reason
+    assert "damaged" in states[1].reason and str(damaged) in states[1].reason
     assert record_end(tmp_path, Unit(("b",), (), tmp_path / "log"), 1) == 1, "it can be recorded anew"
 
 
