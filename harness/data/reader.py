@@ -224,7 +224,8 @@ class _OpenFile:
 def _open(shard: Shard) -> _OpenFile:
     if is_url(shard.path):
         return _OpenFile(ShardCache.from_environment().open(shard.path, shard.sha256))
-    return _OpenFile(os.open(shard.path, os.O_RDONLY))
+    # A pipe is an error at the first read then, and is not waited for.
+    return _OpenFile(os.open(shard.path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 # A forked process opens its own files, since on some network file systems a shared handle is not safe.

@@ -55,11 +55,18 @@ def open_binary(path: str | Path) -> Iterator[Stream]:
     Raises:
         UserError: it is not there or cannot be reached, or its protocol needs a package that is missing.
     """
+    _refuse_others(path)
     file = _retrying(_opened, path)
     try:
         yield _Persistent(path, file)
     finally:
         file.close()
+
+
+def _refuse_others(path: str | Path) -> None:
+    """Raises UserError where a local path is a folder, or a pipe or device, which may wait or go on for ever."""
+    if not is_url(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: cannot be read: it is not a file")
 
 
 class _Persistent:
@@ -102,9 +109,8 @@ def read_bytes(path: str | Path) -> bytes:
     """
     if is_url(path):
         data = bytes(_retrying(_read_bytes, path))
-    elif Path(path).exists() and not Path(path).is_file():
-        raise UserError(f"{path}: cannot be read: it is not a file")
     else:
+        _refuse_others(path)
         try:
             with Path(path).open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)

@@ -1,6 +1,7 @@
 """dataset.json and indexes that are damaged, edited or made to harm: one line each, before anything is read or written."""
 
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -224,6 +225,15 @@ def test_indexes_of_no_or_too_many_rows(folder: Path, monkeypatch: pytest.Monkey
     path.unlink()
     path.mkdir()
     one_line(lambda: Dataset(folder), "cannot be read: it is not a file")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_shard_that_is_no_file_is_not_waited_for(folder: Path, kind: str) -> None:
+    shard = folder / "train-000000.tar"
+    shard.unlink()
+    shard.mkdir() if kind == "folder" else os.mkfifo(shard)
+    one_line(lambda: Dataset(folder).split("train").image_bytes(0), "train-000000.tar: cannot be read: ")
+    one_line(lambda: verify(folder), "train-000000.tar: cannot be read: it is not a file")
 
 
 INSPECTED: dict[str, tuple[dict[str, Callable[[list[Any]], list[Any]]], str]] = {
