@@ -253,7 +253,7 @@ class Job:
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
     """A method at its start, on the backbone's device; its random values are keyed by the run's seed."""
-    with torch.random.fork_rng(devices=[]):  # the CPU's generator alone: no run starts CUDA for it
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)
     return to_device(method, backbone.logit_scale.device)

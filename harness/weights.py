@@ -78,7 +78,7 @@ def create(config: BackboneConfig) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
     quick = _quick_gelu(config, source.config.get("quick_gelu"), openai is not None)
     if quick:
         source.config["quick_gelu"] = True
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the CPU's generator alone: nothing starts CUDA for it
         torch.manual_seed(0)
         model = open_clip.create_model(
             source.name,
