@@ -193,6 +193,7 @@ def fill_bank(
         Stopped: a signal asked for an end; what was computed is in the bank.
     """
     lock = bank.lock()
+    topology.signals.looks.restart()
     while not topology.from_main(topology.is_main and _acquired(lock)):
         topology.signals.heed()
     try:

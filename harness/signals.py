@@ -36,7 +36,7 @@ class Looks:
         self.looked = time.monotonic()
 
     def restart(self) -> None:
-        """Make the next call look, and forget how fast calls came: those of the work that follows may be slower."""
+        """Make the next call look, and forget how fast calls came: those of other work may be slower."""
         self.looked, self.looked_at, self.next_look = time.monotonic(), self.count, self.count
 
     def due(self) -> bool:

@@ -132,6 +132,7 @@ class Topology:
         Raises:
             Stopped: a signal asked for an end.
         """
+        self.signals.looks.restart()
         for batch in inputs:
             passes -= 1
             yield forward(batch)
@@ -140,7 +141,6 @@ class Topology:
             if self.sharded:
                 forward(torch.zeros(1, *shape, device=self.device))
             self.signals.heed()
-        self.signals.looks.restart()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""

@@ -100,8 +100,7 @@ class Training:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches that are still to be trained on; each epoch begins with its learning rate."""
-        if self.to_select:
-            self._select(self.step // self.views.steps_per_epoch)
+        self._select_if_due()
         for epoch, batches in self.views.epochs(self.train.epochs, done=self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch, self.train)
@@ -130,8 +129,7 @@ class Training:
             self.write_step({"epoch": epoch, "step": self.step, "lr": rate, "loss": mean})
             self.note = f"epoch {epoch}/{self.train.epochs}, loss {mean:.3f}"
         self.to_select = ended and self.train.select == "best"
-        if self.to_select:
-            self._select(epoch)
+        self._select_if_due()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint holds besides the step and the optimiser: facts in JSON types, and tensors on the CPU by name.
@@ -161,11 +159,15 @@ class Training:
                 restore(self.method, self.kept_tensors)
         return self.kept
 
+    def _select_if_due(self) -> None:
+        if self.to_select:
+            self._select(self.step // self.views.steps_per_epoch)
+            self.to_select = False
+
     def _select(self, epoch: int) -> None:
         assert self.validation is not None
         accuracy = self.validation.predict(self.method).accuracy()
         self.write_step({"epoch": epoch, "step": self.step, "validation_accuracy": accuracy})
-        self.to_select = False
         if self.kept.validation_accuracy is None or accuracy > self.kept.validation_accuracy:
             self.kept = Trained(epoch, accuracy)
             with self.topology.whole(self.method.trainable().values()):
