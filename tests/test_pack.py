@@ -163,7 +163,9 @@ def test_micro_batches_are_those_of_a_run_alone(
     ]
     assert execute_together(runs) == {}
     both = [2, 2, 2, 2, 1, 2, 2, 1]  # a step on 5 images as 2 + 2 + 1, and one on 9, which take turns
-    assert sizes == [*both, *both, 2, 2, 1]
+    assert runs[0].train
+    epochs = runs[0].train.epochs  # of three steps of one run, and two of the other
+    assert sizes == [*(2 * epochs * both), *(epochs * [2, 2, 1])]
 
 
 def test_packed_runs_leave_logs_and_tracking_of_their_own(base_config: dict[str, Any], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.dying import Death, at_step, die
 
 
 def config(base: dict[str, Any], out: Path, *overrides: str) -> Config:
-    every = ["run.log_every=1", "run.checkpoint_steps=2"]
+    every = ["run.log_every=1", "run.checkpoint_steps=2", "run.eval_batch_size=8"]
     return Config.from_mapping(override(base, [f"run.out={out}", *every, *overrides]))
 
 
@@ -133,7 +133,7 @@ def test_a_signal_during_validation_and_test_loses_nothing(
                 os.kill(os.getpid(), signal.SIGTERM)
         return predict(self, inputs)
 
-    execution = mortal_config.run.model_copy(update={"eval_batch_size": 8, "checkpoint_steps": None})
+    execution = mortal_config.run.model_copy(update={"checkpoint_steps": None})
     run = mortal_config.model_copy(update={"run": execution})
     monkeypatch.setattr(TextClassifier, "forward", signalled)
     with pytest.raises(SystemExit) as ended:
