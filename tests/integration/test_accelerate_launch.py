@@ -36,7 +36,7 @@ def test_fewer_processes_than_asked_are_refused(base_config: dict[str, Any], tmp
 
 def test_what_is_not_supported_is_refused(base_config: dict[str, Any], tmp_path: Path) -> None:
     write_config(base_config, tmp_path)
-    result = launch([*accelerate("--num_processes", "1", "--cpu", "--use_fsdp"), *RUN, "config.yaml"], tmp_path)
+    result = launch([*accelerate("--num_processes", "1", "--use_fsdp"), *RUN, "config.yaml"], tmp_path)
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith("error: accelerate launch asks for FSDP"), result.stderr
