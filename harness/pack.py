@@ -57,20 +57,16 @@ class RandomStream:
         self._save()
 
     def _save(self) -> None:
-        self.states = [generator.get_state() for generator in _generators()]
+        self.cpu = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
     def __enter__(self) -> None:
-        for generator, state in zip(_generators(), self.states, strict=True):
-            generator.set_state(state)
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu)
 
     def __exit__(self, *_: object) -> None:
         self._save()
-
-
-def _generators() -> list[torch.Generator]:
-    """torch's default generators: the CPU's, and the current GPU's where one is used."""
-    used = torch.cuda.is_initialized()
-    return [torch.default_generator, *([torch.cuda.default_generators[torch.cuda.current_device()]] if used else [])]
 
 
 def compute_together(

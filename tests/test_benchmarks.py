@@ -9,8 +9,7 @@ import pytest
 from benchmarks import sweep, training_step
 from harness.backbone import Backbone, load_backbone
 from harness.config import BackboneConfig
-
-pretended_gpu = pytest.importorskip("tests.pretended_gpu").pretended_gpu
+from tests.pretended_gpu import pretended_gpu
 
 
 def small(model_folder: Path, devices: list[Any]) -> Callable[..., Backbone]:

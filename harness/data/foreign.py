@@ -24,6 +24,7 @@ from harness.data.members import Found, Reading, ShardContent, read_shard
 from harness.data.names import check_class_names, is_plain_url, is_safe_name
 from harness.data.remote import is_url, matching
 from harness.data.shards import count_labels, digest_tables
+from harness.data.urls import CREDENTIALS_ADVICE, has_credentials
 from harness.errors import UserError
 from harness.files import output_errors, write_json, write_text
 from harness.progress import Progress
@@ -117,6 +118,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _expand(pattern: str) -> list[str]:
+    if has_credentials(pattern):
+        raise UserError(f"a URL with a user name or password would be written into dataset.json; {CREDENTIALS_ADVICE}")
     if not is_url(pattern) and Path(pattern).is_file():
         return [str(Path(pattern).resolve())]
     try:
