@@ -8,7 +8,10 @@ from pydantic_core import PydanticCustomError
 CREDENTIALS = re.compile(r"https?://[^/?#]*@|://[^/?#@]*:[^/?#]*@", re.IGNORECASE)
 
 
-CREDENTIALS_ADVICE = 'put them into ~/.netrc and set FSSPEC_HTTP=\'{"client_kwargs": {"trust_env": true}}\', or into a file under ~/.config/fsspec'
+CREDENTIALS_ADVICE = (
+    """put them into ~/.netrc and set FSSPEC_HTTP='{"client_kwargs": {"trust_env": true}}', or into a file under """
+    "~/.config/fsspec"
+)
 
 
 def has_credentials(url: str) -> bool:
