@@ -43,6 +43,7 @@ CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
 FILES = "files.json"
+DOUBTFUL = "doubtful"  # a column of `read_runs`
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
@@ -307,7 +308,7 @@ def read_runs(directory: Path) -> "pd.DataFrame":
 
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
     overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "dataset" (its
-    name) and "run" (the path).
+    name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see `harness.train.Trained.warnings`).
     """
     import pandas as pd
 
@@ -332,7 +333,8 @@ def _row(run: Path) -> dict[str, Any]:
     config, provenance = read_yaml(run / CONFIG), read_json(run / PROVENANCE)
     metrics = {name: value for name, value in read_json(run / METRICS).items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
-    return row | {"dataset": provenance["dataset"], "run": str(run)}
+    doubtful = bool(provenance.get("selection"))
+    return row | {"dataset": provenance["dataset"], "run": str(run), DOUBTFUL: doubtful}
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,19 +15,23 @@ import pandas as pd
 from harness.config import nearest
 from harness.errors import UserError
 from harness.files import read_json
-from harness.results import read_runs
+from harness.results import DOUBTFUL, read_runs
 
 log = logging.getLogger(__name__)
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
-NOT_RESULTS = ("data.path", "symptoms", "run")  # where things lie; their digests tell what they hold
+NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL)  # where things lie; their digests tell what they hold
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
 LOWER_IS_BETTER = ("ece",)
 LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+)
+DAGGER = "†"
+DOUBTS = (
+    f"{DAGGER}: some run kept an epoch of the warm-up, or its validation accuracy never rose above that of epoch 1."
 )
 NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
 
@@ -36,12 +40,14 @@ NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best
 class Cell:
     """Runs that differ in their seeds alone: mean and sample standard deviation (None for one run) of a metric.
 
-    Runs in which the metric is undefined do not count; the mean of none is NaN.
+    Runs in which the metric is undefined do not count; the mean of none is NaN. `doubtful` is how many of the runs kept an epoch
+    that was hardly selected: one of the warm-up, or one no better on validation than the first.
     """
 
     mean: float
     deviation: float | None
     count: int
+    doubtful: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         for metric in metrics:
             values = group[f"metrics.{metric}"].astype(float).dropna()
             deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-            cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values))
+            doubtful = int(group[DOUBTFUL].sum()) if DOUBTFUL in group else 0
+            cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values), doubtful)
     row_keys = list(dict.fromkeys(row for row, _ in cells))
     column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_place, key)])
     table_columns = [(metric, *column) for metric in metrics for column in column_keys]
@@ -144,11 +151,12 @@ def to_latex(table: Table) -> str:
     body = []
     for row in table.rows:
         cells = [_text(table, row, column, r"\textbf{{{}}}", "--", r" $\pm$ ") for column in table.columns]
+        cells = [cell.replace(DAGGER, r"$^\dagger$") for cell in cells]
         body.append([*(_escape(_show(value)) for value in row), *cells])
     lines = [rf"\begin{{tabular}}{{{'l' * len(table.row_names)}{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(_escape, header)) + r" \\", r"\midrule"]
     lines += [" & ".join(line) + r" \\" for line in body]
-    note = _note(table).replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--")
+    note = _note(table).replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--").replace(DAGGER, r"$\dagger$")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"]) + "\n"
 
 
@@ -161,6 +169,7 @@ def to_csv(table: Table) -> str:
                 named = dict(zip(table.row_names, map(_show, row), strict=True))
                 named |= dict(zip(table.column_names, map(_show, column[1:]), strict=True))
                 figures = {"metric": column[0], "mean": cell.mean, "std": cell.deviation, "n": cell.count}
+                figures[DOUBTFUL] = cell.doubtful
                 lines.append(named | figures)
     return pd.DataFrame(lines).to_csv(index=False)
 
@@ -169,9 +178,14 @@ FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
 def _note(table: Table) -> str:
-    """Say how to read a table, and how many damaged runs it leaves out."""
-    runs = "1 damaged run is" if table.damaged == 1 else f"{table.damaged} damaged runs are"
-    return f"{NOTE} {runs} left out." if table.damaged else NOTE
+    """Say how to read a table, which cells to doubt, and how many damaged runs it leaves out."""
+    sentences = [NOTE]
+    if any(cell.doubtful for cell in table.cells.values()):
+        sentences.append(DOUBTS)
+    if table.damaged:
+        runs = "1 damaged run is" if table.damaged == 1 else f"{table.damaged} damaged runs are"
+        sentences.append(f"{runs} left out.")
+    return " ".join(sentences)
 
 
 def _header(table: Table) -> list[str]:
@@ -262,7 +276,7 @@ def _text(table: Table, row: Any, column: Any, bold: str, missing: str, between:
     text = f"{100 * cell.mean:.2f}"
     text = bold.format(text) if table.is_best(row, column) else text
     deviation = "" if cell.deviation is None else f"{between}{100 * cell.deviation:.2f}"
-    return f"{text}{deviation} ({cell.count})"
+    return f"{text}{deviation} ({cell.count})" + (DAGGER if cell.doubtful else "")
 
 
 def _escape(text: str) -> str:

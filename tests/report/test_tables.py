@@ -56,6 +56,19 @@ def test_mean_and_sample_deviation_best_marked_n_shown() -> None:
     assert "sample standard deviation" in lines[-1]
 
 
+def test_a_cell_whose_selection_is_doubtful_is_marked() -> None:
+    runs = RUNS.assign(
+        doubtful=[name == "vip" and seed == 2 for name, seed in zip(RUNS["method.name"], RUNS["seed"], strict=True)]
+    )
+    table = make_table(runs, ["method"], ["shots"], ["accuracy"])
+    lines = to_markdown(table).splitlines()
+    assert lines[4] == "| coop | – | **65.00** ± 5.00 (3) | – |"
+    assert lines[5] == "| vip | – | 61.00 ± 1.00 (3)† | **85.00** ± 7.07 (2)† |"
+    assert "†: some run kept an epoch of the warm-up" in lines[-1]
+    assert r"61.00 $\pm$ 1.00 (3)$^\dagger$" in to_latex(table) and "†" not in to_latex(table)
+    assert "†" not in to_markdown(make_table(RUNS, ["method"], ["shots"], ["accuracy"]))
+
+
 def test_lower_is_better_for_calibration_error() -> None:
     table = make_table(RUNS, ["method"], ["shots"], ["ece"])
     assert table.is_best(("coop",), ("ece", 16))
@@ -64,11 +77,11 @@ def test_lower_is_better_for_calibration_error() -> None:
 
 def test_csv_has_raw_numbers() -> None:
     lines = to_csv(make_table(RUNS, ["method"], ["shots"], ["accuracy"])).splitlines()
-    assert lines[0] == "method,shots,metric,mean,std,n"
-    assert lines[1] == "zero_shot (text=symptoms),0,accuracy,0.5,,1"
+    assert lines[0] == "method,shots,metric,mean,std,n,doubtful"
+    assert lines[1] == "zero_shot (text=symptoms),0,accuracy,0.5,,1,0"
     coop = lines[3].split(",")
     assert coop[:3] == ["coop", "16", "accuracy"]
-    assert [float(value) for value in coop[3:]] == pytest.approx([0.65, 0.05, 3])
+    assert [float(value) for value in coop[3:]] == pytest.approx([0.65, 0.05, 3, 0])
 
 
 def test_latex_escapes() -> None:
@@ -270,6 +283,6 @@ def test_the_command_writes_a_file(tmp_path: Path) -> None:
     arguments = ["table", str(tmp_path), "--metric", "accuracy", "--format", "csv", "--out", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert out.read_text() == "method,shots,metric,mean,std,n\nzero_shot,0,accuracy,0.5,,1\n"
+    assert out.read_text() == "method,shots,metric,mean,std,n,doubtful\nzero_shot,0,accuracy,0.5,,1,0\n"
     with pytest.raises(UserError, match="no finished run here"):
         load_runs(tmp_path / "a")
