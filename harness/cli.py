@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _expand_home(argument: str) -> str:
-    """ "--out=~/x" as the shell would have it, which expands "~" only where a word begins."""
+    """Expand "~" in an argument such as "--out=~/x" too; the shell does so only where a word begins."""
     option, equals, value = argument.partition("=")
     return f"{option}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(argument)
 

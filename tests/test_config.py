@@ -212,3 +212,20 @@ def test_what_a_method_does_not_read_is_not_part_of_it(caplog: pytest.LogCapture
     assert "train: ignored" in caplog.text
     second = config(method="zero_shot", seed=3, data={"path": "data", "shots": 4})
     assert run_name(first, DIGESTS) == run_name(second, DIGESTS)
+
+
+def test_home_is_expanded_in_arguments_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell expands "~" where a word begins, and not in --out=~/runs or in quotes."""
+    from harness.cli import _expand_home
+
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--out=~/runs", "~/data", "run.out=~/runs", "a~b", "--note=5~6", "https://host/~me"]
+    expected = [
+        "--out=/home/me/runs",
+        "/home/me/data",
+        "run.out=/home/me/runs",
+        "a~b",
+        "--note=5~6",
+        "https://host/~me",
+    ]
+    assert [_expand_home(argument) for argument in given] == expected
