@@ -21,7 +21,8 @@ def config(**changes: Any) -> Config:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"lr": 0.002, "batch_size": 32, "epochs": 50, "select": "best"}),
+        ({}, {"lr": 0.002, "batch_size": 32, "epochs": 200, "select": "last"}),
+        ({"data": {"path": "data"}}, {"epochs": 50, "select": "best", "select_ties": "lower_loss"}),
         ({"backbone": "ViT-L-14-336"}, {"lr": 0.002, "batch_size": 16}),
         ({"backbone": "RN50x64"}, {"lr": 0.001, "batch_size": 8}),
         ({"backbone": "RN50x64-quickgelu"}, {"lr": 0.001, "batch_size": 8}),
@@ -170,7 +171,8 @@ def test_identity_changes_with_what_determines_the_result_and_nothing_else() -> 
         config(run={"compile": True}),
         config(train={"lr": 0.003}),
         config(train={"augmentation_seed": 5}),
-        config(train={"select_ties": "first"}),
+        config(train={"select": "best"}),
+        config(train={"select": "best", "select_ties": "first"}),
         config(data={"path": "data", "shots": 8}),
         config(data={"path": "data", "shots": 16, "split_seed": 9}),
         config(method={"name": "vip", "context_length": 5}),

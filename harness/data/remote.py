@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from filelock import FileLock, Timeout
-from tenacity import RetryCallState, retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from harness.data.names import SHA256_HEX
 from harness.errors import UserError
@@ -245,7 +245,7 @@ def _retrying(function: Any, *arguments: Any) -> Any:
         ) from error
 
     attempt = retry(
-        retry=retry_if_not_exception_type(FINAL),
+        retry=retry_if_exception(_worth_another_try),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=0.2, max=10),
         retry_error_callback=give_up,
@@ -254,6 +254,11 @@ def _retrying(function: Any, *arguments: Any) -> Any:
         return attempt(function)(*arguments)
     except FINAL as error:
         raise _told(path, error) from error
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    """Return whether a connection may be what failed. fsspec reports a server that cannot be reached as a missing file too."""
+    return not isinstance(error, FINAL) or isinstance(error.__cause__, OSError)
 
 
 def _told(path: str | Path, error: BaseException) -> UserError:

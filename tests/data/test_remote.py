@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import torch
 
 from harness.backbone import Backbone
 from harness.data import reader, remote
+from harness.data.info import DatasetInfo
 from harness.data.reader import Dataset
 from harness.data.remote import ShardCache
 from harness.data.shards import verify, write_dataset
@@ -275,3 +277,11 @@ def test_reading_goes_on_where_a_connection_broke(
     monkeypatch.setattr(Flaky, "reads", 2)
     with remote.open_binary("http://far/x.tar") as file, pytest.raises(UserError, match="after 1 attempts: reset"):
         file.read(500)
+
+
+def test_a_server_that_cannot_be_reached_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.data.remote.ATTEMPTS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with pytest.raises(UserError, match=r"dataset\.json: cannot be read after 2 attempts"):
+        DatasetInfo.load(f"http://127.0.0.1:{port}/data")
