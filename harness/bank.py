@@ -225,7 +225,7 @@ def _name(facts: Mapping[str, Any]) -> str:
 
 
 def _describe(folder: Path, check: bool) -> BankInfo:
-    facts, views = _read_facts(folder), sorted(folder.glob(VIEWS))
+    facts, views = _read_facts(folder), sorted(path for path in folder.glob(VIEWS) if path.is_file())
     size = sum(path.stat().st_blocks * 512 for path in views)
     used = (folder / FACTS).stat().st_mtime if facts else 0.0
     if not check or facts is None or facts.get("version") != VERSION:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.errors import UserError, shortened
 from harness.files import atomic_path, digest_file, digest_json, read_json, write_json
 from harness.results import CHECKPOINTS, RunDirectory
 from harness.signals import Looks, leave_for
@@ -76,12 +77,18 @@ class Checkpoint:
         content = read_json(path)
         if not isinstance(content, dict) or content.pop("sha256", None) != digest_json(content):
             raise UserError(f"{path}: damaged (checksum)")
-        if content.pop("format") != FORMAT:
+        if content.pop("format", None) != FORMAT:
             raise UserError(f"{path}: a checkpoint of another version; this one reads {FORMAT}")
         file = path.with_suffix(".safetensors")
-        if not file.is_file() or content.pop("tensors") != digest_file(file):
+        if not file.is_file() or content.pop("tensors", None) != digest_file(file):
             raise UserError(f"{file}: missing or damaged (checksum)")
-        return cls(content.pop("step"), content, load_file(file))
+        step = content.pop("step", None)
+        if not isinstance(step, int) or _path(path.parent, step) != path:
+            raise UserError(f"{path}: damaged: it is of step {shortened(step)}")
+        try:
+            return cls(step, content, load_file(file))
+        except SafetensorError as error:
+            raise UserError(f"{file}: damaged: {error}") from error
 
 
 def latest(folder: Path) -> Checkpoint | None:

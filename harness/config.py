@@ -255,7 +255,7 @@ def override(mapping: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
-            raise UserError(f"override {assignment!r}: write key=value, such as data.shots=4")
+            raise UserError(f"override {shortened(assignment)!r}: write key=value, such as data.shots=4")
         set_key(result, dotted, parse_yaml(text, f"override {shortened(assignment)!r}"))
     return result
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness.errors import UserError
-from harness.files import atomic_path, digest_file, read_json, read_yaml, write_json, write_text
+from harness.errors import UserError, shortened
+from harness.files import atomic_path, digest_file, parse_json, read_json, read_yaml, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ FILES = "files.json"
 DOUBTFUL = "doubtful"  # a column of `read_runs`
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
+DIGESTS = {"dataset": str, "backbone": str, "symptoms": str | None}  # in provenance.json
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def new_run(final: Path, anew: bool = False) -> Iterator[RunDirectory]:
 def _step_of(line: bytes) -> int | None:
     """The step of a line in the log of steps; None where the line is damaged."""
     try:
-        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+        step = parse_json(line)["step"] if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
@@ -247,27 +248,51 @@ def _read_digests(run: Path) -> dict[str, Any]:
     return digests
 
 
-def _check_by_content(run: Path) -> None:
-    """Check a run without digests: files of the right form, and an accuracy that is that of the predictions."""
-    config, metrics, provenance = read_yaml(run / CONFIG), read_json(run / METRICS), read_json(run / PROVENANCE)
-    if not isinstance(config.get("method"), dict) or not isinstance(config.get("data"), dict):
-        raise UserError(f"{run / CONFIG}: damaged: it is not the config of a run")
-    if not isinstance(provenance, dict) or not isinstance(provenance.get("digests"), dict):
+def read_provenance(run: Path) -> dict[str, Any]:
+    """The provenance of a run. Raises UserError where it does not name dataset, classes and digests."""
+    provenance = read_json(run / PROVENANCE)
+    if not isinstance(provenance, dict) or not isinstance(digests := provenance.get("digests"), dict):
         raise UserError(f"{run / PROVENANCE}: damaged: it has no digests")
+    if not all(isinstance(digests.get(name), kind) for name, kind in DIGESTS.items()):
+        raise UserError(f"{run / PROVENANCE}: damaged: it needs the digests of {', '.join(DIGESTS)}")
     if not isinstance(provenance.get("dataset"), str):
         raise UserError(f"{run / PROVENANCE}: damaged: it does not name the dataset")
-    scalars = {name: value for name, value in metrics.items() if name != "samples"} if isinstance(metrics, dict) else {}
-    for name, value in scalars.items():
+    classes = provenance.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{run / PROVENANCE}: damaged: it does not name the classes")
+    return provenance
+
+
+def _read_metrics(run: Path) -> dict[str, Any]:
+    """The metrics of a run. Raises UserError where one is no fraction."""
+    metrics = read_json(run / METRICS)
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("samples"), int) or "accuracy" not in metrics:
+        raise UserError(f"{run / METRICS}: damaged: it has no accuracy of a number of samples")
+    for name, value in metrics.items():
         fraction = isinstance(value, int | float) and 0 <= value <= 1
-        if not (fraction or value is None or isinstance(value, dict)):
-            raise UserError(f"{run / METRICS}: damaged: {name} is {str(value)[:40]}, where a fraction is expected")
+        if name != "samples" and not (fraction or value is None or isinstance(value, dict)):
+            raise UserError(f"{run / METRICS}: damaged: {name} is {shortened(value, 40)}, where a fraction is expected")
+    return metrics
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    """The config of a run as a mapping. Raises UserError where it has no method or data."""
+    config = read_yaml(run / CONFIG)
+    if not isinstance(config.get("method"), dict) or not isinstance(config.get("data"), dict):
+        raise UserError(f"{run / CONFIG}: damaged: it is not the config of a run")
+    return config
+
+
+def _check_by_content(run: Path) -> None:
+    """Check a run without digests: files of the right form, and an accuracy that is that of the predictions."""
+    _read_config(run), read_provenance(run)
+    metrics = _read_metrics(run)
     correct = _correct(run / PREDICTIONS)
-    if not scalars or metrics.get("samples") != len(correct):
+    if metrics["samples"] != len(correct):
         raise UserError(f"{run / METRICS}: damaged: it is not of the {len(correct)} samples in {PREDICTIONS}")
-    if abs(float(correct.mean()) - (scalars.get("accuracy") or 0.0)) > 1e-6:
-        raise UserError(
-            f"{run / METRICS}: damaged: accuracy is {scalars.get('accuracy')}, but {correct.mean():.4f} in {PREDICTIONS}"
-        )
+    accuracy = metrics["accuracy"]
+    if not isinstance(accuracy, int | float) or abs(float(correct.mean()) - accuracy) > 1e-6:
+        raise UserError(f"{run / METRICS}: damaged: accuracy is {accuracy}, but {correct.mean():.4f} in {PREDICTIONS}")
 
 
 def _correct(path: Path) -> "np.ndarray":
@@ -319,19 +344,18 @@ def read_runs(directory: Path) -> "pd.DataFrame":
         if path.is_dir() and is_finished(path):
             try:
                 check_run(path)
+                rows.append(_row(path))
             except UserError as error:
                 damaged += 1
                 log.warning("left out: %s", error)
-            else:
-                rows.append(_row(path))
     runs = pd.DataFrame(rows)
     runs.attrs["damaged"] = damaged
     return runs
 
 
 def _row(run: Path) -> dict[str, Any]:
-    config, provenance = read_yaml(run / CONFIG), read_json(run / PROVENANCE)
-    metrics = {name: value for name, value in read_json(run / METRICS).items() if not isinstance(value, dict)}
+    config, provenance = _read_config(run), read_provenance(run)
+    metrics = {name: value for name, value in _read_metrics(run).items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
     doubtful = bool(provenance.get("selection"))
     return row | {"dataset": provenance["dataset"], "run": str(run), DOUBTFUL: doubtful}

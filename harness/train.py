@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from harness.checkpoint import Checkpoints
@@ -170,11 +171,15 @@ class Training:
         """Be where another training was after a step, given its `state`; before an engine is made.
 
         Raises:
-            UserError: the tensors are not those of this method on this task.
+            UserError: the tensors are not those of this method on this task, or the facts are none.
         """
+        try:
+            kept = TypeAdapter(Trained).validate_python(facts.get("kept"))
+        except ValidationError as error:
+            raise UserError(f"checkpoint of step {step}: damaged: it does not tell the epoch that is kept") from error
         restore(self.method, _under(LEARNED, tensors))
-        self.step, self.kept, self.kept_tensors = step, Trained(**facts["kept"]), _under(KEPT, tensors) or None
-        self.to_select = facts.get("to_select", False)
+        self.step, self.kept, self.kept_tensors = step, kept, _under(KEPT, tensors) or None
+        self.to_select = bool(facts.get("to_select"))
 
     def finish(self) -> Trained:
         """End with the parameters of the kept epoch."""

@@ -12,10 +12,10 @@ from harness.config import RESULT_VERSION, Config, Digests
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.evaluate import EvaluationSet, Predictions
-from harness.files import atomic_directory, read_json
+from harness.files import atomic_directory
 from harness.method import Task
 from harness.provenance import Provenance
-from harness.results import CONFIG, PROVENANCE, RunDirectory, read_prompts
+from harness.results import CONFIG, RunDirectory, read_prompts, read_provenance
 from harness.run import build_method
 from harness.symptoms.sets import SymptomSet
 from harness.topology import Topology
@@ -50,7 +50,7 @@ def evaluate_run(
     """
     prompts = read_prompts(run)
     config = Config.load(run / CONFIG)
-    trained = read_json(run / PROVENANCE)
+    trained = read_provenance(run)
     _warn_of_another_version(run, trained)
     dataset = Dataset(data)
     same = set(dataset.classes) == set(trained["classes"])

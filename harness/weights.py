@@ -21,7 +21,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 
 from harness.config import BackboneConfig
-from harness.errors import UserError
+from harness.errors import UserError, shortened
 from harness.files import digest_file, digest_json, read_json
 from harness.torchscript import is_torchscript, read_openai
 
@@ -40,6 +40,8 @@ WEIGHTS_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
+MOST_LAYERS, MOST_NUMBER = 1000, 1 << 24  # in a model's config
+MOST_PARAMETERS = 2 * 10**10  # four times those of open_clip's largest
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
 
 
@@ -149,6 +151,7 @@ def _described(path: Path, weights: str | None, tokenizer: Path | None = None) -
         file = Path(folder) / f"{name}.json"
         file.write_text(json.dumps(built))
         open_clip.add_model_config(file)
+    _check_size(path, name)
     # The size is the image tower's.
     preprocessing = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key != "size"}
     return Source(name, weights, model_config, content, preprocessing)
@@ -172,6 +175,8 @@ def _local_text(folder: Path, described: dict[str, Any], built: dict[str, Any]) 
         given = described.get(key)
         if isinstance(given, str) and given and (folder / given).exists():
             path = (folder / given).resolve()
+            if (path / "config.json").is_file():
+                _check_numbers(path / "config.json", "", read_json(path / "config.json"))
             built[key] = str(path)
             described[key] = _content(path)
 
@@ -192,8 +197,31 @@ def _model_config(path: Path, content: Any) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: no open_clip model config: {', '.join(missing)} missing")
     for key in ("vision_cfg", "text_cfg"):
-        _mapping(path, model_config[key])
+        _check_numbers(path, key, _mapping(path, model_config[key]))
+    _check_numbers(path, "embed_dim", model_config["embed_dim"])
     return model_config
+
+
+def _check_numbers(path: Path, place: str, value: Any) -> None:
+    """Refuse numbers that no model has; with a billion layers a model is never built to its end."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(path, f"{place}.{key}", inner)
+    elif isinstance(value, int | float):
+        most = MOST_LAYERS if "layers" in place else MOST_NUMBER
+        if not -most <= value <= most:  # so for NaN
+            raise UserError(f"{path}: {shortened(place)}: at most {most} is expected; found {shortened(value)}")
+
+
+def _check_size(path: Path, name: str) -> None:
+    """Refuse a model that would fill the memory. To count its weights it is built without their values."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = open_clip.create_model(
+            name, load_weights=False, device="meta", pretrained_image=False, pretrained_text=False
+        )
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MOST_PARAMETERS:
+        raise UserError(f"{path}: the model would have {count:,} parameters; at most {MOST_PARAMETERS:,} are expected")
 
 
 def _mapping(path: Path, value: Any) -> dict[str, Any]:

@@ -15,6 +15,15 @@ from harness.cli import app
 from harness.config import BackboneConfig
 from harness.weights import create
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of tests/fuzz."""
+    group = parser.getgroup("fuzz", "damaged files and answers (tests/fuzz)")
+    group.addoption("--count", type=int, default=20, help="cases of each kind")
+    group.addoption("--seed", type=int, default=1, help="of all cases")
+    group.addoption("--case", type=int, default=None, help="one case of each kind, by its number")
+
+
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 MODELS: dict[str, dict[str, Any]] = {

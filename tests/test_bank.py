@@ -135,6 +135,16 @@ def test_what_a_short_view_lacks_is_missing_reported_and_written_again(tmp_path:
     assert list_banks(tmp_path)[0].short == ()
 
 
+def test_a_view_that_is_no_file_is_missing(tmp_path: Path) -> None:
+    store = bank(tmp_path)
+    store.write(0, np.arange(10), torch.rand(10, 4))
+    (store.folder / "view-000001.bin").symlink_to("nowhere")
+    (store.folder / "view-000002.bin").mkdir()
+    (found,) = list_banks(tmp_path)
+    assert (found.records, found.damaged, found.short) == (10, 0, ())
+    assert not any(store.read(view, np.arange(10))[1].any() for view in (1, 2))
+
+
 def test_a_bank_with_damaged_facts_is_named_and_used_again(tmp_path: Path) -> None:
     damaged, whole = bank(tmp_path, name="damaged"), bank(tmp_path, name="whole")
     for store in (damaged, whole):

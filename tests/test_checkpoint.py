@@ -1,5 +1,6 @@
 """Checkpoints: whole or passed over, when they are due, and a small training that goes on from them."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from torch import Tensor
 from harness.checkpoint import Checkpoint, Checkpoints, Rhythm, latest, prune
 from harness.config import RunConfig, TrainConfig
 from harness.errors import UserError
+from harness.files import digest_json, read_json
 from harness.results import RunDirectory
 from harness.signals import Stopped
 from harness.topology import Topology
@@ -47,9 +49,26 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
+def change(path: Path, edit: Callable[[dict[str, Any]], Any], tensors: bytes | None = None) -> None:
+    """Edit a checkpoint and make its checksums right again."""
+    content = read_json(path)
+    del content["sha256"]
+    edit(content)
+    if tensors is not None:
+        path.with_suffix(".safetensors").write_bytes(tensors)
+        content["tensors"] = hashlib.sha256(tensors).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": digest_json(content)}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda step: change(step, lambda content: None, tensors=b"no tensors"),
+        lambda step: change(step, lambda content: content.pop("step")),
+        lambda step: change(step, lambda content: content.pop("tensors")),
+        lambda step: change(step, lambda content: content.update(step="9")),
+        lambda step: change(step, lambda content: content.update(step=-9)),
+        lambda step: change(step, lambda content: content.pop("format")),
         lambda step: flip(step.with_suffix(".safetensors"), -1),
         lambda step: flip(step.with_suffix(".safetensors"), 0),
         lambda step: flip(step, step.read_bytes().index(b"9")),

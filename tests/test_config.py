@@ -149,6 +149,8 @@ def test_overrides_are_dotted_yaml_values() -> None:
     assert BASE["data"] == {"path": "data", "shots": 16}, "the original must not change"
     with pytest.raises(UserError, match="write key=value"):
         override(BASE, ["data.shots"])
+    with pytest.raises(UserError, match=r"^override 'x{77}\.\.\.': write key=value"):
+        override(BASE, ["x" * 5000])
     with pytest.raises(UserError, match="seed is a value, not a section"):
         override({**BASE, "seed": 1}, ["seed.x=2"])
 

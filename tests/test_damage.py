@@ -15,7 +15,7 @@ from harness.config import Config, override
 from harness.data import reader
 from harness.data.reader import DamagedSample, Dataset
 from harness.errors import UserError
-from harness.results import FILES, check_run, read_prompts, read_runs
+from harness.results import FILES, check_run, read_prompts, read_runs, write_digests
 from harness.run import execute
 from harness.transfer import evaluate_run
 
@@ -136,6 +136,31 @@ def test_a_changed_file_of_a_run_is_named_by_all_that_read_it(
             read(copy)
     assert read_runs(tmp_path).empty
     assert f"left out: {copy / name}: damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("provenance.json", {}),
+        ("provenance.json", {"dataset": "d", "classes": ["a"], "digests": {"dataset": "0", "backbone": 7}}),
+        ("provenance.json", {"dataset": "d", "digests": {"dataset": "0", "backbone": "0", "symptoms": None}}),
+        ("metrics.json", {"samples": 21, "accuracy": 7}),
+        ("metrics.json", {"accuracy": 0.5}),
+        ("config.yaml", {"method": "coop"}),
+    ],
+)
+def test_a_file_of_another_form_is_named_although_its_digest_is_right(
+    finished: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: Any
+) -> None:
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    (copy / name).write_text(json.dumps(value))
+    write_digests(copy)
+    assert read_runs(tmp_path).empty
+    assert f"left out: {copy / name}: damaged" in caplog.text
+    if name == "provenance.json":
+        with pytest.raises(UserError, match=rf"{name}: damaged"):
+            evaluate_run(copy, dataset, "test", None, "cpu")
 
 
 def test_a_run_of_an_earlier_version_is_read_where_its_content_is_plausible(finished: Path, tmp_path: Path) -> None:

@@ -237,10 +237,18 @@ def test_a_damaged_line_in_the_log_of_steps_does_not_block_a_resume(
         execute(mortal_config)
     steps = partial(mortal_config.run.out) / "steps.jsonl"
     lines = steps.read_bytes().splitlines(keepends=True)
-    damaged = [b'{"step": \xff\n', b"[]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\0\0\n", b"\n"]
+    damaged = [
+        b'{"step": \xff\n',
+        b"[]\n",
+        b'{"loss": 1}\n',
+        b'{"step": null}\n',
+        b"\0\0\n",
+        b"\n",
+        b"[" * 3000 + b"\n",
+    ]
     steps.write_bytes(b"".join([lines[0], *damaged, *lines[1:]]))
     assert record(execute(mortal_config)) == record(whole_run)
-    assert f"{steps}: 6 lines are damaged" in caplog.text
+    assert f"{steps}: 7 lines are damaged" in caplog.text
 
 
 def test_a_file_where_a_folder_should_be_is_a_clear_end(base_config: dict[str, Any], tmp_path: Path) -> None:

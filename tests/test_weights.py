@@ -257,6 +257,14 @@ VIT = MODELS["vit"]
         ({"model_cfg": VIT, "preprocess_cfg": {"std": [0, 1, 1]}}, "cannot be loaded: .*std"),
         ({"model_cfg": VIT, "preprocess_cfg": [1]}, "cannot be loaded"),
         ({"model_cfg": VIT | {"embed_dim": 48}}, "cannot be loaded: .*size mismatch"),
+        (
+            {"model_cfg": VIT | {"vision_cfg": VIT["vision_cfg"] | {"layers": 10**9}}},
+            "vision_cfg.layers: at most 1000 is expected; found 1000000000",
+        ),
+        (
+            {"model_cfg": VIT | {"text_cfg": VIT["text_cfg"] | {"width": 2**20, "heads": 64}}},
+            "would have 2[0-9,]* parameters; at most 20,000,000,000",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line(places: Path, tmp_path: Path, config: Any, message: str) -> None:

@@ -1,7 +1,6 @@
 """The index beside a shard: one row per sample that says where its image is, so that any sample can be read alone."""
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from harness.data.names import SHA256
 from harness.data.remote import Stream, read_bytes
 from harness.errors import UserError
-from harness.files import atomic_path
+from harness.files import atomic_path, parse_json
 
 PREPARED_EXTENSIONS = ("jpg", "png")  # of the images that `prepare` writes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -159,7 +158,7 @@ class PreparedRows:
         key, _, extension = member.name.rpartition(".")
         row = self._rows.setdefault(key, {"key": key, "patient": None})
         if extension == "json":
-            meta = json.loads(data)
+            meta = parse_json(data)
             row |= {"label": meta["label"], "patient": meta.get("patient")}
         elif extension in PREPARED_EXTENSIONS:
             digest = hashlib.sha256(data).hexdigest()

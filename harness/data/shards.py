@@ -151,8 +151,9 @@ def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
                 if row := rows.get(member.offset_data):
                     digests[member.offset_data] = hashlib.sha256(data).hexdigest()
                     differing += _differences(row, member)
+            held = ours.table()
         except (ValueError, KeyError, TypeError) as error:
-            problem = " ".join(str(error).split())
+            problem = " ".join(str(error).split())[:400]
     damaged = [row for offset, row in rows.items() if digests.get(offset) != row["sha256"]]
     if problem or file.digest.hexdigest() != info.sha256:
         if damaged:
@@ -164,7 +165,7 @@ def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
         )
     if damaged:
         raise UserError(f"{path}: the index beside it describes other content; prepare or index the data again")
-    if not differing and len(ours) and not (held := ours.table()).equals(table):
+    if not differing and len(ours) and not held.equals(table):
         differing = [_first_difference(held, table)]
     if differing:
         raise UserError(f"{index}: not what its shard holds: {differing[0]}; prepare or index the data again")

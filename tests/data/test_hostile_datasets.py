@@ -1,5 +1,6 @@
 """dataset.json and indexes that are damaged, edited or made to harm: one line each, before anything is read or written."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -257,10 +258,35 @@ def test_inspect_compares_the_index_with_the_shard(
     one_line(lambda: verify(folder), message)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'{"label": 0', b'{"label":[]', "train-000000.tar: "),  # of as many bytes
+        (b"mel/train000.json", b"mol/train000.json", r"train-000000.tar: sample 'm.l/train000' has no (image|label)"),
+    ],
+)
+def test_inspect_tells_of_members_that_prepare_does_not_write(
+    folder: Path, old: bytes, new: bytes, message: str
+) -> None:
+    """With checksums that are right."""
+    shard = folder / "train-000000.tar"
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    place = content.index(old)
+    content[place : place + len(new)] = new
+    header = place // 512 * 512 if old.startswith(b"mel") else None
+    if header is not None:  # the header's own checksum
+        content[header + 148 : header + 156] = b" " * 8
+        content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    shard.write_bytes(content)
+    info = read_json(folder / "dataset.json")
+    info["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "dataset.json").write_text(json.dumps(info))
+    one_line(lambda: verify(folder), message)
+
+
 def reference_digest(classes: list[str], rows: list[tuple[str, str, int, str]]) -> str:
     """The rule in its plainest form, by which datasets had their digests from the start."""
-    import hashlib
-
     lines = [json.dumps(classes), *(json.dumps(list(row)) for row in sorted(rows))]
     return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
