@@ -3,20 +3,29 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    from harness.data.reader import Samples
-
 ROWS = 1 << 16  # at a time, which bounds memory
 PLAIN = r"^[ !#-\[\]-~]*$"  # what JSON writes as it is: printable ASCII without " and \
 
 
-def content_digest(classes: Sequence[str], splits: "Mapping[str, Samples]") -> str:
+class Listed(Protocol):
+    """The samples of a split: keys, labels [N] int64, and SHA-256 of each image's bytes [N, 32] uint8."""
+
+    @property
+    def names(self) -> pa.Array: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def digests(self) -> np.ndarray: ...
+    def __len__(self) -> int: ...
+
+
+def content_digest(classes: Sequence[str], splits: Mapping[str, Listed]) -> str:
     """SHA-256 (hex) of classes and sorted (split, key, label, SHA-256 of the stored image), one JSON line each.
 
     Args:
