@@ -35,7 +35,11 @@ WRONG_KIND = {
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success the file written there replaces `path`, on failure it is removed."""
+    """Yield a temporary path beside `path`; on success the file written there replaces `path`, on failure it is removed.
+
+    A link at `path` stays, and what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.files import MOST_NESTED, parse_json, read_json
+from harness.files import MOST_NESTED, parse_json, read_json, write_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -48,3 +48,13 @@ def test_nesting_that_files_have_is_fine() -> None:
     text = "[" * (MOST_NESTED - 1) + "1" + "]" * (MOST_NESTED - 1)
     assert json.dumps(parse_json(text)) == text
     assert parse_json('{"a": 1, "a": 2}') == {"a": 2}  # as JSON has it, where nobody asks
+
+
+def test_a_link_to_a_file_is_kept_when_the_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "set.json", tmp_path / "set.json"
+    write_text(target, "old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["set.json"]
