@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError, shortened
-from harness.files import atomic_path, digest_file, parse_json, read_json, read_yaml, write_json, write_text
+from harness.files import atomic_path, digest_file, parse_json, read_json, read_whole, read_yaml, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 DIGESTS = {"dataset": str, "backbone": str, "symptoms": str | None}  # in provenance.json
+MOST_LOG_BYTES = 1 << 30  # of a log of steps
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class RunDirectory:
         """Cut the log of steps after a step, from which the run goes on; lines that are not whole, or damaged, go too."""
         path = self.path / STEPS
         if path.is_file():
-            lines = path.read_bytes().splitlines(keepends=True)
+            lines = read_whole(path, MOST_LOG_BYTES).splitlines(keepends=True)
             steps = [_step_of(line) for line in lines]
             damaged = sum(found is None for found in steps)
             if damaged:
