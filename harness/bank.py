@@ -94,7 +94,7 @@ class FeatureBank:
 
     def read(self, view: int, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Features [n, d] float32 of samples, and whether each is there [n] bool (where not, its features are zeros)."""
-        stored = _records(self._path(view), self.record)
+        stored = _records(self._path(view), self.record, self.samples)
         records = np.zeros(len(rows), self.record)
         within = rows < len(stored)
         records[within] = stored[rows[within]]
@@ -233,7 +233,7 @@ def _describe(folder: Path, check: bool) -> BankInfo:
     record = record_type(facts["precision"], facts["dim"])
     records = damaged = 0
     for path in views:
-        stored = _records(path, record)
+        stored = _records(path, record, facts["samples"])
         written = stored[stored["checksum"] != 0]
         good = int((_checksums(written["features"]) == written["checksum"]).sum())
         records, damaged = records + good, damaged + len(written) - good
@@ -241,9 +241,9 @@ def _describe(folder: Path, check: bool) -> BankInfo:
     return BankInfo(folder, facts, size, used, records, damaged, short)
 
 
-def _records(path: Path, record: np.dtype[Any]) -> np.ndarray:
-    """The whole records of a view's file, mapped into memory; none where there is no file."""
-    count = path.stat().st_size // record.itemsize if path.is_file() else 0
+def _records(path: Path, record: np.dtype[Any], samples: int) -> np.ndarray:
+    """The whole records of a view's file, mapped into memory, at most one per sample; none where there is no file."""
+    count = min(samples, path.stat().st_size // record.itemsize) if path.is_file() else 0
     return np.memmap(path, record, "r", shape=(count,)) if count else np.empty(0, record)
 
 

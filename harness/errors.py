@@ -1,11 +1,20 @@
 """The one exception that a user is meant to see."""
 
+MOST_CHARACTERS, KEPT_OF_THE_END = 1200, 400  # of a message
+
 
 class UserError(ValueError):
     """Something the user gave is wrong. The message is one line: what is wrong, where, and what would be right.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. Whatever words of a file or a server are in it, as
+    text it is of printable characters, at most `MOST_CHARACTERS` of them.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > MOST_CHARACTERS:
+            text = f"{text[: MOST_CHARACTERS - KEPT_OF_THE_END - 5]} ... {text[-KEPT_OF_THE_END:]}"
+        return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 class FirstToFail(UserError):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from filelock import FileLock, Timeout
 
@@ -23,7 +23,8 @@ CHUNK_BYTES = 1 << 20
 SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind
 MOST_NESTED = 100  # lists and objects of JSON in each other
 TOO_DEEP = f"nested more than {MOST_NESTED} deep"
-MOST_YAML_BYTES = 16 << 20
+MOST_FILE_BYTES, MOST_YAML_BYTES = 256 << 20, 16 << 20
+MOST_LINE = 32 << 20  # characters or bytes
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP)
 WRONG_KIND = {
@@ -135,6 +136,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_whole(path: Path, most: int = MOST_FILE_BYTES) -> bytes:
+    """All of a file, which anybody may have written.
+
+    Raises:
+        OSError: it cannot be read; errno.EFBIG where it holds more than `most` bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
+    return content
+
+
+def lines_of(file: IO[AnyStr], most: int = MOST_LINE) -> Iterator[AnyStr]:
+    """The lines of an open file. Raises OSError (errno.EFBIG) where one has more than `most` characters or bytes."""
+    while line := file.readline(most + 1):
+        if len(line) > most:
+            raise OSError(errno.EFBIG, f"a line is longer than {most >> 20} Mi characters")
+        yield line
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file, with or without a byte order mark.
 
@@ -143,7 +165,7 @@ def read_json(path: Path) -> Any:
             where it is not JSON, the line).
     """
     try:
-        return parse_json(path.read_bytes(), unique_keys=True)
+        return parse_json(read_whole(path), unique_keys=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
@@ -189,15 +211,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is larger than 16 MiB, is not such YAML, or holds something else.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_YAML_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = read_whole(path, MOST_YAML_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
-    if len(content) > MOST_YAML_BYTES:
-        raise UserError(f"{path}: larger than {MOST_YAML_BYTES >> 20} MiB, which no file of settings is")
     mapping = parse_yaml(text, str(path))
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: should be a mapping of keys; found {type(mapping).__name__}")

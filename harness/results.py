@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError, shortened
-from harness.files import atomic_path, digest_file, parse_json, read_json, read_yaml, write_json, write_text
+from harness.files import atomic_path, digest_file, parse_json, read_json, read_whole, read_yaml, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,7 @@ DOUBTFUL = "doubtful"  # a column of `read_runs`
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 DIGESTS = {"dataset": str, "backbone": str, "symptoms": str | None}  # in provenance.json
+MOST_LOG_BYTES = 1 << 30  # of a log of steps
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class RunDirectory:
         """Cut the log of steps after a step, from which the run goes on; lines that are not whole, or damaged, go too."""
         path = self.path / STEPS
         if path.is_file():
-            lines = path.read_bytes().splitlines(keepends=True)
+            lines = read_whole(path, MOST_LOG_BYTES).splitlines(keepends=True)
             steps = [_step_of(line) for line in lines]
             damaged = sum(found is None for found in steps)
             if damaged:
@@ -249,7 +250,7 @@ def _read_digests(run: Path) -> dict[str, Any]:
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """The provenance of a run. Raises UserError where it does not name dataset, classes and digests."""
+    """The provenance of a run. Raises UserError where it does not name dataset and digests."""
     provenance = read_json(run / PROVENANCE)
     if not isinstance(provenance, dict) or not isinstance(digests := provenance.get("digests"), dict):
         raise UserError(f"{run / PROVENANCE}: damaged: it has no digests")
@@ -257,17 +258,22 @@ def read_provenance(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / PROVENANCE}: damaged: it needs the digests of {', '.join(DIGESTS)}")
     if not isinstance(provenance.get("dataset"), str):
         raise UserError(f"{run / PROVENANCE}: damaged: it does not name the dataset")
-    classes = provenance.get("classes")
+    return provenance
+
+
+def read_classes(run: Path) -> list[str]:
+    """The classes that a run learned, in the order of its predictions. Raises UserError where its provenance lacks them."""
+    classes = read_provenance(run).get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{run / PROVENANCE}: damaged: it does not name the classes")
-    return provenance
+    return classes
 
 
 def _read_metrics(run: Path) -> dict[str, Any]:
     """The metrics of a run. Raises UserError where one is no fraction."""
     metrics = read_json(run / METRICS)
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("samples"), int) or "accuracy" not in metrics:
-        raise UserError(f"{run / METRICS}: damaged: it has no accuracy of a number of samples")
+    if not isinstance(metrics, dict):
+        raise UserError(f"{run / METRICS}: damaged: it holds no metrics")
     for name, value in metrics.items():
         fraction = isinstance(value, int | float) and 0 <= value <= 1
         if name != "samples" and not (fraction or value is None or isinstance(value, dict)):
@@ -288,9 +294,9 @@ def _check_by_content(run: Path) -> None:
     _read_config(run), read_provenance(run)
     metrics = _read_metrics(run)
     correct = _correct(run / PREDICTIONS)
-    if metrics["samples"] != len(correct):
+    if metrics.get("samples") != len(correct):
         raise UserError(f"{run / METRICS}: damaged: it is not of the {len(correct)} samples in {PREDICTIONS}")
-    accuracy = metrics["accuracy"]
+    accuracy = metrics.get("accuracy")
     if not isinstance(accuracy, int | float) or abs(float(correct.mean()) - accuracy) > 1e-6:
         raise UserError(f"{run / METRICS}: damaged: accuracy is {accuracy}, but {correct.mean():.4f} in {PREDICTIONS}")
 

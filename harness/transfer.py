@@ -15,7 +15,7 @@ from harness.evaluate import EvaluationSet, Predictions
 from harness.files import atomic_directory
 from harness.method import Task
 from harness.provenance import Provenance
-from harness.results import CONFIG, RunDirectory, read_prompts, read_provenance
+from harness.results import CONFIG, RunDirectory, read_classes, read_prompts, read_provenance
 from harness.run import build_method
 from harness.symptoms.sets import SymptomSet
 from harness.topology import Topology
@@ -50,11 +50,11 @@ def evaluate_run(
     """
     prompts = read_prompts(run)
     config = Config.load(run / CONFIG)
-    trained = read_provenance(run)
+    trained, learned = read_provenance(run), read_classes(run)
     _warn_of_another_version(run, trained)
     dataset = Dataset(data)
-    same = set(dataset.classes) == set(trained["classes"])
-    classes = trained["classes"] if same else dataset.classes
+    same = set(dataset.classes) == set(learned)
+    classes = learned if same else dataset.classes
     symptom_set = _symptoms(run, config, symptoms, trained["digests"])
     topology = Topology(device, config.precision)
     try:
@@ -65,9 +65,7 @@ def evaluate_run(
             )
         method = build_method(config, Task(classes, symptom_set.texts(classes) if symptom_set else None), backbone)
         if not same and method.per_class:
-            raise UserError(
-                f"{data}: {config.method.name} learned for {trained['classes']}; {dataset.classes} are other classes"
-            )
+            raise UserError(f"{data}: {config.method.name} learned for {learned}; {dataset.classes} are other classes")
         restore(method, prompts)
         settings = config.data.model_copy(update={"on_error": on_error} if on_error else {})
         loading = Loading(config.run.eval_batch_size, config.run.workers, settings.on_error)

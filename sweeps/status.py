@@ -16,7 +16,7 @@ from harness.files import read_json, read_yaml
 from harness.results import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
 from sweeps.grid import validated
 from sweeps.jobs import JOBS, WAITING, Entry, entries
-from sweeps.units import FAILED, LOCK, LOGS, PLAN, RUNS, last_line
+from sweeps.units import FAILED, LOCK, LOGS, PLAN, RUNS, end_of, last_line
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ ENDED = {
     "PREEMPTED": "preempted",
     "DEADLINE": "missed its deadline",
 }
-BLOCK = 1 << 16
 
 State = Literal["done", "failed", "running", "pending"]
 
@@ -157,19 +156,13 @@ def progress(partial: Path) -> str:
 
 
 def _last_step(path: Path) -> int | None:
-    found = re.findall(rb'"step": (\d+)[^\n]*\n', _end(path))
+    found = re.findall(rb'"step": (\d+)[^\n]*\n', end_of(path))
     return int(found[-1]) if found else None
 
 
 def _resumed_after(path: Path) -> int:
-    found = re.findall(rb"goes on after step (\d+) of", _end(path)) if path.is_file() else []
+    found = re.findall(rb"goes on after step (\d+) of", end_of(path)) if path.is_file() else []
     return int(found[-1]) if found else 0
-
-
-def _end(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - BLOCK))
-        return file.read()
 
 
 def _steps(config: Mapping[str, Any]) -> int:

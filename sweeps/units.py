@@ -18,6 +18,7 @@ RUN_COMMAND = (sys.executable, str(HARNESS / "run.py"))
 PACK_COMMAND = (sys.executable, str(HARNESS / "pack.py"))
 # Status of a run that stopped at a checkpoint, as it was asked to.
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+BLOCK = 1 << 16  # bytes
 NOT_FAILED = (*STOPPED, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # the latter two: asked before it could listen
 
 
@@ -81,9 +82,16 @@ def why(status: int, log_file: Path) -> str:
     return line
 
 
+def end_of(path: Path) -> bytes:
+    """The last 64 KiB of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - BLOCK))
+        return file.read(BLOCK)
+
+
 def last_line(path: Path) -> str:
     """The last line that is not empty of a log, without what a launcher adds around an error of ours."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = end_of(path).decode("utf-8", "replace") if path.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("error: ")]
     return (ours or lines or ["(it printed nothing)"])[-1]

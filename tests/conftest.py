@@ -19,7 +19,7 @@ from harness.weights import create
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of tests/fuzz."""
     group = parser.getgroup("fuzz", "damaged files and answers (tests/fuzz)")
-    group.addoption("--count", type=int, default=20, help="cases of each kind")
+    group.addoption("--count", type=int, default=8, help="cases of each kind")
     group.addoption("--seed", type=int, default=1, help="of all cases")
     group.addoption("--case", type=int, default=None, help="one case of each kind, by its number")
 

@@ -1,12 +1,35 @@
 """Files that others wrote: read, or refused in one line."""
 
+import io
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.bank import FeatureBank, list_banks
+from harness.data import images
+from harness.data.images import BadImage, normalise_file
+from harness.data.names import listed_classes
+from harness.data.sources import read_manifest
 from harness.errors import UserError
-from harness.files import MOST_NESTED, parse_json, read_json, write_text
+from harness.files import (
+    MOST_FILE_BYTES,
+    MOST_LINE,
+    MOST_NESTED,
+    lines_of,
+    parse_json,
+    read_json,
+    read_whole,
+    write_text,
+)
+from harness.symptoms.batch import read_batch
+from harness.symptoms.cache import Identity, ResponseCache
+from harness.symptoms.options import read_key
+from harness.symptoms.plans import read_classes
+from sweeps.units import last_line
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -58,3 +81,54 @@ def test_a_link_to_a_file_is_kept_when_the_file_is_replaced(tmp_path: Path) -> N
     write_text(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
     assert [path.name for path in target.parent.iterdir()] == ["set.json"]
+
+
+READERS: dict[str, Callable[[Path, Path], Any]] = {
+    "JSON": lambda file, folder: read_json(file),
+    "classes": lambda file, folder: listed_classes(None, file),
+    "classes and groups": lambda file, folder: read_classes("t", None, file, None, None),
+    "a key": lambda file, folder: read_key(file),
+    "a manifest": lambda file, folder: read_manifest(file),
+    "an export": lambda file, folder: ResponseCache(folder / "cache").load(file),
+    "a batch": lambda file, folder: read_batch(file, [], ResponseCache(folder / "cache"), Identity("m", "r", "v")),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+def test_no_more_is_read_of_a_file_than_it_may_hold(tmp_path: Path, read: Callable[[Path, Path], Any]) -> None:
+    file = tmp_path / "huge"
+    file.touch()
+    os.truncate(file, MOST_FILE_BYTES + MOST_LINE)
+    with pytest.raises(UserError, match=r"huge.*(larger than \d+ MiB|a line is longer than 32 Mi characters)"):
+        read(file, tmp_path)
+
+
+def test_a_huge_image_log_or_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse, of 64 GiB, which would not fit into memory."""
+    bank = FeatureBank(tmp_path / "bank", {"precision": "fp32"}, samples=3, dim=4)
+    files = [tmp_path / "a.jpg", tmp_path / "log", bank.folder / "view-000000.bin"]
+    for file in files:
+        file.touch()
+        os.truncate(file, 64 << 30)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1 << 20)
+    with pytest.raises(BadImage, match="cannot be read: larger than 1 MiB"):
+        normalise_file(files[0])
+    with files[1].open("ab") as log:
+        log.write(b"\nerror: no luck\n")
+    assert last_line(files[1]) == "error: no luck"
+    (found,) = list_banks(tmp_path / "bank")
+    assert (found.records, found.damaged, found.short) == (0, 0, ())
+
+
+def test_lines_are_those_of_the_file() -> None:
+    text = "a\nb\n\nc"
+    assert list(lines_of(io.StringIO(text))) == list(io.StringIO(text))
+    with pytest.raises(OSError, match="a line is longer"):
+        list(lines_of(io.BytesIO(b"a\n" + bytes(9)), most=8))
+
+
+def test_a_file_of_just_the_size_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345678")
+    assert read_whole(tmp_path / "a", most=8) == b"12345678"
+    with pytest.raises(OSError, match="larger than"):
+        read_whole(tmp_path / "a", most=7)

@@ -99,7 +99,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_a_file_without_an_end_is_not_read_to_its_end() -> None:
-    with pytest.raises(UserError, match="/dev/zero: larger than 16 MiB"):
+    with pytest.raises(UserError, match="/dev/zero: cannot be read: larger than 16 MiB"):
         read_yaml(Path("/dev/zero"))
 
 

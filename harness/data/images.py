@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from harness.errors import UserError
+from harness.files import read_whole
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (
@@ -37,6 +38,7 @@ OTHER_SUFFIXES = (
 )
 SUFFIXES = frozenset((*JPEG_SUFFIXES, *OTHER_SUFFIXES))
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000")  # not EPS, which starts a program
+MAX_FILE_BYTES = 1 << 30
 PNG_LEVEL = 1  # of zlib: over four times as fast as its default for about 15 % more bytes
 
 # What Pillow's decoders raise on damaged files.
@@ -104,7 +106,7 @@ class Normalised:
 def normalise_file(path: Path) -> Normalised:
     """Read and normalise an image file. Raises BadImage, also where the file cannot be read."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path, MAX_FILE_BYTES)
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
     return normalise(data)

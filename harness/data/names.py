@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.errors import UserError
+from harness.files import read_whole
 
 MAX_NAME = 200  # characters of a class's or dataset's name
 SHA256_HEX = r"[0-9a-f]{64}"
@@ -57,7 +58,7 @@ def listed_classes(names: str | None, file: Path | None) -> list[str] | None:
         where = "--classes"
     elif file is not None:
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = read_whole(file).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as text: {error}") from error
         listed, where = [line for line in text.splitlines() if line.strip()], str(file)

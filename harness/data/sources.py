@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from harness.data.images import SUFFIXES
 from harness.data.names import CLUTTER, check_class_names, class_name
 from harness.errors import UserError
-from harness.files import read_json
+from harness.files import lines_of, read_json
 
 NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")
 SPLIT_NAMES = {
@@ -141,7 +141,7 @@ def _check_columns(columns: Iterable[str], file: Path) -> None:
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row is, and its cells by column. Raises csv.Error where there is no table."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines_of(lines), strict=True)
         header = next(reader, None)
         if header is None:
             raise csv.Error("it is empty")

@@ -92,7 +92,10 @@ def _planned(plan: Path) -> list[str]:
     """Names of a sweep's runs in the order of its plan, or of all its plans; none where the file is damaged."""
     try:
         content = read_json(plan)
-        return [name for part in content.get("plans", [content]) for name in part["runs"]]
+        names = [name for part in content.get("plans", [content]) for name in part["runs"]]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a run's name is text")
+        return names
     except (UserError, AttributeError, KeyError, TypeError):
         log.warning("%s: damaged; runs come in the order of their names", plan)
         return []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import UserError
-from harness.files import atomic_path, digest_json, parse_json
+from harness.files import atomic_path, digest_json, lines_of, parse_json
 from harness.symptoms.answers import parse_completion
 from harness.symptoms.cache import Identity, Request, ResponseCache
 
@@ -74,7 +74,7 @@ def _places(path: Path) -> Iterator[tuple[str, int]]:
     place = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(lines_of(file), start=1):
                 try:
                     yield str(parse_json(line)["custom_id"]), place
                 except (ValueError, KeyError, TypeError) as error:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from harness.errors import UserError
-from harness.files import atomic_path, digest_json, parse_json
+from harness.files import atomic_path, digest_json, lines_of, parse_json
 
 SCHEMA_VERSION = 1
 TABLES = """
@@ -286,7 +286,7 @@ class ResponseCache:
         before, lines = len(self), 0
         try:
             with path.open(encoding="utf-8-sig") as file:
-                for lines, line in enumerate(file, start=1):
+                for lines, line in enumerate(lines_of(file), start=1):
                     key, request, revision, server_version, response = _parse(line, f"{path}, line {lines}")
                     self.put(key, request, revision, server_version, response)
         except (OSError, UnicodeDecodeError) as error:

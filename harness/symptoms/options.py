@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import UserError
+from harness.files import read_whole
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -18,6 +19,7 @@ Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an
 Out = Annotated[Path, typer.Option(help="the symptom set to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file at --out")]
 
+MOST_KEY_BYTES = 1 << 20
 KEY_VARIABLE = "VIPBENCH_API_KEY"
 KEY_ADVICE = f"give --api-key-file FILE, or set {KEY_VARIABLE}"
 
@@ -40,7 +42,11 @@ def read_key(file: Path | None) -> str | None:
         UserError: the file cannot be read, or holds no key (what it holds is not shown).
     """
     try:
-        key = file.read_text(encoding="utf-8-sig").strip() if file else os.environ.get(KEY_VARIABLE, "").strip()
+        key = (
+            read_whole(file, MOST_KEY_BYTES).decode("utf-8-sig").strip()
+            if file
+            else os.environ.get(KEY_VARIABLE, "").strip()
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--api-key-file: {file}: cannot be read as text: {error}") from None
     if (file and not key) or not (key.isascii() and key.isprintable()) or " " in key:

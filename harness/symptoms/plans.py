@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.data.names import listed_classes
 from harness.errors import UserError
-from harness.files import read_json
+from harness.files import read_json, read_whole
 from harness.symptoms.filters import Rules
 from harness.symptoms.generate import Plan, groups_of
 from harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
@@ -105,7 +105,7 @@ def make_plan(
 
 def _read_lines(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_whole(file).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as text: {error}") from error
     parts = [line.rstrip("\r").split("\t", 1) for line in lines if line.strip()]

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import sqlite3
 import struct
 import tarfile
@@ -24,66 +25,34 @@ from harness.errors import UserError
 from harness.files import parse_yaml
 
 SENTINEL = "sentinel"  # a folder beside the one that the program may use
-WORDS = [
-    *(
-        "",
-        " ",
-        "\0",
-        ".",
-        "..",
-        "/",
-        "~",
-        "*",
-        "-",
-        "a\nb",
-        "a\tb",
-        "é" * 3,
-        "x" * 70_000,
-        "\ud800",
-        "\ufeffa",
-        "\u202egnp",
-    ),
-    *(f"../{SENTINEL}/kept", f"../../{SENTINEL}/kept.txt", f"../{SENTINEL}", "/dev/zero", "/dev/null/x", "a/" * 3000),
-    *("nan", "-1", "1e999", "0x10", "true", "null", "9" * 400, "{{ 9 ** 9 ** 9 }}", "{", "%s%n", "\x1b[31m", "=1+1"),
-    *(
-        "http://127.0.0.1:9/x",
-        "file:///dev/zero",
-        "simplecache::file:///dev/zero",
-        "hf-hub:a/b",
-        "<think>",
-        '"',
-        "'",
-        ",",
-    ),
-]
+HUGE = 5 << 30  # bytes, of a file that takes no room on the disk
+UPWARDS = [f"../{SENTINEL}", f"../{SENTINEL}/kept", f"../../{SENTINEL}/kept.txt"]
+PATHS = [*UPWARDS, "", ".", "..", "/", "~", "/dev/null/x", "/dev/zero"]
+URLS = ["http://127.0.0.1:9/x", "file:///dev/zero", "simplecache::file:///dev/zero", "hf-hub:a/b"]
+SIGNS = [*"\0 *-{é\ud800\"',", "a\nb", "a\tb", "\ufeffa", "\u202egnp", "\x1b[31m", "%s%n", "=1+1"]
+LONG = ["x" * 70_000, "a/" * 3000, "9" * 400, "{{ 9 ** 9 ** 9 }}", "<think>"]
+WORDS = [*PATHS, *URLS, *SIGNS, *LONG, "nan", "-1", "1e999", "0x10", "true", "null"]
+INTEGERS = [-1, 0, 1, 7, 2**31, 2**53 + 1, 2**63, -(2**63), 2**64, 10**400]
 VALUES: list[Any] = [
-    *(None, True, False, -1, 0, 1, 7, 2**31, 2**53 + 1, 2**63, -(2**63), 2**64, 10**400, 0.5, -0.5, 1e308, 1e-320),
-    *([], {}, [[]], [None], {"": None}, {"a": {"b": 1}}, [1, "a"], ["a"] * 50),
+    None,
+    True,
+    False,
+    *INTEGERS,
+    0.5,
+    -0.5,
+    1e308,
+    1e-320,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    ["a"] * 50,
 ]
-# Text that json.dumps would not write; it stands for itself in JSON.
-RAW = [
-    "NaN",
-    "-Infinity",
-    "1e999",
-    "9" * 5000,
-    "[" * 3000 + "]" * 3000,
-    '{"a":' * 3000 + "1" + "}" * 3000,
-    "'a'",
-    "01",
-    "{,}",
-]
-RAW_YAML = [
-    "2020-13-45",
-    "!!set {a}",
-    "&a [*a]",
-    "*none",
-    "{<<: 1}",
-    "!!int soon",
-    "4:00:00",
-    ".inf",
-    "? ",
-    "!!python/none x",
-]
+# Text that stands for itself in JSON and YAML, whose libraries would not write it.
+DEEP = ["[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000]
+RAW = ["NaN", "-Infinity", "1e999", "9" * 5000, *DEEP, "'a'", "01", "{,}"]
+RAW_YAML = ["2020-13-45", "!!set {a}", "&a [*a]", "*none", "{<<: 1}", "!!int soon", "4:00:00", ".inf", "? ", *DEEP]
 NUMBERS = [struct.pack(form, number) for form in ("<q", ">q", "<i", ">i") for number in (-1, 2**31 - 1, 2**24)]
 
 
@@ -99,9 +68,10 @@ def damage(path: Path, rng: Random) -> str:
     kind = rng.random()
     if kind < 0.06:
         path.unlink()
-        form = rng.choice(["missing", "empty", "folder", "loop", "no link"])
-        if form == "empty":
+        form = rng.choice(["missing", "empty", "folder", "loop", "no link"] * 2 + ["huge"])
+        if form in ("empty", "huge"):
             path.touch()
+            os.truncate(path, HUGE if form == "huge" else 0)
         elif form == "folder":
             path.mkdir()
         elif form != "missing":

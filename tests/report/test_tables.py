@@ -253,7 +253,7 @@ def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path, caplog: pytest.LogCapt
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["c", "b", "a"]
     (tmp_path / "sweep.json").write_text(json.dumps({"plans": [{"runs": ["b"]}, {"runs": ["c", "a"]}]}))
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["b", "c", "a"]
-    for damaged in ("", "[]", "{}", '{"runs": 1}', '{"plans": [1]}'):
+    for damaged in ("", "[]", "{}", '{"runs": 1}', '{"plans": [1]}', '{"runs": [["a"]]}'):
         (tmp_path / "sweep.json").write_text(damaged)
         assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["a", "b", "c"]
         assert f"{tmp_path / 'sweep.json'}: damaged" in caplog.text
