@@ -13,7 +13,7 @@ MOST = 16  # runs in a process: enough to fill a GPU, few enough to lose little 
 MAY_DIFFER: dict[str, Any] = {
     "seed": True,
     "data": {"shots", "split_seed"},
-    "train": {"lr", "epochs", "augmentation_seed", "batch_size"},
+    "train": {"lr", "epochs", "select", "select_ties", "augmentation_seed", "batch_size"},
 }
 
 

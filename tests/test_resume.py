@@ -285,7 +285,7 @@ def test_a_failure_is_recorded_until_the_run_goes_on(
     at_step(5, fail, monkeypatch)
     with pytest.raises(UserError, match="power"):
         execute(mortal_config)
-    assert failure(mortal_config.run.out / whole_run.name) == "power cut"
+    assert failure(mortal_config.run.out / whole_run.name) == r"power\ncut", "on one line"
     run = execute(mortal_config)
     assert failure(run) is None
     assert record(run) == record(whole_run)
