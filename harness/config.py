@@ -144,7 +144,7 @@ class TrainConfig(Section):
 
 
 class RunConfig(Section):
-    """Where and how it runs; nothing here changes a result but `compile`, which rounds differently and is in the identity."""
+    """Execution of a run; nothing here changes a result but `compile`, which rounds differently and is in the identity."""
 
     out: HomePath = Path("runs")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -196,8 +196,8 @@ def bank_facts(
     device: str,
     compiled: bool,
 ) -> dict[str, Any]:
-    """What determines the features of a split: what goes in, the augmentation if any, our code's meaning of them (the result
-    version), and all that rounds differently.
+    """List all that determines the features of a split: what goes in, the augmentation if any, the result version, and all that
+    rounds differently.
 
     Args:
         backbone, dataset: digests.

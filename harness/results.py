@@ -302,7 +302,7 @@ def _check_by_content(run: Path) -> None:
 
 
 def _correct(path: Path) -> "np.ndarray":
-    """Which predictions of a file are right: [N] bool, N >= 1."""
+    """Compare the predictions of a file with its labels: [N] bool, N >= 1."""
     import numpy as np
     import pandas as pd
     from pyarrow import ArrowException

@@ -239,7 +239,7 @@ def _openai_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
 
 
 def _quick_gelu(config: BackboneConfig, stated: bool | None, openai: bool) -> bool:
-    """Whether a model is built with QuickGELU, x * sigmoid(1.702 x), in the place of GELU: as its weights were trained.
+    """Decide if a model is built with QuickGELU, x * sigmoid(1.702 x), in the place of GELU: as its weights were trained.
 
     open_clip's tags have a flag, and the files that OpenAI published are known by their form; for other weights the model's
     name or config decides.

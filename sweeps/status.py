@@ -1,4 +1,4 @@
-"""What is planned of a sweep, and where each run stands: from files and, where it was submitted, from Slurm. No process of ours
+"""Plans of a sweep and the state of each run: from files and, where it was submitted, from Slurm. No process of ours
 is asked.
 """
 
@@ -49,7 +49,7 @@ class RunState(NamedTuple):
 
 
 def sweep_status(out: Path, names: Sequence[str] | None = None) -> list[RunState]:
-    """Where runs of a sweep stand; None: all that were ever planned there.
+    """The states of runs of a sweep; None: of all that were ever planned there.
 
     Raises:
         UserError: there is no sweep at `out`.
@@ -77,7 +77,7 @@ def planned(out: Path) -> list[str]:
 
 
 def plans(out: Path) -> list[Plan]:
-    """What was planned for a sweep, the oldest first. Raises UserError where it is damaged."""
+    """The plans of a sweep, the oldest first. Raises UserError where their file is damaged."""
     path = out / PLAN
     if not path.is_file():
         return []
@@ -89,7 +89,7 @@ def plans(out: Path) -> list[Plan]:
 
 
 def _state_or_damage(out: Path, name: str, entry: Entry | None) -> RunState:
-    """Where a run stands; what cannot be read of it is the reason, and the other runs are shown all the same."""
+    """The state of a run; what cannot be read of it is the reason, and the other runs are shown all the same."""
     try:
         return _state(out, name, entry)
     except UserError as error:  # names the file

@@ -19,7 +19,7 @@ class OnError(StrEnum):
 
 
 class Leaks(StrEnum):
-    """What to do about images and patients that are in several splits."""
+    """Ways to deal with images and patients that are in several splits."""
 
     refuse = "refuse"
     keep = "keep"

@@ -142,7 +142,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _prefixes(contents: Contents) -> dict[Place, str]:
-    """What goes before the keys of each shard: its name where shards use the same keys, else nothing."""
+    """The prefix of the keys of each shard: its name where shards use the same keys, else nothing."""
     if not _repeated(contents):
         return dict.fromkeys(contents, "")
     stems = {place: Path(place.shard).name.removesuffix(".tar") for place in contents}
@@ -152,7 +152,7 @@ def _prefixes(contents: Contents) -> dict[Place, str]:
 
 
 def _repeated(contents: Contents) -> int:
-    """How many keys are in several shards."""
+    """Count the keys that are in several shards."""
     keys = Counter(key for content in contents.values() for key in content.samples)
     return sum(count > 1 for count in keys.values())
 

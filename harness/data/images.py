@@ -113,7 +113,7 @@ def normalise_file(path: Path) -> Normalised:
 
 
 def max_pixels() -> int:
-    """How many pixels an image may have. Raises UserError where the environment variable is no positive number."""
+    """The most pixels that an image may have. Raises UserError where the environment variable is no positive number."""
     text = os.environ.get(MAX_PIXELS, str(DEFAULT_MAX_PIXELS))
     if not re.fullmatch(r"[0-9]{1,15}", text) or not int(text):
         raise UserError(f"{MAX_PIXELS}: {text[:50]!r} is no number of pixels; the default is {DEFAULT_MAX_PIXELS}")

@@ -35,7 +35,7 @@ class Placed(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What was found and done: which samples stay [N] bool, the record of it, and the report's text (None: nothing found)."""
+    """Findings and their consequence: which samples stay [N] bool, the record, and the report's text (None: nothing found)."""
 
     kept: np.ndarray
     info: LeakInfo | None = None

@@ -72,7 +72,7 @@ class Found:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has an image and a label."""
+        """Return True for a sample that has an image and a label."""
         return bool(self.images and self.labels)
 
     @property

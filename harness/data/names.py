@@ -70,7 +70,7 @@ def listed_classes(names: str | None, file: Path | None) -> list[str] | None:
 
 
 def is_clutter(path: str | PurePosixPath) -> bool:
-    """Whether a relative path is a hidden file, a file manager's, a README or the like, or lies in such a folder."""
+    """Return True for a relative path of a hidden file, a file manager's, a README or the like, or in such a folder."""
     parts = PurePosixPath(path).parts
     if any(part.startswith(".") or part.casefold() in CLUTTER for part in parts):
         return True
@@ -78,13 +78,13 @@ def is_clutter(path: str | PurePosixPath) -> bool:
 
 
 def is_document(name: str) -> bool:
-    """Whether a file's name is that of a README, a licence or the like."""
+    """Return True for the name of a README, a licence or the like."""
     path = PurePosixPath(name.casefold())
     return path.stem in DOCUMENTS and path.suffix in DOCUMENT_SUFFIXES
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a name from a file may become a path: one visible part, without separators and control characters."""
+    """Return True for a name from a file that may become a path: one visible part, without separators and control characters."""
     return (
         0 < len(name.encode(errors="replace")) <= 255
         and not name.startswith(".")
@@ -94,5 +94,5 @@ def is_safe_name(name: str) -> bool:
 
 
 def is_plain_url(name: str) -> bool:
-    """Whether a name from a file is a URL of one protocol; fsspec's chains (a::b://) could reach and write anything."""
+    """Return True for a URL of one protocol; fsspec's chains (a::b://) could reach and write anything."""
     return URL.fullmatch(name) is not None and "::" not in name

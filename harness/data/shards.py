@@ -109,7 +109,7 @@ def write_dataset(
 
 
 def count_labels(tables: Sequence[pa.Table], classes: Sequence[str]) -> dict[str, int]:
-    """How many samples of each class index tables list."""
+    """Count the samples of each class in index tables."""
     found = Counter(label for table in tables for label in table["label"].to_pylist())
     return {name: found[label] for label, name in enumerate(classes)}
 

@@ -139,7 +139,7 @@ def _check_columns(columns: Iterable[str], file: Path) -> None:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row is, and its cells by column. Raises csv.Error where there is no table."""
+    """The place of each row, and its cells by column. Raises csv.Error where there is no table."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines_of(lines), strict=True)
         header = next(reader, None)

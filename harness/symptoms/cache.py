@@ -111,7 +111,7 @@ class Response:
 
 
 class Identity(NamedTuple):
-    """Who answered.
+    """The server that answered.
 
     `server_version` is the server's version alone where that and the revision are known. Where they are not it adds the
     server's URL, so that servers do not answer for each other; and the fields that the server refused.

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from harness.errors import UserError
+from harness.files import output_errors
 from harness.symptoms.cache import ResponseCache
-from harness.symptoms.options import check_output, writing
+from harness.symptoms.options import check_output
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the record of the LLM's answers.")
 
@@ -42,7 +43,7 @@ def export(
 ) -> None:
     """Write the answers as JSON lines; the same answers give the same bytes."""
     check_output(out)
-    with _open(file) as cache, writing(out):
+    with _open(file) as cache, output_errors(out):
         wanted = cache.matching(model, revision, server_version)
         typer.echo(f"{out}: {cache.export(out, wanted)} answers")
 

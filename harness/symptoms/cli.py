@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from harness.files import output_errors
 from harness.symptoms.cache_cli import cache_app
 from harness.symptoms.generate_cli import generate
-from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load, writing
+from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is seen in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
@@ -30,7 +31,7 @@ def import_(
 
     check_output(out, overwrite)
     symptoms = import_plain(file, task=task, modality=modality, author=author)
-    with writing(out):
+    with output_errors(out):
         symptoms.save(out)
     count = sum(len(entry.symptoms) for entry in symptoms.classes)
     typer.echo(
@@ -132,7 +133,7 @@ def score(
     scores = scoring.score_set(symptoms, dataset, loaded, batch_size=batch_size, workers=workers)
     scoring.show(scores)
     if json:
-        with writing(json):
+        with output_errors(json):
             write_json(json, scores.model_dump(mode="json"))
         typer.echo(
             f"{json}: the scores; drop the worst with: vipbench symptoms prune {file} {json} --below 0.5 --out SET"
@@ -155,7 +156,7 @@ def prune(
     check_output(out, overwrite)
     symptoms = SymptomSet.load(file)
     pruned, dropped = prune_set(symptoms, Scores.load(scores), below, keep)
-    with writing(out):
+    with output_errors(out):
         pruned.save(out)
     for name, text in dropped:
         typer.echo(f"dropped: {name}: {text}")

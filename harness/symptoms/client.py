@@ -137,7 +137,7 @@ class Client:
         self.identity = self._recorded()
 
     def _recorded(self) -> Identity:
-        """Who answers, as it goes into the key of an answer: see cache.Identity."""
+        """The server that answers, as it goes into the key of an answer: see cache.Identity."""
         model, revision, version = self.served
         if UNKNOWN in (revision, version):
             version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"

@@ -205,7 +205,7 @@ class Endpoint:
         return not self.down_since and time.monotonic() >= self.paused_until and self.under_way < self.window.size
 
     def out_of_patience(self) -> bool:
-        """Whether it has been gone, or has refused everything, for longer than it is waited for."""
+        """Return True for a server that has been gone, or has refused everything, for longer than it is waited for."""
         since = self.down_since or self.refused_since
         return since is not None and time.monotonic() - since >= self.patience
 
@@ -325,7 +325,7 @@ def _number(text: str) -> float:
 
 
 def _refusal(answer: Reply) -> str:
-    """What a refusal says, without what it may repeat of the request: OpenAI's form, FastAPI's form, or all of it."""
+    """The words of a refusal, without what it may repeat of the request: OpenAI's form, FastAPI's form, or all of it."""
     try:
         content = answer.json()
         if isinstance(content.get("detail"), list):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import UserError
+from harness.files import output_errors
 from harness.symptoms.options import (
     ApiKey,
     ApiKeyFile,
@@ -23,7 +24,6 @@ from harness.symptoms.options import (
     check_output,
     load,
     read_key,
-    writing,
 )
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
         if from_batch:
             result = read_batch(from_batch, pending(plan, identity, cache), cache, identity)
             typer.echo(f"{from_batch}: {result.recorded} answers recorded, {result.failed} failed")
-        with writing(batch_file or source.cache):
+        with output_errors(batch_file or source.cache):
             left = write_batch(batch_file, pending(plan, identity, cache)) if batch_file else None
         if batch_file and left:
             typer.echo(f"{batch_file}: {left} requests; answer them and give the same command --from-batch ANSWERS")
@@ -338,7 +338,7 @@ def _file(out: Path, task: str, name: str) -> Path:
 
 def _finish(symptoms: "SymptomSet", file: Path) -> None:
     """Write the set; say what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
-    with writing(file):
+    with output_errors(file):
         symptoms.save(file)
     counts = [len(entry.symptoms) for entry in symptoms.classes]
     typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")

@@ -1,15 +1,13 @@
 """Options that the verbs of `vipbench symptoms` and `vipbench serve` share, how they are read, and outputs."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.errors import UserError
-from harness.files import read_whole
+from harness.files import output_errors, read_whole
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -79,7 +77,7 @@ def check_output(path: Path, overwrite: bool = True) -> None:
     Raises:
         UserError: `path` is a folder, lies under a file or in a folder that cannot be written, or exists unless `overwrite`.
     """
-    with writing(path):
+    with output_errors(path):
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file")
         if path.exists() and not overwrite:
@@ -89,12 +87,3 @@ def check_output(path: Path, overwrite: bool = True) -> None:
             raise UserError(f"{path}: cannot be written: {folder} is a file, not a folder")
         if not os.access(folder, os.W_OK):
             raise UserError(f"{path}: cannot be written: {folder} is read-only")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where `path` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -82,7 +82,7 @@ def without_secrets(url: str) -> str:
 
 
 def shown(value: object, most: int) -> str:
-    """What a server or a file says, as one line of at most `most` printable characters."""
+    """Put the words of a server or a file into one line of at most `most` printable characters."""
     text = " ".join(str(value)[: 10 * most].split())
     text = "".join(sign if sign.isprintable() else "?" for sign in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -11,9 +11,10 @@ from typer.testing import CliRunner, Result
 
 from harness.devices import choose_device
 from harness.errors import UserError
+from harness.files import output_errors
 from harness.symptoms.cache import Request, Response, ResponseCache
 from harness.symptoms.cli import app
-from harness.symptoms.options import check_output, writing
+from harness.symptoms.options import check_output
 
 
 def invoke(*words: object) -> Result:
@@ -69,7 +70,7 @@ def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # permissions do not bind root
     with pytest.raises(UserError, match=rf"cannot be written: {tmp_path} is read-only"):
         check_output(tmp_path / "new" / "set.json")
-    with pytest.raises(UserError, match="cannot be written: Read-only file system"), writing(tmp_path):
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"), output_errors(tmp_path):
         raise OSError(30, "Read-only file system")
 
 
