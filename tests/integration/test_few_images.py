@@ -10,8 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.config import Config
+from harness.run import execute
 from tests.conftest import CLASSES
-from tests.integration.launching import PYTHON, run, torchrun
+from tests.integration.launching import run, torchrun
 
 pytestmark = pytest.mark.integration
 
@@ -43,10 +45,9 @@ def test_a_rank_may_have_no_image(
     train = {"epochs": 2, "batch_size": 5, "lr": 0.02, "select": "best"}
     runs = {**base_config["run"], "bank": bank}
     config = {**base_config, "method": method, "data": {"path": str(small_dataset)}, "train": train, "run": runs}
-    frames = [
-        pd.read_parquet(run(launcher, config, tmp_path / str(number)) / "predictions.parquet")
-        for number, launcher in enumerate((PYTHON, torchrun(3)))
-    ]
+    alone = execute(Config.from_mapping({**config, "run": {**runs, "out": str(tmp_path / "alone")}}))
+    together = run(torchrun(3), config, tmp_path)
+    frames = [pd.read_parquet(path / "predictions.parquet") for path in (alone, together)]
     assert [len(frame) for frame in frames] == [2, 2], "each test image once"
     expected, found = (np.stack(frame["logits"].to_list()) for frame in frames)
     np.testing.assert_allclose(found, expected, atol=1e-3)
