@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from harness.backbone import Backbone, load_backbone
 from harness.cli import app
 from harness.config import BackboneConfig
+from harness.data.reader import DamagedSample, Samples
 from harness.weights import create
 
 
@@ -175,3 +176,16 @@ def base_config(dataset: Path, symptoms: Path, model_folder: Path) -> dict[str, 
         "train": {"epochs": 3, "batch_size": 5, "lr": 0.05},
         "run": {"device": "cpu", "workers": 0},
     }
+
+
+@pytest.fixture
+def one_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second sample of every split cannot be read as it is evaluated."""
+    whole = Samples.image
+
+    def image(samples: Samples, position: int) -> Any:
+        if position == 1:
+            raise DamagedSample(samples.key(position), "a shard", 0, "made up")
+        return whole(samples, position)
+
+    monkeypatch.setattr(Samples, "image", image)

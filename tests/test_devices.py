@@ -115,18 +115,8 @@ def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method
 
 @pytest.mark.parametrize("bank", [True, False], ids=["bank", "images"])
 def test_a_damaged_image_is_left_out(
-    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: bool
+    base_config: dict[str, Any], tmp_path: Path, one_damaged_image: None, bank: bool
 ) -> None:
-    from harness.data.reader import DamagedSample, Samples
-
-    whole = Samples.image
-
-    def image(samples: Samples, position: int) -> Any:
-        if position == 1:
-            raise DamagedSample(samples.key(position), "a shard", 0, "pretended")
-        return whole(samples, position)
-
-    monkeypatch.setattr(Samples, "image", image)
     run = on_both(base_config, tmp_path, "coop", "data.on_error=skip", f"run.bank={bank}")
     assert len(logits(run)) == 20
 

@@ -81,20 +81,11 @@ def test_symptoms_for_a_method_without_are_refused(
 
 
 def test_a_damaged_image_does_what_the_run_says(
-    base_config: dict[str, Any], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_config: dict[str, Any], dataset: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    from harness.data.reader import DamagedSample, Samples
-
     settings = ["method=coop", "train.epochs=2", "data.on_error=skip", f"run.out={tmp_path}"]
     run = execute(Config.from_mapping(override(base_config, settings)))
-    whole = Samples.image
-
-    def image(samples: Samples, position: int) -> Any:
-        if position == 1:
-            raise DamagedSample(samples.key(position), "a shard", 0, "made up")
-        return whole(samples, position)
-
-    monkeypatch.setattr(Samples, "image", image)
+    request.getfixturevalue("one_damaged_image")  # after the run, which had whole images
     scored = evaluate_run(run, dataset, "test", None, "cpu")
     assert len(predictions(scored)) == 20
     assert len(json.loads((scored / "provenance.json").read_text())["skipped"]["test"]) == 1
