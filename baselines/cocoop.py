@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from harness.backbone import Backbone
-from harness.config import ContextLength, MethodConfig, Words
-from harness.method import Method, Task, cosine_logits, register
-from harness.prompts import PromptBatch, context_prompt, context_vectors
+from harness.config.schema import ContextLength, MethodConfig, Words
+from harness.methods.base import Method, Output, Task, cosine_logits
+from harness.methods.registry import register
+from harness.models.backbone import Backbone
+from harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 REDUCTION = 16  # of the meta-net's hidden layer
 
@@ -59,7 +60,8 @@ class CoCoOp(Method):
     def recipe(cls, config: Any, shots: int | str, backbone: str) -> Mapping[str, Any]:
         return {"lr": 0.002, "batch_size": 1, "epochs": 10, "select": "last"}
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Output:
         context = self.context + self.meta_net(inputs)[:, None]  # [B, M, w]
         features = F.normalize(self.backbone.text(self.prompts.fill_each(context)).float(), dim=-1)
-        return cosine_logits(self.backbone.logit_scale, inputs, features.view(len(inputs), len(self.task.classes), -1))
+        per_image = features.view(len(inputs), len(self.task.classes), -1)
+        return Output(cosine_logits(self.backbone.logit_scale, inputs, per_image))

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from harness.backbone import Backbone
-from harness.config import ContextLength, MethodConfig, Words
-from harness.method import Task, TextClassifier, register
-from harness.prompts import PromptBatch, context_prompt, context_vectors
+from harness.config.schema import ContextLength, MethodConfig, Words
+from harness.methods.base import Task, TextClassifier
+from harness.methods.registry import register
+from harness.models.backbone import Backbone
+from harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 
 class CoOpConfig(MethodConfig):

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from harness.backbone import Backbone
-from harness.config import MethodConfig
-from harness.method import Task, TextClassifier, register, symptom_names
+from harness.config.schema import MethodConfig
+from harness.methods.base import Task, TextClassifier, symptom_names
+from harness.methods.registry import register
+from harness.models.backbone import Backbone
 
 DEFAULT_TEMPLATES = {
     "class_names": ["a photo of a {}."],

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig
-from harness.devices import choose_device
+from harness.config.schema import BackboneConfig
+from harness.models.backbone import load_backbone
+from harness.system.devices import choose_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

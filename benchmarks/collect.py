@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Result
-from harness.config import Config, Digests, run_name
-from harness.files import write_json, write_text
-from harness.metrics import compute_metrics
+from harness.config.identity import Digests, run_name
+from harness.evaluation.metrics import compute_metrics
 from harness.report.tables import load_runs, make_table
+from harness.runs.resolve import resolve_config
+from harness.system.files import write_json, write_text
 
 RUNS = 10_000
 CLASSES = [f"class {number}" for number in range(10)]
@@ -44,7 +45,7 @@ def simulate(folder: Path) -> int:
         }
         if method == "zero_shot":  # pins its seed and shots; a field of its own keeps the runs apart
             mapping |= {"train": None, "method": {"name": method, "templates": [f"{lr} {seed} {shots} {{}}"]}}
-        config = Config.from_mapping(mapping)
+        config = resolve_config(mapping)
         run = folder / run_name(config, digests)
         run.mkdir(parents=True)
         write_text(run / "config.yaml", config.to_yaml())

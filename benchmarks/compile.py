@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Result, median_seconds
 from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
-from harness import text_stack
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig
-from harness.devices import choose_device
-from harness.method import Task, method_class
+from harness.config.schema import BackboneConfig
+from harness.methods.base import Task
+from harness.methods.registry import method_class
+from harness.models import packed_text
+from harness.models.backbone import load_backbone
+from harness.system.devices import choose_device
 
 REPEATS = 5
 
@@ -38,10 +39,10 @@ def measure() -> Result:
             backbone.image(pixels)
 
     eager = [median_seconds(train, REPEATS), median_seconds(encode, REPEATS)]
-    plain = text_stack._block
-    text_stack._block = torch.compile(plain)
+    plain = packed_text._block
+    packed_text._block = torch.compile(plain)
     rows = [_row("ViP step, blocks of the text tower", train, eager[0])]
-    text_stack._block = plain
+    packed_text._block = plain
     backbone.image.compile()
     rows.append(_row("image tower, batch 32", encode, eager[1]))
     return Result("torch.compile (ViT-B-16, fp32)", rows, [])

@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
 from benchmarks.sweep import make_dataset, timed_sweep, write_grid
 from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig
-from harness.devices import choose_device
-from harness.files import atomic_directory
-from harness.method import Task, method_class
-from harness.pack import RandomStream, compute_together
+from harness.config.schema import BackboneConfig
+from harness.methods.base import Method, Task
+from harness.methods.registry import method_class
+from harness.models.backbone import load_backbone
+from harness.system.devices import choose_device
+from harness.system.files import atomic_directory
+from harness.training.packing import RandomStream, compute_together
 
 RUNS = 8
 EPOCHS = 50
@@ -47,12 +49,18 @@ def _steps() -> dict[str, Any]:
 
     def apart() -> None:
         for step, method in zip(steps, methods, strict=True):
-            step(partial(method, features))
+            step(partial(logits, method))
 
     optimizers = [torch.optim.SGD(list(method.trainable().values()), 0.002, momentum=0.9) for method in methods]
 
+    def logits(method: Method) -> Tensor:
+        return method(features).logits
+
+    def loss(method: Method) -> Tensor:
+        return method.losses(method(features), labels)["cross_entropy"]
+
     def together() -> None:
-        computations = [partial(method.loss, features, labels) for method in methods]
+        computations = [partial(loss, method) for method in methods]
         losses = compute_together(backbone.text, computations, [RandomStream() for _ in methods])
         torch.stack(losses).mean(dim=1).sum().backward()
         for optimizer in optimizers:

@@ -34,14 +34,14 @@ from torchvision.transforms import (
 )
 
 from benchmarks.measure import Result
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig, TrainConfig
-from harness.data.augment import TrainTransform, normalised
+from harness.config.schema import BackboneConfig
+from harness.data.augment import Augmentation, TrainTransform, normalised
 from harness.data.decode import Picture
+from harness.data.importers import read_folder
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
-from harness.data.sources import read_folder
-from harness.views import Loading, Views
+from harness.data.views import Loading, Views
+from harness.models.backbone import load_backbone
 
 IMAGES, ROUNDS, ENTRIES, READ = 800, 3, 1_000_000, 8000
 BICUBIC = InterpolationMode.BICUBIC
@@ -72,7 +72,7 @@ def jpeg(numbers: np.random.Generator, width: int, height: int) -> bytes:
 
 def ours(samples: Samples, workers: int) -> Iterator[Tensor]:
     """Batches from our reader, in a shuffled order."""
-    views = Views(samples, backbone(), TrainConfig(augmentation_seed=0), Loading(workers=workers))
+    views = Views(samples, backbone(), Augmentation(0), Loading(workers=workers))
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     batches = [[(1, place) for place in order[first : first + 32]] for first in range(0, len(order), 32)]
     return (batch.pixels for batch in views.load(batches, torch.device("cpu")))
@@ -135,7 +135,7 @@ def _memory(samples: Samples) -> str:
     many = replace(samples.select(np.arange(ENTRIES) % len(samples)), rows=np.arange(ENTRIES), split_size=ENTRIES)
     arrays = (many.labels, many.rows, many.patient_codes, many.shards, many.offsets, many.sizes, many.digests)
     per_entry = (sum(array.nbytes for array in arrays) + many.names.nbytes) / ENTRIES
-    views = Views(many, backbone(), TrainConfig(augmentation_seed=0), Loading(workers=2))
+    views = Views(many, backbone(), Augmentation(0), Loading(workers=2))
     places = np.random.default_rng(1).permutation(ENTRIES)[:READ].tolist()
     batches = [[(1, place) for place in places[first : first + 32]] for first in range(0, READ, 32)]
     held = []

@@ -24,15 +24,16 @@ from PIL import Image
 from benchmarks import textbook
 from benchmarks.measure import Result
 from benchmarks.training_step import BATCH, CLASSES, SYMPTOMS
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig
+from harness.config.schema import BackboneConfig
+from harness.data.importers import read_folder
 from harness.data.reader import Dataset
 from harness.data.shards import write_dataset
-from harness.data.sources import read_folder
-from harness.devices import choose_device
-from harness.files import write_json
-from harness.method import Task, method_class
-from harness.results import read_runs
+from harness.methods.base import Task
+from harness.methods.registry import method_class
+from harness.models.backbone import load_backbone
+from harness.runs.collect import read_runs
+from harness.system.devices import choose_device
+from harness.system.files import write_json
 
 METHODS = ("zero_shot", "coop", "cocoop", "vip")
 SEEDS, EPOCHS, EPOCHS_MEASURED = 3, 20, 2
@@ -81,7 +82,7 @@ def write_grid(path: Path, data: Path, axes: dict[str, list[Any]], methods: Sequ
 def timed_sweep(grid: Path, out: Path, options: Sequence[str]) -> float:
     """Seconds of `vipbench sweep run`, as a user would start it."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "harness.cli", "sweep", "run", str(grid), "--out", str(out), *options]
+    command = [sys.executable, "-m", "harness", "sweep", "run", str(grid), "--out", str(out), *options]
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
 

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.progress import Progress
-from harness.symptoms.cache import Request, ResponseCache
-from harness.symptoms.client import Client
+from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.client import Client
+from harness.system.progress import Progress
 
 INSTRUCTION = (
     "List what a person can see in a picture of the class, in short plain words of colour, shape and place. " * 8

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from harness.backbone import Backbone
-from harness.method import Method
-from harness.prompts import PromptBatch, context_prompt
+from harness.methods.base import Method
+from harness.models.backbone import Backbone
+from harness.models.prompts import PromptBatch, context_prompt
 
 
 def plain_logits(method: Method, backbone: Backbone) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """Starts the `vipbench` command, also as `python -m harness`."""
 
-from harness.console import interruptions_from_here_on
+from harness.system.console import interruptions_from_here_on
 
 
 def main() -> None:

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from harness import bank_cli
-from harness.console import interruptions, setup_logging, user_errors
 from harness.data import cli as data_cli
 from harness.data.choices import OnError
 from harness.demo import cli as demo_cli
 from harness.report import cli as report_cli
+from harness.runs import bank_cli
 from harness.symptoms import cli as symptoms_cli
-from harness.symptoms import serve_cli
+from harness.symptoms.llm import serve_cli
+from harness.system.console import interruptions, setup_logging, user_errors
 from sweeps import cli as sweep_cli
 
 
@@ -60,18 +60,18 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="run again although it is finished")] = False,
 ) -> None:
     """Run one config: train, test, write the run directory."""
-    from harness.config import Config
-    from harness.run import execute
+    from harness.runs.execute import execute
+    from harness.runs.resolve import load_config
 
-    execute(Config.load(config, overrides or []), force)
+    execute(load_config(config, overrides or []), force)
 
 
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print a config resolved: every default filled in."""
-    from harness.config import Config
+    from harness.runs.resolve import load_config
 
-    typer.echo(Config.load(config, overrides or []).to_yaml(), nl=False)
+    typer.echo(load_config(config, overrides or []).to_yaml(), nl=False)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def evaluate(
     on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
-    from harness.transfer import evaluate_run
+    from harness.runs.transfer import evaluate_run
 
     evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None)
 
@@ -100,7 +100,3 @@ def _expand_home(argument: str) -> str:
     """Expand "~" in an argument such as "--out=~/x" too; the shell does so only where a word begins."""
     option, equals, value = argument.partition("=")
     return f"{option}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(argument)
-
-
-if __name__ == "__main__":
-    main()

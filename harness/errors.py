@@ -1,4 +1,7 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what its messages are made of."""
+
+import difflib
+from collections.abc import Iterable
 
 MOST_CHARACTERS, KEPT_OF_THE_END = 1200, 400  # of a message
 
@@ -43,3 +46,12 @@ def shortened(value: object, most: int = 80) -> str:
         return "a number too long to show"
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def did_you_mean(word: str, choices: Iterable[str], otherwise: str | None = None, most: int = 1) -> str:
+    """A hint for an error message: the nearest right words, at most so many of them; where none is near `otherwise`, or all."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=most, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"choose from {', '.join(names)}" if otherwise is None else otherwise

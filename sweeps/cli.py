@@ -162,7 +162,7 @@ def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":
     """Wait until the jobs of runs have ended; an interruption does not touch them."""
     from time import sleep
 
-    from harness.progress import Progress
+    from harness.system.progress import Progress
     from sweeps.status import sweep_status
 
     states, ended = sweep_status(out, names), 0

@@ -18,10 +18,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from harness.config import Config, Model, Section, nearest, override, set_key
-from harness.errors import UserError, shortened
-from harness.files import read_yaml
-from harness.results import flatten
+from harness.config.overrides import override, set_key
+from harness.config.schema import Config
+from harness.config.validation import Model, Section
+from harness.errors import UserError, did_you_mean, shortened
+from harness.runs.directory import flatten
+from harness.runs.resolve import resolve_config
+from harness.system.files import read_yaml
 
 MOST_COMBINATIONS = 100_000
 
@@ -66,7 +69,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     kept += [_apply(base, changes) for changes in grid.include]
     if not kept:
         raise UserError(f"{path}: the grid is empty; give axes or include, and exclude less")
-    return [Config.from_mapping(override(mapping, overrides)) for mapping in kept]
+    return [resolve_config(override(mapping, overrides)) for mapping in kept]
 
 
 def validated(model: type[Model], content: Any, where: str) -> Model:
@@ -76,7 +79,7 @@ def validated(model: type[Model], content: Any, where: str) -> Model:
     keys = list(model.model_fields)
     for key in content:
         if key not in keys:
-            raise UserError(f"{where}: {shortened(key)}: unknown key; {nearest(str(key), keys)}")
+            raise UserError(f"{where}: {shortened(key)}: unknown key; {did_you_mean(str(key), keys)}")
     try:
         return model(**content)
     except ValidationError as error:
@@ -102,7 +105,7 @@ def _pattern(
     keys = {key for mapping in mappings for key in flatten(mapping)}
     for key in dotted:
         if key not in keys:
-            raise UserError(f"{grid}: {part}: {key}: no combination has this key; {nearest(key, sorted(keys))}")
+            raise UserError(f"{grid}: {part}: {key}: no combination has this key; {did_you_mean(key, sorted(keys))}")
     if not any(_matches(mapping, dotted) for mapping in mappings):
         raise UserError(f"{grid}: {part}: {dict(pattern)} matches no combination of the axes")
     return dotted

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config import Section
+from harness.config.validation import Section
 from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.system.files import read_json, write_json
 from sweeps.grid import validated
 
 log = logging.getLogger(__name__)

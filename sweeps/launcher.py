@@ -2,7 +2,7 @@
 
 import sys
 
-from harness.console import end_with_runner
+from harness.system.console import end_with_runner
 
 if __name__ == "__main__":
     end_with_runner()

@@ -17,8 +17,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from harness.console import RUNNER
-from harness.progress import Progress
+from harness.system.console import RUNNER
+from harness.system.progress import Progress
 from sweeps.units import FAILED, LOGS, Executor, Unit, record_end
 
 SECONDS_TO_STOP = 10.0

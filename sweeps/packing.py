@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config import Config
-from harness.method import method_class
-from harness.tracking import ONE_RUN_PER_PROCESS
+from harness.config.schema import Config
+from harness.methods.registry import method_class
+from harness.runs.tracking import ONE_RUN_PER_PROCESS
 
 MOST = 16  # runs in a process: enough to fill a GPU, few enough to lose little when one dies
 MAY_DIFFER: dict[str, Any] = {

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from harness.config import Section
+from harness.config.validation import Section
 from harness.errors import UserError
-from harness.files import read_yaml
+from harness.system.files import read_yaml
 from sweeps.grid import validated
 
 

@@ -21,10 +21,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
-from harness.console import RUNNER
 from harness.errors import UserError, shortened
-from harness.files import read_json
-from harness.processes import end_with_parent
+from harness.system.console import RUNNER
+from harness.system.files import read_json
+from harness.system.processes import end_with_parent
 from sweeps.local import SECONDS_TO_STOP, start, stop, stop_signals_interrupt, threads
 from sweeps.status import planned
 from sweeps.units import Executor, Unit, record_end, unit
@@ -195,7 +195,7 @@ def main(out: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    from harness.console import setup_logging, user_errors
+    from harness.system.console import setup_logging, user_errors
 
     end_with_parent(by=signal.SIGTERM)
     setup_logging()

@@ -18,10 +18,11 @@ from typing import Annotated
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from harness.config import Section
+from harness.config.validation import Section
 from harness.errors import UserError
-from harness.files import disk_errors, read_json, write_json, write_text
-from harness.results import is_finished, is_running
+from harness.runs.directory import is_finished, is_running
+from harness.runs.resolve import load_config
+from harness.system.files import disk_errors, read_json, write_json, write_text
 from sweeps.grid import validated
 from sweeps.jobs import JOBS, entries
 from sweeps.local import LocalExecutor
@@ -165,34 +166,34 @@ def _units(out: Path, names: Sequence[str], command: Sequence[str], pack: bool) 
     """The units of planned runs. With `pack` those train together that can; what has failed runs alone, so that neither it nor
     the others fail again because of each other.
     """
-    from harness.config import Config
+
     from sweeps.packing import group
 
     failed = {name for name in names if (out / FAILED / f"{name}.json").is_file()}
     together = [name for name in names if pack and name not in failed]
-    groups = group({name: Config.load(out / CONFIGS / f"{name}.yaml") for name in together})
+    groups = group({name: load_config(out / CONFIGS / f"{name}.yaml") for name in together})
     groups += [[name] for name in names if name not in together]
     return [unit(out, members, command) for members in groups]
 
 
 def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
     """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
-    from harness.backbone import backbone_digest
-    from harness.config import Config, Digests, run_name
+    from harness.config.identity import Digests, run_name
+    from harness.config.schema import Config
     from harness.data.info import DatasetInfo
-    from harness.symptoms.sets import SymptomSet
+    from harness.models.backbone import backbone_digest
+    from harness.symptoms.sets import load_sets, sets_digest
     from sweeps.grid import read_grid
 
     configs = read_grid(
         grid, [*overrides, f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"]
     )  # quoted: overrides are YAML
     datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
-    symptoms = {path: SymptomSet.load(path).digest() for path in {config.symptoms for config in configs} if path}
+    symptoms = {files: sets_digest(load_sets(files)) for files in {config.symptoms for config in configs}}
     backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
     runs: dict[str, Config] = {}
     for config in configs:
-        symptoms_digest = symptoms[config.symptoms] if config.symptoms else None
-        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms_digest)
+        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms])
         runs.setdefault(run_name(config, digests), config)
     for name, config in runs.items():
         write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())

@@ -21,13 +21,13 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from harness.errors import UserError
-from harness.files import read_yaml
+from harness.system.files import read_yaml
 from sweeps.jobs import JOBS, Submission, slurm
 from sweeps.profile import Profile
 from sweeps.slurm_job import SlurmJob
 from sweeps.units import CONFIGS, FAILED, LOGS, Executor, Unit
 
-BANK_COMMAND = (sys.executable, "-m", "harness.bank_cli", "build")
+BANK_COMMAND = (sys.executable, "-m", "harness", "bank", "build")
 
 
 class SlurmExecutor(Executor):

@@ -18,7 +18,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from harness.errors import UserError
-from harness.results import is_finished
+from harness.runs.directory import is_finished
 from sweeps.jobs import slurm
 from sweeps.local import threads
 from sweeps.units import RUNS, STOPPED, Unit, record_end

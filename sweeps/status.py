@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.config import Section, TrainConfig
+from harness.config.schema import TrainConfig
+from harness.config.validation import Section
 from harness.errors import UserError, shortened
-from harness.files import read_json, read_yaml
-from harness.results import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
+from harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
+from harness.system.files import read_json, read_yaml
+from harness.training.schedule import total_steps
 from sweeps.grid import validated
 from sweeps.jobs import JOBS, WAITING, Entry, entries
 from sweeps.units import FAILED, LOCK, LOGS, PLAN, RUNS, end_of, last_line
@@ -170,7 +172,7 @@ def _steps(config: Mapping[str, Any]) -> int:
     train, shots = TrainConfig(**config["train"]), config["data"]["shots"]
     classes, images = _dataset(config["data"]["path"])
     samples = images if shots == "all" else shots * classes
-    return train.epochs * train.steps_per_epoch(samples)
+    return total_steps(train, samples)
 
 
 @cache

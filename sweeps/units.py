@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import Section
-from harness.console import INTERRUPTED
-from harness.files import write_json
-from harness.results import failure, is_finished, is_running
+from harness.config.validation import Section
+from harness.runs.directory import failure, is_finished, is_running
+from harness.system.console import INTERRUPTED
+from harness.system.files import write_json
 
 PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
 LOCK = ".lock"

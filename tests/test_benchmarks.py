@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import sweep, training_step
-from harness.backbone import Backbone, load_backbone
-from harness.config import BackboneConfig
+from harness.config.schema import BackboneConfig
+from harness.models.backbone import Backbone, load_backbone
 from tests.pretended_gpu import pretended_gpu
 
 

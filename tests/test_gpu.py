@@ -13,12 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig, Config, override
-from harness.devices import choose_device
-from harness.method import Task, method_class
-from harness.results import read_runs
-from harness.run import execute
+from harness.config.overrides import override
+from harness.config.schema import BackboneConfig
+from harness.methods.base import Task
+from harness.methods.registry import method_class
+from harness.models.backbone import load_backbone
+from harness.runs.collect import read_runs
+from harness.runs.execute import execute
+from harness.runs.resolve import resolve_config
+from harness.system.devices import choose_device
 from tests.conftest import MODELS
 from tests.integration import launching
 
@@ -29,7 +32,7 @@ pytestmark = [
 
 
 def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
-    return execute(Config.from_mapping(override(base, [f"run.out={out}", *overrides])))
+    return execute(resolve_config(override(base, [f"run.out={out}", *overrides])))
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vip"])
@@ -84,7 +87,7 @@ def test_cocoop_with_batch_32_and_100_classes_fits() -> None:
     inputs = F.normalize(torch.randn(32, backbone.dim, device="cuda"), dim=-1)
     torch.cuda.reset_peak_memory_stats()
     with torch.autocast("cuda", torch.float16):
-        loss = method.loss(inputs, torch.zeros(32, dtype=torch.long, device="cuda")).mean()
+        loss = method.losses(method(inputs), torch.zeros(32, dtype=torch.long, device="cuda"))["cross_entropy"].mean()
     loss.backward()
     peak = torch.cuda.max_memory_allocated() / 2**30
     print(f"CoCoOp, ViT-B-16, fp16, batch 32, 100 classes: peak {peak:.2f} GiB on {torch.cuda.get_device_name()}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,12 +10,24 @@ from PIL import Image
 from torch import Tensor
 
 from harness.data.decode import Picture
-from harness.data.keyed import keyed_generator
+from harness.data.stateless_random import keyed_generator
 
 RATIO = (3 / 4, 4 / 3)  # width to height
 TRIES = 10
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+class Augmentation(NamedTuple):
+    """The augmentation of views: its seed, the part of the image's area that a crop covers, and if half are mirrored."""
+
+    seed: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+
+    def facts(self) -> dict[str, Any]:
+        """The settings in JSON types, for what names stored features."""
+        return {"seed": self.seed, "crop_scale": list(self.crop_scale), "flip": self.flip}
 
 
 class TrainTransform:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.data.images import BadImage, Normalised, normalise_file
-from harness.data.sources import Record
+from harness.data.importers import Record
 from harness.errors import UserError
-from harness.processes import end_with_parent
-from harness.progress import Progress
+from harness.system.processes import end_with_parent
+from harness.system.progress import Progress
 
 AHEAD = 4  # images in flight per process, which bounds memory
 

@@ -57,7 +57,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
-    from harness.data import sources
+    from harness.data import importers
     from harness.data.names import listed_classes
     from harness.data.shards import write_dataset
     from harness.data.splits import HoldOut
@@ -68,9 +68,9 @@ def prepare(
     if format is Format.folder:
         if image_root:
             raise UserError("--image-root: a folder source has its images inside; leave the option out")
-        listed = sources.read_folder(source, order)
+        listed = importers.read_folder(source, order)
     else:
-        read = sources.read_manifest if format is Format.csv else sources.read_coop_split
+        read = importers.read_manifest if format is Format.csv else importers.read_coop_split
         listed = read(source, image_root, order)
     info = write_dataset(
         listed,
@@ -102,7 +102,7 @@ def index(
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
 ) -> None:
     """Describe webdataset shards that others wrote, so that runs can read them where they are."""
-    from harness.data.foreign import expand, index_shards
+    from harness.data.external import expand, index_shards
     from harness.data.members import Reading
     from harness.data.names import listed_classes
     from harness.data.remote import is_url

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from harness.errors import UserError
-from harness.files import read_whole
+from harness.system.files import read_whole
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (

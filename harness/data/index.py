@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from harness.data.names import SHA256
 from harness.data.remote import Stream, read_bytes
 from harness.errors import UserError
-from harness.files import atomic_path, parse_json
+from harness.system.files import atomic_path, parse_json
 
 PREPARED_EXTENSIONS = ("jpg", "png")  # of the images that `prepare` writes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -17,7 +17,7 @@ import numpy as np
 from harness.data.choices import Leaks
 from harness.data.info import LeakInfo
 from harness.errors import UserError
-from harness.files import write_text
+from harness.system.files import write_text
 
 REPORT = "leaks.csv"
 COLUMNS = ("finding", "kind", "split", "class", "sample", "dropped")

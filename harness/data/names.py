@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.errors import UserError
-from harness.files import read_whole
+from harness.system.files import read_whole
 
 MAX_NAME = 200  # characters of a class's or dataset's name
 SHA256_HEX = r"[0-9a-f]{64}"

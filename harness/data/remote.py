@@ -19,7 +19,7 @@ from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attem
 
 from harness.data.names import SHA256_HEX
 from harness.errors import UserError
-from harness.files import output_errors
+from harness.system.files import output_errors
 
 CHUNK_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30  # of dataset.json and of an index

@@ -18,6 +18,7 @@ import pyarrow as pa
 from harness.data.check import Checked, check_images
 from harness.data.choices import Leaks
 from harness.data.digest import content_digest
+from harness.data.importers import Source
 from harness.data.index import (
     HashedFile,
     PreparedRows,
@@ -29,15 +30,14 @@ from harness.data.index import (
     write_index,
 )
 from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo, check_dataset_name
-from harness.data.keyed import keyed_rank
 from harness.data.leaks import REPORT
 from harness.data.reader import Dataset, Samples
 from harness.data.remote import join, open_binary
-from harness.data.sources import Source
 from harness.data.splits import HoldOut, split_samples
+from harness.data.stateless_random import keyed_rank
 from harness.errors import UserError
-from harness.files import atomic_directory, digest_file, write_json, write_text
-from harness.progress import Progress
+from harness.system.files import atomic_directory, digest_file, write_json, write_text
+from harness.system.progress import Progress
 
 SHARD_BYTES = 256 * 2**20
 WRITER = "vipbench"  # the owner of members in the shards that are written here

@@ -11,8 +11,8 @@ import numpy as np
 from harness.data.check import Checked
 from harness.data.choices import Leaks
 from harness.data.info import SPLITS
-from harness.data.keyed import keyed_rank
 from harness.data.leaks import Placed, Settled, settle
+from harness.data.stateless_random import keyed_rank
 from harness.errors import UserError
 
 

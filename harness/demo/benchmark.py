@@ -148,8 +148,8 @@ def make_dataset(out: Path, seed: int = 0) -> None:
     """Draw the benchmark and write it as a prepared dataset at `out`, which it replaces."""
     import tempfile
 
+    from harness.data.importers import read_manifest
     from harness.data.shards import write_dataset
-    from harness.data.sources import read_manifest
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_images(Path(folder), seed)

@@ -17,8 +17,8 @@ def demo(
     """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
     from harness.data.info import INFO
     from harness.demo.benchmark import make_dataset
-    from harness.files import disk_errors, write_text
     from harness.report.tables import load_runs, make_table, to_markdown
+    from harness.system.files import disk_errors, write_text
     from sweeps.local import LocalExecutor
     from sweeps.runner import run_sweep
 

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from harness.demo.attributes import BROAD, sample
 from harness.demo.captions import FACTS, WORDINGS, caption, fact_flags, facts_of
 from harness.demo.draw import SIZE, Scene, draw, generator
-from harness.files import atomic_path, write_json
-from harness.progress import Progress
+from harness.system.files import atomic_path, write_json
+from harness.system.progress import Progress
 
 ATTRIBUTES = (
     "symmetry",

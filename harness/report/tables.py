@@ -12,10 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import nearest
-from harness.errors import UserError
-from harness.files import read_json
-from harness.results import DOUBTFUL, read_runs
+from harness.errors import UserError, did_you_mean
+from harness.runs.collect import DOUBTFUL, read_runs
+from harness.system.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     known = [name for name in known if name not in COUNTS]
     for metric in metrics:
         if metric not in known:
-            raise UserError(f"--metric: there is no metric {metric!r}; {nearest(metric, known)}")
+            raise UserError(f"--metric: there is no metric {metric!r}; {did_you_mean(metric, known)}")
     keys = row_names + column_names
     runs = runs.assign(**{METHOD: _method_labels(runs, keys)})
     runs[keys] = runs[keys].astype(object).where(runs[keys].notna(), NO_VALUE)
@@ -223,7 +222,7 @@ def _resolve(name: str, runs: pd.DataFrame) -> str:
         return ends[0]
     if ends:
         raise UserError(f"{name!r} may be {' or '.join(ends)}; give the whole name")
-    raise UserError(f"the runs have no {name!r}; {nearest(name, [METHOD, *columns, *map(_short, columns)])}")
+    raise UserError(f"the runs have no {name!r}; {did_you_mean(name, [METHOD, *columns, *map(_short, columns)])}")
 
 
 def _short(name: str) -> str:

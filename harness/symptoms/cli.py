@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from harness.files import output_errors
 from harness.symptoms.cache_cli import cache_app
 from harness.symptoms.generate_cli import generate
 from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
+from harness.system.files import output_errors
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is seen in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
@@ -119,9 +119,9 @@ def score(
     """Measure on training images how well each symptom tells its class; the worst come first."""
     from harness.data.reader import Dataset
     from harness.errors import UserError
-    from harness.files import write_json
     from harness.symptoms import score as scoring
     from harness.symptoms.sets import SymptomSet
+    from harness.system.files import write_json
 
     if backbone is None:
         raise UserError("--backbone: name the model whose images and texts are compared")

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone import Backbone, TextTower, load_backbone
-from harness.config import BackboneConfig
+from harness.config.schema import BackboneConfig
 from harness.data.reader import Samples
-from harness.devices import choose_device, to_host
 from harness.errors import UserError
-from harness.features import encode_samples
+from harness.features.encode import encode_samples
+from harness.models.backbone import Backbone, load_backbone
+from harness.models.text_tower import TextTower
+from harness.system.devices import choose_device, to_host
 
 
 def load(name: str, pretrained: str | None, device: str) -> Backbone:

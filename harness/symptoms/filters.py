@@ -15,7 +15,7 @@ from harness.symptoms.sets import Symptom, fold, room
 from harness.symptoms.words import NO, content, is_common, is_jargon, is_unseen, names_class, same_content, words
 
 if TYPE_CHECKING:
-    from harness.backbone import TextTower
+    from harness.models.text_tower import TextTower
 
 MOST_WORDS = 12  # in a symptom, where no text tower says how long it may be
 SAME_COSINE = 0.9  # of centred text features, from here on two phrases say the same

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from harness.data.keyed import keyed_generator
+from harness.data.stateless_random import keyed_generator
 from harness.errors import UserError
-from harness.files import digest_file, digest_json
-from harness.progress import Progress
-from harness.symptoms.answers import parse, tidy
-from harness.symptoms.cache import Identity, Request, Response, ResponseCache
 from harness.symptoms.filters import FILTERS, Rules, Said, Selection, select
+from harness.symptoms.llm.answers import parse, tidy
+from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
 from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
 from harness.symptoms.sets import ClassSymptoms, Provenance, Symptom, SymptomSet, fold
 from harness.symptoms.words import LISTS, LISTS_FILE
+from harness.system.files import digest_file, digest_json
+from harness.system.progress import Progress
 
 MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
 BLOCK_REQUESTS = 2048  # about so many at a time: enough to keep servers busy

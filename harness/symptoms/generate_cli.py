@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import UserError
-from harness.files import output_errors
 from harness.symptoms.options import (
     ApiKey,
     ApiKeyFile,
@@ -25,11 +24,12 @@ from harness.symptoms.options import (
     load,
     read_key,
 )
+from harness.system.files import output_errors
 
 if TYPE_CHECKING:
-    from harness.symptoms.cache import Identity, ResponseCache
-    from harness.symptoms.client import Client
     from harness.symptoms.generate import Plan
+    from harness.symptoms.llm.cache import Identity, ResponseCache
+    from harness.symptoms.llm.client import Client
     from harness.symptoms.sets import SymptomSet
 
 SHOWN = 10  # classes that are named when something is missing
@@ -189,7 +189,7 @@ def _submit(context: typer.Context, source: Source, profile: Path | None, option
             "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
         )
     settings = Profile.load(profile, options | {"nodes_per_run": 1, "processes_per_run": 1})
-    command = [sys.executable, "-m", "harness.cli", "symptoms", "generate", *_words(context)]
+    command = [sys.executable, "-m", "harness", "symptoms", "generate", *_words(context)]
     command += ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
@@ -220,8 +220,8 @@ def _check_source(source: Source, offline: bool) -> None:
 
 
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
-    from harness.symptoms.cache import ResponseCache
     from harness.symptoms.generate import generate
+    from harness.symptoms.llm.cache import ResponseCache
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
@@ -235,8 +235,8 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
 
 @contextmanager
 def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
-    from harness.symptoms.client import Client
-    from harness.symptoms.server import Server
+    from harness.symptoms.llm.client import Client
+    from harness.symptoms.llm.server import Server
 
     if source.serve is None:
         yield Client(
@@ -262,9 +262,9 @@ def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
 
 def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Path | None) -> None:
     """Record a batch's answers, and write the requests that can be made then."""
-    from harness.symptoms.batch import read_batch, write_batch
-    from harness.symptoms.cache import Identity, ResponseCache
     from harness.symptoms.generate import pending
+    from harness.symptoms.llm.batch import read_batch, write_batch
+    from harness.symptoms.llm.cache import Identity, ResponseCache
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")

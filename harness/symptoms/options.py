@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import UserError
-from harness.files import output_errors, read_whole
+from harness.system.files import output_errors, read_whole
 
 if TYPE_CHECKING:
-    from harness.backbone import Backbone
+    from harness.models.backbone import Backbone
 
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="an open_clip name, hf-hub: id, folder or JSON")]
 Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an open_clip tag or a file")]

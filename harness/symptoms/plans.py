@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.data.names import listed_classes
 from harness.errors import UserError
-from harness.files import read_json, read_whole
 from harness.symptoms.filters import Rules
 from harness.symptoms.generate import Plan, groups_of
 from harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
 from harness.symptoms.sets import fold, is_plain
+from harness.system.files import read_json, read_whole
 
 if TYPE_CHECKING:
-    from harness.backbone import Backbone
+    from harness.models.backbone import Backbone
 
 MOST_CHARACTERS = 200  # of a class name, which goes into prompts
 

@@ -16,8 +16,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.files import read_yaml
 from harness.symptoms.sets import first_problem, fold
+from harness.system.files import read_yaml
 
 FOLDER = Path(__file__).with_name("templates")
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")

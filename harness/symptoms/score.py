@@ -13,11 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from harness.data.reader import Dataset
 from harness.errors import UserError
-from harness.files import read_json
 from harness.symptoms.sets import SymptomSet, first_problem, fold
+from harness.system.files import read_json
 
 if TYPE_CHECKING:
-    from harness.backbone import Backbone
+    from harness.models.backbone import Backbone
 
 SPLIT = "train"
 CHANCE_COVERAGE = 0.05  # of a class by symptoms that know nothing
@@ -76,7 +76,7 @@ def score_set(
     Raises:
         UserError: a class of the dataset is not in the set or has no symptom; there is no training split.
     """
-    from harness.method import symptom_names
+    from harness.methods.base import symptom_names
     from harness.symptoms.encode import image_features, text_features
 
     texts = symptoms.texts(dataset.classes)

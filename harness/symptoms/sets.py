@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from harness.errors import UserError
-from harness.files import digest_json, read_json, write_json
 from harness.symptoms.words import names_class, same_words
+from harness.system.files import digest_json, read_json, write_json
 
 if TYPE_CHECKING:
-    from harness.backbone import TextTower
+    from harness.models.text_tower import TextTower
 
 CONTEXT_VECTORS = 4  # ViP's default; they take room in a prompt beside the symptom
 
@@ -137,6 +137,18 @@ class SymptomSet(BaseModel):
                 f"symptom set of {self.task!r}: no symptom for {', '.join(map(repr, empty[:5]))}; generate or write some"
             )
         return [found[fold(name)] for name in classes]
+
+
+def load_sets(files: Path | tuple[Path, ...] | None) -> list[SymptomSet]:
+    """The symptom sets that a config names. Raises UserError for a file that is none."""
+    paths = [files] if isinstance(files, Path) else (files or ())
+    return [SymptomSet.load(path) for path in paths]
+
+
+def sets_digest(sets: Sequence[SymptomSet]) -> str | None:
+    """The digest of the content of one symptom set or several; None without any."""
+    digests = [symptoms.digest() for symptoms in sets]
+    return digest_json(digests) if len(digests) > 1 else (digests[0] if digests else None)
 
 
 def import_plain(path: Path, *, task: str, modality: str | None, author: str) -> SymptomSet:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone import Backbone
 from harness.errors import UserError
-from harness.method import Method, Task, method_class, method_names
-from harness.prompts import PromptBatch
+from harness.methods.base import Method, Task
+from harness.methods.registry import method_class, method_names
+from harness.models.backbone import Backbone
+from harness.models.prompts import PromptBatch
 
 CLASSES = ["melanoma", "nevus"]
 TASK = Task(CLASSES, [["jagged border"], ["round", "small"]])
@@ -47,7 +48,7 @@ def test_cocoop_keeps_no_activations_beyond_its_bound(vit_backbone: Backbone, mo
         monkeypatch.setattr(vit_backbone.text, "memory_bytes", memory)
         method.zero_grad()
         with count_saved() as kept:
-            loss = method.loss(inputs, torch.zeros(32, dtype=torch.long)).sum()
+            loss = method.losses(method(inputs), torch.zeros(32, dtype=torch.long))["cross_entropy"].sum()
         held.append(sum(kept.values()))
         loss.backward()
         gradients.append([parameter.grad for parameter in method.trainable().values()])
@@ -58,21 +59,21 @@ def test_cocoop_keeps_no_activations_beyond_its_bound(vit_backbone: Backbone, mo
 def test_class_features_are_computed_once_in_evaluation(vit_backbone: Backbone) -> None:
     method, inputs = build(vit_backbone, "vip"), torch.randn(3, vit_backbone.dim)
     method.eval()
-    first = method(inputs)
+    first = method(inputs).logits
     with torch.no_grad():
         method.trainable()["context"].add_(1.0)
-    assert torch.equal(method(inputs), first), "nothing is computed again within evaluation"
+    assert torch.equal(method(inputs).logits, first), "nothing is computed again within evaluation"
     method.eval()
-    assert not torch.equal(method(inputs), first), "what was learned since is seen at the next call of eval"
+    assert not torch.equal(method(inputs).logits, first), "what was learned since is seen at the next call of eval"
 
 
 def test_symptom_order_of_classes_is_the_datasets(vit_backbone: Backbone) -> None:
     inputs = F.normalize(torch.randn(5, vit_backbone.dim), dim=-1)
-    forth = build(vit_backbone, "zero_shot", text="symptoms").eval()(inputs)
+    forth = build(vit_backbone, "zero_shot", text="symptoms").eval()(inputs).logits
     assert TASK.symptoms is not None
     back = Task(CLASSES[::-1], TASK.symptoms[::-1])
     assert torch.allclose(
-        build(vit_backbone, "zero_shot", back, text="symptoms").eval()(inputs).flip(1), forth, atol=1e-6
+        build(vit_backbone, "zero_shot", back, text="symptoms").eval()(inputs).logits.flip(1), forth, atol=1e-6
     )
 
 

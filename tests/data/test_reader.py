@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from harness.data import reader
+from harness.data.importers import Source
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
-from harness.data.sources import Source
 from harness.data.splits import HoldOut
 from harness.errors import UserError
 from tests.data.drawn_images import source_of

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from harness.backbone import Backbone
 from harness.data import reader, remote
 from harness.data.info import DatasetInfo
 from harness.data.reader import Dataset
 from harness.data.remote import ShardCache
 from harness.data.shards import verify, write_dataset
 from harness.data.splits import HoldOut
+from harness.data.views import Loading, Views
 from harness.errors import UserError
-from harness.views import Loading, Views
+from harness.models.backbone import Backbone
 from tests.data.drawn_images import source_of
 
 

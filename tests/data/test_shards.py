@@ -16,13 +16,13 @@ import pytest
 import webdataset as wds
 
 from harness.data.choices import Leaks
+from harness.data.importers import Record, Source
 from harness.data.index import SCHEMA, index_path, index_shard, read_index
 from harness.data.info import DatasetInfo
 from harness.data.shards import verify, write_dataset
-from harness.data.sources import Record, Source
 from harness.data.splits import HoldOut
 from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.system.files import read_json, write_json
 from tests.data.drawn_images import drawn, save, source_of
 
 
@@ -233,7 +233,7 @@ def test_crash_midway_leaves_nothing_taken_as_whole(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from harness.data import shards
-from harness.data.sources import read_folder
+from harness.data.importers import read_folder
 
 def die(shard):
     os.kill(os.getpid(), signal.SIGKILL)

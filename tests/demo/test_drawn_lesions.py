@@ -12,16 +12,17 @@ import torch
 from open_clip.model import CLIP
 from PIL import Image
 
-from harness.backbone import Backbone, load_backbone
-from harness.config import BackboneConfig
+from harness.config.schema import BackboneConfig
 from harness.data.reader import Dataset
 from harness.demo import train_clip
 from harness.demo.attributes import BROAD, sample
 from harness.demo.benchmark import CLASSES, IMAGES, Picture, distribution, make_dataset, pictures, write_images
 from harness.demo.captions import FACTS, caption, fact_flags, facts_of, words_of_captions
 from harness.demo.draw import SIZE, Scene, draw, generator
-from harness.features import encode_samples
-from harness.method import Task, method_class
+from harness.features.encode import encode_samples
+from harness.methods.base import Task
+from harness.methods.registry import method_class
+from harness.models.backbone import Backbone, load_backbone
 from harness.symptoms.sets import SymptomSet
 
 ROOT = Path(__file__).parents[2]

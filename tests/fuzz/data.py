@@ -11,10 +11,10 @@ from PIL import Image
 
 from harness.data.reader import Dataset
 from harness.data.shards import digest_tables
-from harness.files import digest_file, read_json, write_json
-from harness.run import execute
+from harness.runs.execute import execute
+from harness.system.files import digest_file, read_json, write_json
 from tests.data.drawn_images import drawn, image_folder, save
-from tests.data.test_foreign import samples, write
+from tests.data.test_external import samples, write
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
 
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.config import Config, override
+from harness.config.overrides import override
+from harness.config.schema import Config
 from harness.errors import UserError
+from harness.runs.resolve import resolve_config
 
 MOST_CHARACTERS = 1500  # of a line
 
@@ -67,4 +69,4 @@ def each(*uses: Callable[[], object]) -> None:
 
 def quick_config(sound: Sound, folder: Path, *overrides: str) -> Config:
     every = ["run.log_every=1", "run.checkpoint_steps=2", "train.epochs=2", f"run.out={folder}", *overrides]
-    return Config.from_mapping(override(sound.config, [f"backbone={sound.models / 'vit.json'}", *every]))
+    return resolve_config(override(sound.config, [f"backbone={sound.models / 'vit.json'}", *every]))

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.backbone import load_backbone
-from harness.config import BackboneConfig
-from harness.files import write_json
-from harness.weights import create
+from harness.config.schema import BackboneConfig
+from harness.models.backbone import load_backbone
+from harness.models.open_clip import create
+from harness.system.files import write_json
 from tests.conftest import MODELS
 from tests.fuzz.kind import Kind, Sound, each
 from tests.openai_clip import openai_weights, transformers_clip, write_archive
@@ -38,7 +38,7 @@ def _make_models(sound: Sound, folder: Path) -> None:
 
 def _use_backbone(name: Path, weights: Path | None = None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.weights.MOST_PARAMETERS", 10**7)
+        patch.setattr("harness.models.open_clip.MOST_PARAMETERS", 10**7)
         backbone = load_backbone(BackboneConfig(name=str(name), pretrained=str(weights) if weights else None))
     pixels = backbone.eval_transform(Image.new("RGB", (40, 30)))
     backbone.encode_images(pixels[None])

@@ -11,13 +11,14 @@ import torch
 import yaml
 from filelock import FileLock
 
-from harness.bank import FeatureBank
-from harness.checkpoint import FORMAT
-from harness.config import Config
 from harness.errors import UserError
-from harness.files import digest_file, digest_json, read_json, write_json
-from harness.results import write_digests
-from harness.run import Job, execute
+from harness.features.cache import FeatureBank
+from harness.runs.directory import write_digests
+from harness.runs.execute import execute
+from harness.runs.job import Job
+from harness.runs.resolve import load_config
+from harness.system.files import digest_file, digest_json, read_json, write_json
+from harness.training.checkpoint import FORMAT
 from sweeps.grid import read_grid
 from sweeps.profile import Profile
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
@@ -33,7 +34,7 @@ def _use_config(sound: Sound, folder: Path, rng: Random) -> None:
     file = folder / "overrides.jsonl"  # stands for words of the command line
     words = file.open("rb").read(1 << 17).splitlines() if file.is_file() else []
     overrides = [word.decode("utf-8", "surrogateescape").strip('"') for word in words]
-    each(lambda: verb("config", folder / "config.yaml"), lambda: Config.load(folder / "config.yaml", overrides))
+    each(lambda: verb("config", folder / "config.yaml"), lambda: load_config(folder / "config.yaml", overrides))
 
 
 def _make_grid(sound: Sound, folder: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from harness.data import reader
 from harness.errors import UserError
-from harness.files import digest_file
+from harness.system.files import digest_file
 from tests.fuzz import data, models, runs, symptoms
 from tests.fuzz.kind import Kind, Sound, each
 from tests.fuzz.mutations import SENTINEL, damage

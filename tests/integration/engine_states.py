@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.engines import Engine
-from harness.topology import Topology
+from harness.distributed.engines.engine import Engine, make_engine
+from harness.distributed.engines.zero import gathered_parameters
+from harness.distributed.topology import Topology
 
 RATES = [0.1, 0.1, 0.05, 0.02, 0.01]
 STOP = 3
@@ -47,31 +48,31 @@ def train(topology: Topology, engine: Engine, optimizer: torch.optim.Optimizer, 
         engine.step([(row[None], torch.tensor(topology.world / 5)) for row in mine])
 
 
-def learned(topology: Topology, model: Model) -> dict[str, Tensor]:
-    with topology.whole(model.parameters()):
+def learned(model: Model) -> dict[str, Tensor]:
+    with gathered_parameters(model.parameters()):
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def stop_and_go_on(topology: Topology, name: str) -> dict[str, dict[str, Tensor]]:
     """What was learned without a stop ("whole") and with one ("resumed"), and the optimizer's state there ("state")."""
     model, optimizer = make(name)
-    engine = topology.engine(model, optimizer, max_norm=0.5)
+    engine = make_engine(topology, model, optimizer, max_norm=0.5)
     train(topology, engine, optimizer, range(STOP))
-    stopped, state = learned(topology, model), engine.optimizer_state()
+    stopped, state = learned(model), engine.optimizer_state()
     train(topology, engine, optimizer, range(STOP, len(RATES)))
-    whole = learned(topology, model)
+    whole = learned(model)
 
     model, optimizer = make(name)
     model.load_state_dict(stopped)
-    engine = topology.engine(model, optimizer, max_norm=0.5)
+    engine = make_engine(topology, model, optimizer, max_norm=0.5)
     engine.load_optimizer_state(state)
     train(topology, engine, optimizer, range(STOP, len(RATES)))
-    return {"whole": whole, "resumed": learned(topology, model), "state": state}
+    return {"whole": whole, "resumed": learned(model), "state": state}
 
 
 def main(out: Path) -> None:
     topology = Topology("cpu", "fp32")
-    with topology.as_one():
+    with topology.fail_together():
         tensors = {
             f"{name}.{part}.{key}": value
             for name in ("sgd", "adamw")

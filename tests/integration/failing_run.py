@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.run import main
-from harness.train import Training
+from harness.training.loop import Training
 
 advance = Training.advance
 

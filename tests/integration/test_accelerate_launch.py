@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.files import read_json
+from harness.system.files import read_json
 from tests.integration.launching import LAUNCH, RUN, accelerate, assert_same_run, launch, run, write_config
 
 pytestmark = pytest.mark.integration

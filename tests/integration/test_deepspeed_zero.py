@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from harness.files import read_json
+from harness.system.files import read_json
 from tests.integration.launching import (
     LAUNCH,
     PYTHON,

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.config import Config
-from harness.run import execute
+from harness.runs.execute import execute
+from harness.runs.resolve import resolve_config
 from tests.conftest import CLASSES
 from tests.integration.launching import run, torchrun
 
@@ -45,7 +45,7 @@ def test_a_rank_may_have_no_image(
     train = {"epochs": 2, "batch_size": 5, "lr": 0.02, "select": "best"}
     runs = {**base_config["run"], "bank": bank}
     config = {**base_config, "method": method, "data": {"path": str(small_dataset)}, "train": train, "run": runs}
-    alone = execute(Config.from_mapping({**config, "run": {**runs, "out": str(tmp_path / "alone")}}))
+    alone = execute(resolve_config({**config, "run": {**runs, "out": str(tmp_path / "alone")}}))
     together = run(torchrun(3), config, tmp_path)
     frames = [pd.read_parquet(path / "predictions.parquet") for path in (alone, together)]
     assert [len(frame) for frame in frames] == [2, 2], "each test image once"

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.bank import list_banks
-from harness.checkpoint import latest
-from harness.config import Config
-from harness.files import read_json
-from harness.run import execute
+from harness.features.cache import list_banks
+from harness.runs.execute import execute
+from harness.runs.resolve import load_config
+from harness.system.files import read_json
+from harness.training.checkpoint import latest
 from tests.integration.launching import PYTHON, RUN, assert_same_run, environment, launch, torchrun, write_config
 
 pytestmark = pytest.mark.integration
@@ -33,13 +33,13 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)  # as `environment` has it
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    execute(Config.load(Path("config.yaml")))
+    execute(load_config(Path("config.yaml")))
 
 
 def process(folder: Path) -> Any:
     """A process for `work`, forked from one that has torch imported already, which saves seconds for each death."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.run", "tests.integration.test_kill_and_resume"])
+    context.set_forkserver_preload(["harness.runs.job", "tests.integration.test_kill_and_resume"])
     return context.Process(target=work, args=(folder,))
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.files import read_json
+from harness.system.files import read_json
 from sweeps.jobs import slurm
 from sweeps.status import RunState, sweep_status
 from tests.integration.launching import PYTHON, SCRIPTS, assert_same_run, run

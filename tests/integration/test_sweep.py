@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
-from harness.results import read_runs
+from harness.runs.collect import read_runs
 from sweeps.local import LocalExecutor
 from sweeps.runner import run_sweep
 from sweeps.status import sweep_status

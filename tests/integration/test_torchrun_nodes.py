@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.files import read_json
+from harness.system.files import read_json
 from tests.integration.launching import (
     RUN,
     SCRIPTS,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.files import read_json
+from harness.system.files import read_json
 from sweeps.status import sweep_status
 from tests.integration.launching import SCRIPTS, environment
 

@@ -16,9 +16,9 @@ import pytest
 
 from harness.demo.benchmark import CLASSES
 from harness.errors import UserError
-from harness.symptoms.cache import Request, ResponseCache
-from harness.symptoms.client import Client
-from harness.symptoms.server import _free_port, identify
+from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.server import _free_port, identify
 from harness.symptoms.sets import SymptomSet
 from tests.integration.test_symptoms_record import job, on_record
 from tests.integration.tiny_llm import make_tiny_llm

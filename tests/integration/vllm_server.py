@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.symptoms.server import interpreter
+from harness.symptoms.llm.server import interpreter
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.report.tables import load_runs, make_table, to_csv, to_latex, to_markdown
-from harness.results import read_runs, write_digests
+from harness.runs.collect import read_runs
+from harness.runs.directory import write_digests
 
 
 def run(method: str, shots: Any, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:

@@ -5,9 +5,9 @@ The answers are structured, so that both the fake endpoint and vLLM can be asked
 
 import sys
 
-from harness.console import setup_logging, user_errors
-from harness.symptoms.cache import Request, ResponseCache
-from harness.symptoms.client import Client
+from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.client import Client
+from harness.system.console import setup_logging, user_errors
 
 INSTRUCTION = (
     "List what a person can see in a picture, in short plain words of colour, shape, texture, border and place. "

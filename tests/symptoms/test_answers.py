@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.symptoms.answers import parse, parse_completion, tidy
+from harness.symptoms.llm.answers import parse, parse_completion, tidy
 from harness.symptoms.prompting import KNOWLEDGE
 
 LISTED = '{"symptoms": ["a", "b"]}'

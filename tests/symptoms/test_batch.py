@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from harness.errors import UserError
-from harness.symptoms.batch import read_batch, write_batch
-from harness.symptoms.cache import Identity, Request, ResponseCache
-from harness.symptoms.client import Client
+from harness.symptoms.llm.batch import read_batch, write_batch
+from harness.symptoms.llm.cache import Identity, Request, ResponseCache
+from harness.symptoms.llm.client import Client
 from tests.symptoms.fake_endpoint import answer_to, completion
 
 IDENTITY = Identity("fake", "r1", "1.0")

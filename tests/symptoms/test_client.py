@@ -12,10 +12,10 @@ import pytest
 from tenacity import wait_none
 
 from harness.errors import UserError
-from harness.symptoms import client as client_module
-from harness.symptoms.cache import Request, ResponseCache
-from harness.symptoms.client import Client
-from harness.symptoms.endpoint import Window
+from harness.symptoms.llm import client as client_module
+from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.endpoint import Window
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, answer_to, completion
 
 

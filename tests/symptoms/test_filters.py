@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.backbone import Backbone
+from harness.models.backbone import Backbone
 from harness.symptoms.filters import FILTERS, MOST_WORDS, Rules, Said, repeats, select
 from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import room

@@ -14,13 +14,13 @@ import pytest
 from tenacity import wait_none
 
 from harness.errors import UserError
-from harness.symptoms import client as client_module
-from harness.symptoms import endpoint as endpoint_module
-from harness.symptoms import transport
-from harness.symptoms.cache import Request, ResponseCache
-from harness.symptoms.client import Client
-from harness.symptoms.endpoint import Endpoint
-from harness.symptoms.transport import base_url, retry_after
+from harness.symptoms.llm import client as client_module
+from harness.symptoms.llm import endpoint as endpoint_module
+from harness.symptoms.llm import transport
+from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.endpoint import Endpoint
+from harness.symptoms.llm.transport import base_url, retry_after
 from tests.symptoms.fake_endpoint import FakeEndpoint, Raw, Reply, answer_to, completion
 
 SAMPLING: dict[str, float | int] = {"max_tokens": 9, "seed": 3}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.devices import choose_device
 from harness.errors import UserError
-from harness.files import output_errors
-from harness.symptoms.cache import Request, Response, ResponseCache
 from harness.symptoms.cli import app
+from harness.symptoms.llm.cache import Request, Response, ResponseCache
 from harness.symptoms.options import check_output
+from harness.system.devices import choose_device
+from harness.system.files import output_errors
 
 
 def invoke(*words: object) -> Result:

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
-from harness.symptoms import server as server_module
-from harness.symptoms.server import Server, identify, interpreter
+from harness.symptoms.llm import server as server_module
+from harness.symptoms.llm.server import Server, identify, interpreter
 
 STUB = """
 import json, os, signal, subprocess, sys, time
@@ -258,7 +258,7 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(commit)
     program = (
-        "from harness.symptoms.server import identify\nprint(identify('org/llm', None))\n"
+        "from harness.symptoms.llm.server import identify\nprint(identify('org/llm', None))\n"
         "try: identify('org/other', None)\nexcept ValueError as error: print(error)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness.backbone import Backbone
 from harness.errors import UserError
+from harness.models.backbone import Backbone
 from harness.symptoms.cli import app
 from harness.symptoms.filters import Rules
 from harness.symptoms.prompting import KNOWLEDGE

@@ -1,0 +1,1 @@
+"""Configs: what a run is, in plain typed sections."""

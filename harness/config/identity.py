@@ -1,0 +1,38 @@
+"""The identity of a run: a name that holds a digest of everything which determines its result."""
+
+from typing import NamedTuple
+
+from harness.config.schema import Config
+from harness.system.files import digest_json
+
+# Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
+RESULT_VERSION = 3
+# Options that came later: where they are not given, a run's identity is what it was before they came.
+LATER = ("steps", "schedule", "final_lr", "betas", "eps")
+
+
+class Digests(NamedTuple):
+    """SHA-256 of the content that a run reads."""
+
+    dataset: str
+    backbone: str
+    symptoms: str | None
+
+
+def run_name(config: Config, digests: Digests) -> str:
+    """The run's identity as a directory name: readable front, then 12 hex digits of everything that determines the result.
+
+    Where the inputs lie and how the run is executed (`run`) do not count; what they hold does, and `run.compile`, which
+    rounds differently. The device is left out on purpose: a run has one identity on all machines, and its provenance names
+    the device. So is `data.fewer`, which decides whether there is a result, and not which.
+    """
+    settings = config.model_dump(
+        mode="json", exclude={"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
+    )
+    if settings["train"]:
+        for name in LATER:
+            if settings["train"][name] is None:
+                del settings["train"][name]
+    facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()}
+    identity = digest_json(facts | ({"compile": True} if config.run.compile else {}))
+    return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"

@@ -1,0 +1,78 @@
+"""Predictions: every sample exactly once, on any number of ranks. Predictions are written; metrics derive from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import logsumexp
+
+from harness.distributed.topology import Topology
+from harness.evaluation.metrics import compute_metrics
+from harness.features.source import Source
+from harness.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of samples in the order of their ids.
+
+    Attributes:
+        ids: [N] str, sorted. labels: [N] int64. logits: [N, C] float32.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def accuracy(self) -> float:
+        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        logits = self.logits.astype(np.float64)
+        return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(logits)), self.labels]))
+
+    def metrics(self, classes: list[str]) -> dict[str, object]:
+        return compute_metrics(self.labels, self.logits, classes)
+
+    def summary(self, classes: list[str]) -> str:
+        """Accuracy beside what it must be compared with: balanced accuracy, and always guessing the most frequent class."""
+        found, counts = self.metrics(classes), np.bincount(self.labels, minlength=len(classes))
+        return (
+            f"accuracy {found['accuracy']:.4f}, balanced accuracy {found['balanced_accuracy']:.4f} on {len(self.ids)} images "
+            f"(always guessing {classes[counts.argmax()]!r} gives {found['majority_share']:.4f})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns id, label, logits (a list of C float32)."""
+        return pd.DataFrame({"id": self.ids, "label": self.labels, "logits": list(self.logits)})
+
+
+class EvaluationSet:
+    """Samples to predict, shared among the ranks. Features of the frozen image tower are computed once, however often a method is
+    asked. A rank may have no sample at all.
+    """
+
+    def __init__(self, source: Source, topology: Topology) -> None:
+        self.source, self.topology = source, topology
+
+    @torch.no_grad()
+    def predict(self, method: Method) -> Predictions:
+        """Logits of all samples but damaged ones that are skipped, the same on every rank.
+
+        Raises:
+            UserError: a logit or a feature is not finite.
+        """
+        method.eval()
+        source, classes = self.source, len(method.task.classes)
+        logits, good = source.map_share(lambda inputs: method(inputs).logits, f"predict {source.name} images")
+        rows = [] if logits is None else logits.numpy()[good]
+        own = zip(source.mine[good].tolist(), rows, strict=True)
+        found = sorted(self.topology.all_gather_objects(own), key=lambda row: row[0])
+        places = [place for place, _ in found]
+        left_out = self.topology.all_gather_objects(source.mine[~good].tolist())
+        assert sorted(places + left_out) == list(range(len(source.samples))), "a sample was lost or counted twice"
+        stacked = np.stack([row for _, row in found]) if found else np.empty((0, classes), np.float32)
+        kept = source.samples.select(places)
+        return Predictions(kept.keys, kept.labels, stacked)

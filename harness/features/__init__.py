@@ -1,0 +1,1 @@
+"""Features of samples: computed once, stored, and dealt to training and evaluation."""

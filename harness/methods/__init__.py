@@ -1,0 +1,1 @@
+"""Methods: how a frozen model is adapted to a task."""

@@ -1,0 +1,265 @@
+"""The method seam: what a method is given, what it computes, and what is left to the loops around it.
+
+A method is one file in baselines/ (or harness/methods/): a `MethodConfig` with its options and a `Method` decorated with
+`@register`. Loops, devices, logging, checkpoints and evaluation are not its business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.config.schema import MethodConfig
+from harness.data.augment import Augmentation
+from harness.errors import UserError
+from harness.models.backbone import Backbone
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes to be told apart, and what is written of them.
+
+    Attributes:
+        classes: names in the dataset's order; a label is an index into them.
+        symptoms: for each class its symptoms in words (ragged), of all symptom sets; None when the method reads none.
+        symptom_sets: the same, each set for itself.
+        modality: of the images in words, where the symptom set names it.
+        templates: sentences with {} where a class name goes.
+    """
+
+    classes: list[str]
+    symptoms: list[list[str]] | None = None
+    symptom_sets: tuple[list[list[str]], ...] = ()
+    modality: str | None = None
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+
+
+class SupportViews(NamedTuple):
+    """The views of the support set that `Method.prepare` asks for: `number` augmented ones, or with 0 the images as evaluated."""
+
+    number: int = 0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+
+    def augmentation(self, seed: int) -> Augmentation | None:
+        """Their augmentation; None where there is none."""
+        return Augmentation(seed, self.crop_scale, self.flip) if self.number else None
+
+
+@dataclass(frozen=True)
+class Support:
+    """Frozen features of labelled samples: the training samples or the validation samples, the same on all ranks.
+
+    Attributes:
+        features: [V, N, d] float32, L2-normalised, of V views.
+        norms: [V, N] float32, which the features had before.
+        labels: [N] int64.
+        logits: [V, N, C] float32 of zero-shot classification with the task's first template.
+    """
+
+    features: Tensor
+    norms: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+class Output(NamedTuple):
+    """The output of a forward pass: logits [b, C], and what else the losses of the method need, by name."""
+
+    logits: Tensor
+    extras: Mapping[str, Tensor] = {}
+
+
+@dataclass
+class Drawing:
+    """Keys of all that a method draws at random in a training step, so that it draws the same on any number of ranks.
+
+    Attributes:
+        step: int64 scalar, keyed by (seed, step).
+        samples: [b] int64, keyed by (seed, step, sample).
+    """
+
+    step: Tensor
+    samples: Tensor
+
+
+class Method(nn.Module):
+    """A way to adapt a frozen backbone to a task. Trained are the parameters that require a gradient.
+
+    Attributes:
+        Config: the method's options.
+        trains: whether there is a training loop.
+        needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
+        drawing: keys of random numbers during a training step, None otherwise; the loop sets it before `forward`.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    trains: ClassVar[bool] = True
+    needs: ClassVar[Literal["features", "unnormalised", "images"]] = "features"
+    backbone: Backbone
+    drawing: Drawing | None = None
+
+    def __init__(self, config: Any, task: Task, backbone: Backbone) -> None:
+        super().__init__()
+        self.config, self.task = config, task
+        self.backbone = backbone
+
+    @classmethod
+    def recipe(cls, config: Any, shots: int | str, backbone: str) -> Mapping[str, Any]:
+        """The paper's training settings, as entries of `TrainConfig` that differ from its defaults."""
+        return {}
+
+    @classmethod
+    def uses_symptoms(cls, config: Any) -> bool:
+        """Whether the method reads the symptom set."""
+        return False
+
+    @classmethod
+    def support(cls, config: Any) -> SupportViews | None:
+        """The views of the support set that `prepare` reads; None where it reads none."""
+        return None
+
+    @classmethod
+    def not_packed(cls, config: Any) -> str:
+        """The reason why runs of this method do not train together in one process; "" where they may.
+
+        Packing shares passes of the text tower. A method that draws random numbers, combines gradients, or looks at a batch as
+        a whole is trained alone.
+        """
+        if cls.needs == "images":
+            return "it trains inside the image tower"
+        if cls.combine is not Method.combine:
+            return "it combines gradients"
+        return "it looks at a batch as a whole" if cls.statistics is not Method.statistics else ""
+
+    @property
+    def per_class(self) -> bool:
+        """Whether what is learned belongs to the classes it was trained on, so that other classes cannot use it."""
+        return False
+
+    def prepare(self, support: Support, validation: Support | None) -> None:
+        """Fit what is fitted in closed form, or start from; called once before training where `support` asks for views.
+
+        Args:
+            validation: as evaluated (V = 1); None where the dataset has no validation split.
+        """
+
+    def forward(self, inputs: Tensor) -> Output:
+        """Logits [B, C] from what `needs` names."""
+        raise NotImplementedError
+
+    def statistics(self, inputs: Tensor) -> Tensor:
+        """Values [b, ...] float32 of samples that `losses` needs for the whole global batch, without a gradient.
+
+        They come back as `output.extras["batch"]` [B, ...] in the order of the global batch, the same on every rank and in every
+        micro batch.
+        """
+        raise NotImplementedError
+
+    def losses(self, output: Output, labels: Tensor) -> dict[str, Tensor]:
+        """Losses by name, which add up: [b] one of each sample, or a scalar that counts once in a global batch."""
+        return {"cross_entropy": F.cross_entropy(output.logits.float(), labels, reduction="none")}
+
+    def combine(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """One gradient by parameter name from the gradients of each loss, all of the global batch. The default is their sum."""
+        first, *others = gradients.values()
+        return {name: sum((other[name] for other in others), start=value) for name, value in first.items()}
+
+    def end_of_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after each of `epochs` epochs, counted from 1, before it is validated."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are optimised, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trainable parameters in groups for the optimizer: "params", and "lr_factor" where a group has another rate."""
+        return [{"params": list(self.trainable().values())}]
+
+    def learned(self) -> dict[str, Tensor]:
+        """All that was learned or fitted, by name: trainable parameters, and persistent buffers outside the backbone."""
+        frozen = {id(buffer) for buffer in self.backbone.buffers()}
+        state = self.state_dict(keep_vars=True)
+        fitted = {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in frozen and name in state}
+        return {**self.trainable(), **fitted}
+
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `learned` gave. A tensor that is empty (it is made by `prepare`) takes any shape.
+
+        Raises:
+            UserError: names or shapes are not those of this method on this task.
+        """
+        own = self.learned()
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        fits = {name: given[name] if name in given and not own[name].numel() else shapes[name] for name in shapes}
+        if fits != given:
+            raise UserError(f"prompts: the file holds {given}, but the method learns {shapes}; they must agree")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if own[name].shape != tensor.shape:
+                    own[name].data = torch.empty_like(tensor, device=own[name].device)
+                own[name].copy_(tensor)
+        self.eval()
+
+
+class TextClassifier(Method):
+    """A method whose class features do not depend on the image: logits = scale * <image feature, class feature>.
+
+    In evaluation mode the class features are computed once, from one call of `train` or `eval` to the next.
+    """
+
+    _cached: Tensor | None = None
+
+    def class_features(self) -> Tensor:
+        """L2-normalised features [C, d] of the classes."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Output:
+        if self.training:
+            features = self.class_features()
+        else:
+            if self._cached is None:
+                self._cached = self.class_features().detach()
+            features = self._cached
+        return Output(cosine_logits(self.backbone.logit_scale, inputs, features), {"class_features": features})
+
+    def train(self, mode: bool = True) -> "TextClassifier":
+        self._cached = None
+        return super().train(mode)
+
+
+def cosine_logits(scale: Tensor, inputs: Tensor, features: Tensor) -> Tensor:
+    """scale * <image feature, class feature>, in fp32 whatever the precision: half precision would round a logit by up to 1/8.
+
+    Args:
+        scale: scalar. inputs: [B, d]. features: [C, d], or [B, C, d] when each image has its own.
+
+    Returns:
+        [B, C] float32.
+    """
+    with torch.autocast(inputs.device.type, enabled=False):
+        return scale * torch.einsum(
+            "bd,cd->bc" if features.ndim == 2 else "bd,bcd->bc", inputs.float(), features.float()
+        )
+
+
+def template_features(task: Task, backbone: Backbone, templates: Sequence[str] | None = None) -> Tensor:
+    """L2-normalised text features [C, T, d] of the classes in T templates, the task's by default."""
+    templates = templates or task.templates
+    names = [name.replace("_", " ") for name in task.classes]
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
+    return F.normalize(features, dim=-1).view(len(names), len(templates), -1)
+
+
+def symptom_names(classes: Sequence[str], symptoms: Sequence[Sequence[str]]) -> list[str]:
+    """Descriptions of all symptoms, class by class, for error messages."""
+    return [
+        f"class {name!r}, symptom {text!r}" for name, texts in zip(classes, symptoms, strict=True) for text in texts
+    ]

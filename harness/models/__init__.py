@@ -1,0 +1,1 @@
+"""Frozen CLIP-like models as two towers behind one adapter."""

@@ -1,0 +1,156 @@
+"""A causal text transformer on prompts of ragged length: no padding, what prompts share in front once, no more than is needed.
+
+The same numbers as open_clip's own forward pass, by its own weights. Tokens of all prompts lie in one list; positions that a
+group of prompts shares in front (start token, shared context vectors) are in it once per group, and their keys and values serve
+every prompt of the group. The last block computes the end tokens only, since no other output is read.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from harness.models.prompts import Prompts
+from harness.system.devices import to_device
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of P prompts in G groups lie: first S shared ones of each group, then each prompt's T own ones.
+
+    Attributes:
+        groups, shared: G and S.
+        longest: most own tokens of a prompt.
+        source: [T] int64, places of own tokens among the P * L positions of the prompts.
+        places: [T] int64, the same among P * longest, or None where every prompt has as many.
+        ends: [P] int64, each prompt's last token in the list of all tokens.
+        causal: [longest, S + longest] bool, what own tokens attend to.
+        until_end: [P, 1, 1, S + longest] bool, what each last token attends to.
+    """
+
+    groups: int
+    shared: int
+    longest: int
+    source: Tensor
+    places: Tensor | None
+    ends: Tensor
+    causal: Tensor
+    until_end: Tensor
+
+
+def supports(transformer: Any) -> bool:
+    """Whether a text transformer has open_clip's plain blocks, which are what is computed here."""
+    blocks = getattr(transformer, "resblocks", [])
+    return len(blocks) > 0 and all(
+        type(block) is ResidualAttentionBlock and block.attn.in_proj_weight is not None and block.attn.bias_k is None
+        for block in blocks
+    )
+
+
+def encode_eot(blocks: nn.ModuleList, prompts: Prompts, positions: Tensor) -> Tensor:
+    """What a causal transformer says at each prompt's last token: [P, w].
+
+    Args:
+        positions: [at least L, w] positional embedding.
+    """
+    layout = _layout(
+        prompts.lengths.numpy().tobytes(), prompts.embeddings.shape[1], prompts.groups, prompts.shared, positions.device
+    )
+    x = prompts.embeddings + positions[: prompts.embeddings.shape[1]]
+    front = x.view(layout.groups, -1, *x.shape[1:])[:, 0, : layout.shared].flatten(0, 1)
+    tokens = torch.cat([front, x.flatten(0, 1).index_select(0, layout.source)])
+    for block in list(blocks)[:-1]:
+        tokens = _block(block, tokens, layout, eot_only=False)
+    return _block(blocks[-1], tokens, layout, eot_only=True)
+
+
+def _block(block: Any, tokens: Tensor, layout: Layout, eot_only: bool) -> Tensor:
+    normed = block.ln_1(tokens)
+    attention = _eot_attention if eot_only else _attention
+    tokens = tokens.index_select(0, layout.ends) if eot_only else tokens
+    tokens = tokens + block.ls_1(block.attn.out_proj(attention(block.attn, normed, layout)))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+def _attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) -> Tensor:
+    """Causal attention of every token within its prompt: [N, w] -> [N, w]."""
+    qkv = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
+    qkv = qkv.view(len(tokens), 3, attn.num_heads, -1)
+    front, own = _front(qkv, layout), _padded(qkv[layout.groups * layout.shared :], layout)
+    outputs = []
+    if layout.shared:
+        q, k, v = front.unbind(0)
+        outputs.append(_flat(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+    q, k, v = own.unbind(0)
+    k, v = _after_front(front[1], k, layout), _after_front(front[2], v, layout)
+    padded = _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=layout.causal))
+    outputs.append(padded if layout.places is None else padded.index_select(0, layout.places))
+    return torch.cat(outputs) if layout.shared else outputs[0]
+
+
+def _eot_attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) -> Tensor:
+    """Attention of each prompt's last token: [N, w] -> [P, w]."""
+    width = tokens.shape[1]
+    bias = attn.in_proj_bias
+    queries = F.linear(
+        tokens.index_select(0, layout.ends), attn.in_proj_weight[:width], None if bias is None else bias[:width]
+    )
+    kv = F.linear(tokens, attn.in_proj_weight[width:], None if bias is None else bias[width:])
+    kv = kv.view(len(tokens), 2, attn.num_heads, -1)
+    front, own = _front(kv, layout), _padded(kv[layout.groups * layout.shared :], layout)
+    k, v = (_after_front(front[index], own[index], layout) for index in (0, 1))
+    q = queries.view(len(queries), attn.num_heads, 1, -1)
+    return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=layout.until_end))
+
+
+def _front(values: Tensor, layout: Layout) -> Tensor:
+    """[N, n, h, e] -> those of the shared tokens [n, G, h, S, e]."""
+    front = values[: layout.groups * layout.shared]
+    return front.view(layout.groups, layout.shared, *values.shape[1:]).permute(2, 0, 3, 1, 4)
+
+
+def _padded(own: Tensor, layout: Layout) -> Tensor:
+    """[T, n, h, e] -> [n, P, h, longest, e], zero after a prompt's last token."""
+    prompts = len(layout.ends)
+    if layout.places is not None:
+        own = own.new_zeros(prompts * layout.longest, *own.shape[1:]).index_copy(0, layout.places, own)
+    return own.view(prompts, layout.longest, *own.shape[1:]).permute(2, 0, 3, 1, 4)
+
+
+def _after_front(front: Tensor, own: Tensor, layout: Layout) -> Tensor:
+    """Keys or values of a group's shared tokens [G, h, S, e] before those of each prompt [P, h, longest, e]."""
+    if not layout.shared:
+        return own
+    each = len(own) // layout.groups
+    return torch.cat([front[:, None].expand(-1, each, -1, -1, -1).flatten(0, 1), own], dim=2)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[B, h, L, e] -> [B * L, h * e]."""
+    return x.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+@lru_cache(maxsize=64)  # a training step's layout is that of the step before; the copies to the device are made once
+def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device: torch.device) -> Layout:
+    lengths = torch.frombuffer(bytearray(lengths_bytes), dtype=torch.int64)
+    own, rows = lengths - shared, torch.arange(len(lengths), device="cpu")
+    assert own.min() > 0, "every prompt has a token of its own"
+    longest = int(own.max())
+    row = rows.repeat_interleave(own)
+    column = torch.arange(len(row), device="cpu") - (own.cumsum(0) - own).repeat_interleave(own)
+    columns = torch.arange(shared + longest, device="cpu")
+    ragged = len(row) < len(lengths) * longest
+    return Layout(
+        groups=groups,
+        shared=shared,
+        longest=longest,
+        source=to_device(row * length + shared + column, device),
+        places=to_device(row * longest + column, device) if ragged else None,
+        ends=to_device(groups * shared + own.cumsum(0) - 1, device),
+        causal=to_device(columns <= shared + columns[:longest, None], device),
+        until_end=to_device((columns < lengths[:, None])[:, None, None], device),
+    )

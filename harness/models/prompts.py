@@ -1,0 +1,185 @@
+"""Prompts of ragged length with places for context vectors: token lists in, embeddings for the text tower out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from harness.system.devices import to_device
+
+SLOT = -1  # stands for a context vector in a list of tokens
+CONTEXT_STD = 0.02  # of a random start, as in CoOp and ViP
+
+
+class TokenEmbedding(Protocol):
+    """The part of a text tower that prompts are made with; see `harness.models.text_tower.TextTower`."""
+
+    width: int
+    context_length: int
+    start: list[int]
+    end: list[int]
+    pad: int
+    pads_to_context_length: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tower's weights."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token numbers of a text, without start and end tokens."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings without positions: [P, L] int64 -> [P, L, w]."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts as a text tower reads them, in G groups of as many consecutive ones.
+
+    Attributes:
+        embeddings: [P, L, w] token embeddings without positions.
+        lengths: [P] int64, on the CPU: the tokens of each prompt; what comes after is padding.
+        groups: G.
+        shared: how many positions in front are the same in all prompts of a group.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor
+    groups: int = 1
+    shared: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def lengths_on(self, device: torch.device) -> Tensor:
+        """The lengths [P] int64 on a device; with text_stack's layouts all that crosses from the CPU when prompts are encoded."""
+        return _lengths_on(self.lengths.numpy().tobytes(), device)
+
+    def split(self, size: int) -> "list[Prompts]":
+        """Parts of about `size` prompts, in order: some whole groups each, or where one group is larger, parts of groups."""
+        each = len(self) // self.groups
+        whole = size // each
+        bounds = (
+            range(0, len(self), whole * each)
+            if whole
+            else [first for group in range(self.groups) for first in range(group * each, (group + 1) * each, size)]
+        )
+        ends = [*list(bounds)[1:], len(self)]
+        return [self._part(first, end, max(1, (end - first) // each)) for first, end in zip(bounds, ends, strict=True)]
+
+    def _part(self, first: int, end: int, groups: int) -> "Prompts":
+        lengths = self.lengths[first:end]
+        return Prompts(self.embeddings[first:end], lengths, groups, self.shared)
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Prompts]") -> "Prompts":
+        """Prompts of several equal kinds (same P / G, shared positions and L), one after the other."""
+        first = parts[0]
+        kinds = {(len(part) // part.groups, part.shared, part.embeddings.shape[1:]) for part in parts}
+        assert len(kinds) == 1, f"prompts of different kinds: {kinds}"
+        embeddings = torch.cat([part.embeddings for part in parts])
+        lengths = torch.cat([part.lengths for part in parts])
+        return Prompts(embeddings, lengths, sum(part.groups for part in parts), first.shared)
+
+
+# A step's lengths are those of the step before; a copy from the CPU waits for what the device still computes.
+@lru_cache(maxsize=64)
+def _lengths_on(lengths: bytes, device: torch.device) -> Tensor:
+    return to_device(torch.frombuffer(bytearray(lengths), dtype=torch.int64), device)
+
+
+class PromptBatch(nn.Module):
+    """P prompts, each with M slots that context vectors fill; everything else is the tower's frozen token embedding.
+
+    Args:
+        tower: the text tower that will read the prompts.
+        prompts: P lists of token numbers without start and end tokens; M entries of each are `SLOT`.
+        names: P descriptions for error messages, such as "class 'nevus', symptom 'round'".
+
+    Raises:
+        UserError: a prompt does not fit the tower's context length (names it).
+    """
+
+    embeddings: Tensor  # [P, L, w] float32, zero in the slots
+    slots: Tensor  # [P, M] int64, positions of the slots in order
+
+    def __init__(self, tower: TokenEmbedding, prompts: Sequence[list[int]], names: Sequence[str]) -> None:
+        super().__init__()
+        rows = [[*tower.start, *prompt, *tower.end] for prompt in prompts]
+        for row, name in zip(rows, names, strict=True):
+            if len(row) > tower.context_length:
+                raise UserError(
+                    f"{name}: {len(row)} tokens with start, end and {row.count(SLOT)} context vectors, but the text tower "
+                    f"takes {tower.context_length}; shorten it"
+                )
+        width = tower.context_length if tower.pads_to_context_length else max(len(row) for row in rows)
+        # Which positions are slots is found on the CPU, where the tokens are; then all goes to the tower's device once.
+        tokens = torch.tensor([row + [tower.pad] * (width - len(row)) for row in rows], device="cpu")
+        is_slot = tokens == SLOT
+        slots = to_device(is_slot.nonzero()[:, 1].view(len(rows), -1), tower.device)
+        with torch.no_grad():
+            embeddings = tower.embed(to_device(tokens.clamp(min=0), tower.device)).float()
+        embeddings.masked_fill_(to_device(is_slot[..., None], tower.device), 0.0)
+        self.register_buffer("embeddings", embeddings, persistent=False)
+        self.register_buffer("slots", slots, persistent=False)
+        self.lengths = torch.tensor([len(row) for row in rows], device="cpu")
+        self.shared = _shared_front(rows)
+        self.shared_words = _shared_front([row[: row.index(SLOT)] if SLOT in row else row for row in rows], whole=True)
+
+    def fill(self, context: Tensor) -> Prompts:
+        """Put context vectors into the slots; the gradient reaches them.
+
+        Args:
+            context: [P, M, w], or [1, M, w] to share the vectors among all prompts.
+        """
+        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
+        filled = self.embeddings.to(context.dtype).scatter(1, index, context.expand(*index.shape))
+        shared = self.shared if len(context) == 1 else min(self.shared, self.shared_words)
+        return Prompts(filled, self.lengths, shared=shared)
+
+    def fill_each(self, contexts: Tensor) -> Prompts:
+        """All prompts once for each of B contexts [B, M, w]: B groups of P prompts, each with one context."""
+        count = len(contexts)
+        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
+        index = index.expand(count, *index.shape)
+        values = contexts[:, None].expand(index.shape)
+        embeddings = self.embeddings.to(contexts.dtype).expand(count, *self.embeddings.shape)
+        filled = embeddings.scatter(2, index, values).flatten(0, 1)
+        return Prompts(filled, self.lengths.repeat(count), groups=count, shared=self.shared)
+
+
+def _shared_front(rows: Sequence[Sequence[int]], whole: bool = False) -> int:
+    """How many entries in front are the same in all rows; unless `whole`, the last entry of a row is never one of them."""
+    shortest = min(len(row) for row in rows) - (0 if whole else 1)
+    same = [len({row[place] for row in rows}) == 1 for place in range(shortest)]
+    return 0 if len(rows) == 1 else (same.index(False) if False in same else shortest)
+
+
+def context_prompt(tower: TokenEmbedding, name: str, context_length: int, position: str = "end") -> list[int]:
+    """Tokens of "<context> name." with the class token position of CoOp (arXiv 2109.01134, section 3.2).
+
+    Args:
+        name: class name or symptom; underscores read as spaces.
+        context_length: M, the number of slots.
+        position: where `name` stands: "end" (after the slots), "middle" (between two halves) or "front".
+    """
+    text = name.replace("_", " ")
+    if position == "end":
+        return [SLOT] * context_length + tower.tokenize(f"{text}.")
+    body, stop = tower.tokenize(text), tower.tokenize(".")
+    before = context_length // 2 if position == "middle" else 0
+    return [SLOT] * before + body + [SLOT] * (context_length - before) + stop
+
+
+def context_vectors(tower: TokenEmbedding, words: str | None, length: int | None, copies: int = 1) -> nn.Parameter:
+    """Learned context [copies, M, w]: the embeddings of `words` (M is their token count), or M = `length` draws N(0, 0.02)."""
+    if words is None:
+        assert length is not None
+        return nn.Parameter(torch.randn(copies, length, tower.width, device="cpu") * CONTEXT_STD)  # the CPU's generator
+    with torch.no_grad():
+        tokens = torch.tensor([tower.tokenize(words.replace("_", " "))], device="cpu")
+        return nn.Parameter(tower.embed(to_device(tokens, tower.device)).float().repeat(copies, 1, 1))

@@ -1,0 +1,1 @@
+"""Runs: opened, done, written, and read again."""

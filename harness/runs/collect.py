@@ -1,0 +1,50 @@
+"""Collect many run directories as rows of one table."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.runs.directory import check_run, flatten, is_finished, read_config, read_metrics, read_provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+DOUBTFUL = "doubtful"  # a column of `read_runs`
+
+
+def read_runs(directory: Path) -> "pd.DataFrame":
+    """One row per finished run directly under a directory, in the order of their names.
+
+    A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
+
+    Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
+    overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "dataset" (its
+    name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see `harness.training.loop.BestEpoch.warnings`).
+    """
+    import pandas as pd
+
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory of runs")
+    rows, damaged = [], 0
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and is_finished(path):
+            try:
+                check_run(path)
+                rows.append(_row(path))
+            except UserError as error:
+                damaged += 1
+                log.warning("left out: %s", error)
+    runs = pd.DataFrame(rows)
+    runs.attrs["damaged"] = damaged
+    return runs
+
+
+def _row(run: Path) -> dict[str, Any]:
+    config, provenance = read_config(run), read_provenance(run)
+    metrics = {name: value for name, value in read_metrics(run).items() if not isinstance(value, dict)}
+    row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
+    doubtful = bool(provenance.get("selection"))
+    return row | {"dataset": provenance["dataset"], "run": str(run), DOUBTFUL: doubtful}

@@ -1,0 +1,147 @@
+"""The data of a run: its training batches, its support set and its evaluation sets, from the splits of one dataset."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from harness.config.schema import Config, TrainConfig
+from harness.data.augment import Augmentation
+from harness.data.draws import draw, fewer
+from harness.data.reader import Dataset, Samples
+from harness.data.views import EVALUATION, Loading, Views
+from harness.distributed.topology import Topology
+from harness.evaluation.predict import EvaluationSet
+from harness.features.cache import FeatureBank
+from harness.features.encode import bank_facts
+from harness.features.source import Needs, Source
+from harness.methods.base import Method, Support, SupportViews, template_features
+from harness.runs.inputs import Inputs
+from harness.system.devices import to_device
+from harness.training.batches import TrainingBatches
+
+log = logging.getLogger(__name__)
+
+BANK = ".bank"  # under run.out, whose runs share it
+VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
+
+
+class RunData:
+    """What one run reads of its dataset, on the device, as its method reads it.
+
+    Attributes:
+        samples, validation: those to learn from and those to select with, None where the run has none.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, topology: Topology, method: type[Method]) -> None:
+        self.config, self.inputs, self.topology, self.method = config, inputs, topology, method
+        self.samples: Samples | None = None
+        self.validation: Samples | None = None
+        self.support_views = method.support(config.method)
+        if config.train or self.support_views:
+            self.samples, self.validation = training_samples(config, inputs.dataset)
+        self._read: list[tuple[str, Views]] = []
+
+    def too_few(self) -> dict[str, int]:
+        """Classes with fewer training samples than the config asks for, and how many they have."""
+        shots = self.config.data.shots
+        if self.samples is None or shots == "all":
+            return {}
+        return fewer(self.samples, self.inputs.dataset.classes, shots)
+
+    def batches(self, train: TrainConfig) -> TrainingBatches:
+        """The batches of the training."""
+        assert self.samples is not None and train.augmentation_seed is not None
+        augmentation = Augmentation(train.augmentation_seed, train.crop_scale, train.flip)
+        source = self._source(self.samples, "train", augmentation)
+        return TrainingBatches(source, train, self.config.seed, self.topology)
+
+    def validation_set(self) -> EvaluationSet | None:
+        """The samples to select an epoch with."""
+        return self._evaluation_set(self.validation, "val") if self.validation else None
+
+    def test_set(self) -> EvaluationSet:
+        """The samples to test on."""
+        return self._evaluation_set(self.inputs.dataset.split("test"), "test")
+
+    def support(self) -> tuple[Support, Support | None]:
+        """The frozen features that `Method.prepare` takes: of the training samples, and of the validation samples."""
+        source, views = self._support_source()
+        held_out = self._source(self.validation, "val", needs="features") if self.validation else None
+        return self._frozen(source, views), (self._frozen(held_out, [EVALUATION]) if held_out else None)
+
+    def fill_bank(self) -> None:
+        """Compute the image features that the run will read, and no more; all runs of the folder then find them."""
+        if self.support_views:
+            source, views = self._support_source()
+            source.fill(views)
+        if self.config.train:
+            self.batches(self.config.train).fill()
+        selects = self.config.train is not None and self.config.train.select == "best"
+        if self.validation and (self.support_views or selects):
+            self._source(self.validation, "val").fill([EVALUATION])
+        self.test_set().source.fill([EVALUATION])
+
+    def skipped(self) -> dict[str, dict[str, str]]:
+        """Damaged samples that were left out, by split, and why; all ranks call it together."""
+        found: dict[str, dict[str, str]] = {}
+        for split, images in self._read:
+            found.setdefault(split, {}).update(self.topology.all_gather_objects(images.skipped.items()))
+        return {split: own for split, own in found.items() if own}
+
+    def _support_source(self) -> tuple[Source, list[int]]:
+        assert self.samples is not None and isinstance(self.support_views, SupportViews)
+        train = self.config.train
+        seed = train.augmentation_seed if train and train.augmentation_seed is not None else self.config.seed
+        source = self._source(self.samples, "train", self.support_views.augmentation(seed), "features")
+        return source, list(range(1, self.support_views.number + 1)) or [EVALUATION]
+
+    def _frozen(self, source: Source, views: Sequence[int]) -> Support:
+        """The frozen features of a source's undamaged samples, on the device."""
+        rows, good = source.all_rows(views)
+        labels = torch.from_numpy(source.samples.labels[good])
+        rows, labels = (to_device(part, self.topology.device) for part in (rows[:, good], labels))
+        features, backbone = rows[..., :-1].contiguous(), self.inputs.backbone
+        text = template_features(self.inputs.task, backbone)[:, 0]
+        return Support(features, rows[..., -1], labels, backbone.logit_scale * features @ text.T)
+
+    def _evaluation_set(self, samples: Samples, split: str) -> EvaluationSet:
+        return EvaluationSet(self._source(samples, split), self.topology)
+
+    def _source(
+        self, samples: Samples, split: str, augmentation: Augmentation | None = None, needs: Needs | None = None
+    ) -> Source:
+        needs, config = needs or self.method.needs, self.config
+        loading = Loading(config.run.eval_batch_size, config.run.workers, config.data.on_error)
+        bank = self._bank(samples, split, augmentation) if config.run.bank and needs != "images" else None
+        source = Source(samples, self.inputs.backbone, needs, self.topology, loading, split, bank, augmentation)
+        self._read.append((split, source.images))
+        return source
+
+    def _bank(self, samples: Samples, split: str, augmentation: Augmentation | None) -> FeatureBank:
+        """Where the features of a split's samples are stored."""
+        config, inputs = self.config, self.inputs
+        facts = bank_facts(
+            inputs.backbone.digest,
+            inputs.dataset.info.digest,
+            split,
+            config.precision,
+            augmentation,
+            device=self.topology.device.type,
+            compiled=config.run.compile,
+        )
+        bound = int(config.run.bank_gib * 2**30) if config.run.bank_gib else None
+        return FeatureBank(config.run.out / BANK, facts, samples.split_size, inputs.backbone.dim + 1, bound)
+
+
+def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples | None]:
+    """The training samples and those to select with: k per class and up to min(k, 4) per class, or all of both."""
+    train = dataset.split("train")
+    validation = dataset.split("val") if dataset.has("val") else None
+    shots, seed = config.data.shots, config.data.split_seed
+    if shots == "all":
+        return train, validation
+    assert isinstance(shots, int) and seed is not None
+    if validation is not None:
+        validation = draw(validation, dataset.classes, min(shots, VALIDATION_SHOTS), seed, fewer=True)
+    return draw(train, dataset.classes, shots, seed, fewer=config.data.fewer == "take"), validation

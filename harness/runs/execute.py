@@ -1,0 +1,72 @@
+"""Execute one run from its config to its directory, or fill the feature bank for many."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config.identity import run_name
+from harness.config.schema import Config
+from harness.distributed.topology import Topology
+from harness.methods.registry import method_class
+from harness.runs.data import RunData
+from harness.runs.directory import is_finished
+from harness.runs.inputs import Inputs, load_inputs
+from harness.runs.job import Job
+from harness.runs.open import open_run
+from harness.system.console import setup_logging
+from harness.system.files import disk_errors
+from harness.training.loop import fit
+
+log = logging.getLogger(__name__)
+
+
+def execute(config: Config, force: bool = False) -> Path:
+    """Train and test as a config says; all ranks call it together. Returns the run directory.
+
+    A finished run is not run again, and an unfinished one goes on from its newest checkpoint, unless `force`. Raises UserError
+    for anything that the user can mend, and Stopped where a signal asked for an end, after what was done is written.
+    """
+    topology = Topology(config.run.device, config.precision, config.run.timeout_minutes)
+    try:
+        setup_logging(topology.is_main)
+        with topology.signals.listening(), topology.fail_together(), disk_errors(config.run.out):
+            inputs = load_inputs(config, topology)
+            topology.signals.heed()
+            final = config.run.out / run_name(config, inputs.digests)
+            if topology.broadcast(is_finished(final) and not force):
+                log.info("%s is finished already (--force runs it again)", final)
+                return final
+            with open_run(config, final, topology, force) as directory:
+                job = Job(config, inputs, topology, directory)
+                job.test(fit(job.training, job.checkpoints, config.run.micro_batch) if job.training else None)
+            log.info("%s", final)
+            return final
+    finally:
+        topology.close()
+
+
+def fill_banks(configs: Sequence[Config]) -> None:
+    """Compute the image features that runs will read; all ranks call it together."""
+    groups: dict[tuple[str, str], list[Config]] = {}
+    for config in configs:
+        groups.setdefault((config.run.device, config.precision), []).append(config)
+    for group in groups.values():
+        _fill_banks(group)
+
+
+def _fill_banks(configs: Sequence[Config]) -> None:
+    """Fill banks for runs that share one device setting."""
+    first = configs[0]
+    topology = Topology(first.run.device, first.precision, first.run.timeout_minutes)
+    loaded: dict[tuple[Any, ...], Inputs] = {}
+    try:
+        setup_logging(topology.is_main)
+        with topology.signals.listening(), topology.fail_together(), disk_errors(first.run.out):
+            for config in configs:
+                reads = (config.data.path, config.backbone, config.symptoms, config.run.compile)
+                if reads not in loaded:
+                    loaded[reads] = load_inputs(config, topology)
+                RunData(config, loaded[reads], topology, method_class(config.method.name)).fill_bank()
+    finally:
+        topology.close()

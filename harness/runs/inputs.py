@@ -1,0 +1,62 @@
+"""The inputs of a run: dataset, task and backbone, loaded; and the method made of them."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from harness.config.identity import Digests
+from harness.config.schema import Config
+from harness.data.reader import Dataset
+from harness.distributed.topology import Topology
+from harness.errors import UserError
+from harness.methods.base import Method, Task
+from harness.methods.registry import method_class
+from harness.models.backbone import Backbone, load_backbone
+from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
+from harness.system.devices import to_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, loaded. Runs on the same data, backbone and symptoms can share it."""
+
+    dataset: Dataset
+    task: Task
+    backbone: Backbone
+    digests: Digests
+
+
+def load_inputs(config: Config, topology: Topology) -> Inputs:
+    """Load what a config names. Raises UserError where it is missing, damaged or does not fit together."""
+    dataset = Dataset(config.data.path)
+    symptoms = load_sets(config.symptoms)
+    task = make_task(dataset.classes, symptoms)
+    backbone = load_backbone(config.backbone, topology.device)
+    backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
+    if config.run.compile and topology.zero_stage == 3:
+        raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
+    if config.run.compile:
+        backbone.image.compile()
+    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms))
+    return Inputs(dataset, task, backbone, digests)
+
+
+def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
+    """A task with the symptoms of its classes. Raises UserError where a class is in no set."""
+    texts = tuple(symptoms.texts(classes) for symptoms in sets)
+    if not texts:
+        return Task(classes)
+    joined = [[text for texts_of in of_class for text in texts_of] for of_class in zip(*texts, strict=True)]
+    modality = next((symptoms.modality for symptoms in sets if symptoms.modality), None)
+    return Task(classes, joined, texts, modality)
+
+
+def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
+    """A method at its start, on the backbone's device; its random values are keyed by the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        method = method_class(config.method.name)(config.method, task, backbone)
+    return to_device(method, backbone.logit_scale.device)

@@ -1,0 +1,80 @@
+"""One run at work: its method is prepared and trained, then tested, and what it leaves is written."""
+
+import logging
+
+from harness.config.schema import Config, TrainConfig
+from harness.distributed.engines.zero import gathered_parameters
+from harness.distributed.topology import Topology
+from harness.runs.data import RunData
+from harness.runs.directory import RunDirectory
+from harness.runs.inputs import Inputs, build_method
+from harness.runs.provenance import Provenance
+from harness.training.checkpoint import Checkpoints
+from harness.training.loop import BestEpoch, Training
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """One run at work: its training, then its test. All ranks compute; the one that has a directory writes.
+
+    Attributes:
+        training: None for a method without a training loop.
+        checkpoints: where the training is saved, and goes on from.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> None:
+        self.config, self.inputs, self.topology, self.directory = config, inputs, topology, directory
+        self.provenance = Provenance(inputs.dataset, inputs.digests, topology)
+        self.provenance.add(seeds=config.seeds)
+        self.method = build_method(config, inputs.task, inputs.backbone)
+        self.data = RunData(config, inputs, topology, type(self.method))
+        self._note_training_samples()
+        if self.data.support_views:
+            self.method.prepare(*self.data.support())
+        self.training = self._training(config.train) if config.train else None
+        self.checkpoints = Checkpoints(directory, topology, config.run)
+        if directory:
+            directory.write_config(config)
+
+    def test(self, best: BestEpoch | None) -> None:
+        """Predict the test split with what was learned, and write all that a run leaves."""
+        if best:
+            assert self.config.train is not None
+            self.provenance.add(kept_epoch=best.epoch, validation_accuracy=best.validation_accuracy)
+            self.provenance.add(validation_loss=best.validation_loss, selection=best.warnings(self.config.train))
+            for warning in best.warnings(self.config.train):
+                log.warning("selection: %s", warning)
+            self.provenance.add(resumed_after_step=self.checkpoints.resumed_after)  # times are since then
+        classes = self.inputs.dataset.classes
+        predictions = self.data.test_set().predict(self.method)
+        if skipped := self.data.skipped():
+            self.provenance.add(skipped=skipped)
+        description = self.provenance.describe()
+        with gathered_parameters(self.method.trainable().values()):
+            learned = self.method.learned()
+            if self.directory and learned:
+                self.directory.write_prompts(learned)
+        if self.directory:
+            self.directory.write_evaluation(predictions, classes, description)
+            log.info("test: %s", predictions.summary(classes))
+
+    def _training(self, train: TrainConfig) -> Training:
+        if train.views != "all":
+            shown = (
+                f"{train.epochs} epochs show {train.views} views of an image in turn, not a new one each (train.views)"
+            )
+            self.provenance.add(approximations=[shown])
+        batches = self.data.batches(train)
+        validation = self.data.validation_set() if train.select == "best" else None
+        write_step = self.directory.write_step if self.directory else lambda row: None
+        return Training(self.method, batches, validation, train, self.topology, write_step, self.config.run.log_every)
+
+    def _note_training_samples(self) -> None:
+        """Put into the provenance how many samples are learned from, and which classes have fewer than was asked for."""
+        if self.data.samples is None:
+            return
+        self.provenance.add(training_samples=len(self.data.samples))
+        if short := self.data.too_few():
+            log.warning("data.fewer=take: fewer than %d images of %s", self.config.data.shots, ", ".join(short))
+            self.provenance.add(fewer_than_shots=short)

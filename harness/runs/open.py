@@ -1,0 +1,44 @@
+"""Open a run: its directory, its logs and its trackers; the same way for a run and for packed runs."""
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from harness.config.schema import Config
+from harness.distributed.topology import Topology
+from harness.runs.directory import RunDirectory, flatten, new_run
+from harness.runs.tracking import FOLDER as TRACKING
+from harness.runs.tracking import tracking
+from harness.system.console import log_to
+from harness.system.files import disk_errors
+
+log = logging.getLogger(__name__)
+
+LOGS = "logs"  # in the run directory
+
+
+@contextmanager
+def open_run(config: Config, final: Path, topology: Topology, restart: bool = False) -> Iterator[RunDirectory | None]:
+    """Open a run's directory for rank 0 to write and track; every rank logs into it, and all fail together.
+
+    It becomes `final` when the block succeeds; see `harness.runs.directory.new_run`.
+    """
+    with ExitStack() as stack:
+        directory = stack.enter_context(new_run(final, restart)) if topology.is_main else None
+        folder = topology.broadcast(directory.path if directory else None)
+        stack.enter_context(log_to(log_file(folder, topology.rank)))
+        stack.enter_context(topology.fail_together())
+        stack.enter_context(disk_errors(folder))
+        log.debug("rank %d of %d on %s, %s", topology.rank, topology.world, platform.node(), topology.device)
+        if directory and config.run.tracking:
+            names, project, settings = config.run.tracking, config.run.tracking_project, flatten(config.to_mapping())
+            trackers = stack.enter_context(tracking(names, project, final.name, folder / TRACKING, settings))
+            directory.listeners.append(trackers.log)
+        yield directory
+
+
+def log_file(run: Path, rank: int) -> Path:
+    """A rank's log in a run directory."""
+    return run / LOGS / f"rank-{rank}.log"

@@ -1,0 +1,190 @@
+"""Packed runs: several runs trained together in one process (harness/training/packing.py).
+
+The runs differ in seed, shots or learning rate and share data, backbone and method. Each run keeps its own batches, optimiser,
+selection and run directory, and ends as it would alone. One that fails does so alone.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.config.identity import run_name
+from harness.config.schema import Config
+from harness.distributed.engines.optimizer_state import read_state, write_state
+from harness.distributed.topology import Topology
+from harness.errors import UserError
+from harness.models.text_tower import TextTower
+from harness.runs.directory import PARTIAL, is_finished
+from harness.runs.inputs import Inputs, load_inputs
+from harness.runs.job import Job
+from harness.runs.open import log_file, open_run
+from harness.runs.tracking import ONE_RUN_PER_PROCESS
+from harness.system.console import log_only_to, setup_logging
+from harness.system.files import disk_errors
+from harness.system.progress import Progress
+from harness.system.signals import Stopped
+from harness.training.batches import Batch
+from harness.training.loop import BestEpoch, Training
+from harness.training.packing import RandomStream, compute_together
+
+log = logging.getLogger(__name__)
+
+
+class PackedRun:
+    """One run among several of a process: its directory, its log, its training, and how it ended.
+
+    Attributes:
+        error: why it failed, which does not stop the others; "" while it goes well.
+        stack: what is open for it; closing it finishes the run's directory.
+        batch, random: of the step that is next.
+        best: the epoch kept, once the training has ended.
+    """
+
+    job: Job
+    training: Training
+    batches: Iterator[Batch]
+    random: RandomStream
+
+    def __init__(self, final: Path, config: Config) -> None:
+        self.final, self.config, self.stack, self.error = final, config, ExitStack(), ""
+        self.batch: Batch | None = None
+        self.best: BestEpoch | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do what concerns this run alone: messages go into its log only, and an error of the user ends this run only."""
+        log_path = log_file(self.final.with_name(self.final.name + PARTIAL), rank=0)
+        with log_only_to(log_path):
+            try:
+                with disk_errors(self.final):
+                    yield
+            except UserError as error:
+                self.error = str(error)
+                log.error("error: %s: %s", self.final.name, error)
+                self.stack.__exit__(type(error), error, error.__traceback__)  # records it in the run's directory
+
+    def start(self, inputs: Inputs, topology: Topology) -> None:
+        """Open the directory, and bring the training to where its newest checkpoint was."""
+        directory = self.stack.enter_context(open_run(self.config, self.final, topology))
+        self.job = Job(self.config, inputs, topology, directory)
+        assert self.job.training, "methods that train nothing are not packed"
+        self.training = self.job.training
+        state = self.job.checkpoints.resume(self.training)
+        write_state(self.training.optimizer, self.training.loss.trainable(), state)
+        self.batches = self.training.batches()
+
+    def prepare_step(self) -> None:
+        """Get the next batch, whose step draws from random numbers of its own; where there is none, end the training."""
+        self.batch = next(self.batches, None)
+        self.random = RandomStream()
+        if self.batch is None:
+            self.best = self.training.finish()
+
+    def step(self, loss: Tensor) -> None:
+        """Update what is learned with the gradients that are there, and count the step."""
+        training = self.training
+        if training.train.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(training.method.trainable().values(), training.train.max_grad_norm)
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+        training.advance(loss)
+
+    def save(self) -> None:
+        self.job.checkpoints.save(self.training, read_state(self.training.optimizer, self.training.loss.trainable()))
+
+    def finish(self) -> None:
+        """Test what was trained; the directory is whole then."""
+        assert self.best
+        self.job.test(self.best)
+        self.stack.close()
+
+
+def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
+    """Train started runs in place, side by side, each from its own step on. Those that fail are left out from then on.
+
+    Raises:
+        Stopped: a signal asked for an end, and all are saved.
+    """
+
+    def training() -> list[PackedRun]:
+        return [run for run in runs if not run.error and run.best is None]
+
+    schedule = runs[0].job.checkpoints.schedule
+    steps = sum(run.training.steps - run.training.step for run in runs)
+    with Progress("train together", steps, "steps") as progress:
+        try:
+            while training():
+                for run in training():
+                    with run.alone():
+                        run.prepare_step()
+                stepping = training()
+                for run, loss in zip(stepping, backward_together(stepping, tower, topology), strict=True):
+                    with run.alone():
+                        run.step(loss)
+                progress.advance(len(stepping), note=f"{len(stepping)} runs")
+                if stepping and schedule.due(ended=any(run.training.step == run.training.steps for run in stepping)):
+                    _save(training())
+        except Stopped:
+            _save(training())
+            raise
+
+
+def _save(runs: Sequence[PackedRun]) -> None:
+    for run in runs:
+        with run.alone():
+            run.save()
+
+
+def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> list[Tensor]:
+    """Add up the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
+    batches = [run.training.parts(run.batch, run.config.run.micro_batch) if run.batch else [] for run in runs]
+    losses: list[list[Tensor]] = [[] for _ in runs]
+    for index in range(max(map(len, batches), default=0)):
+        places = [place for place, parts in enumerate(batches) if index < len(parts)]
+        computations = [partial(runs[place].training.loss, *batches[place][index]) for place in places]
+        with topology.autocast():
+            found = compute_together(tower, computations, [runs[place].random for place in places])
+        torch.stack(found).sum().backward()
+        for place, loss in zip(places, found, strict=True):
+            losses[place].append(loss.detach())
+    return [torch.stack(own).sum() for own in losses]
+
+
+def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
+    """Run configs that `sweeps.packing` would group; returns why runs failed, by run directory.
+
+    What is finished is not run again. Raises UserError for what stops all of them, and Stopped as
+    `harness.runs.execute.execute` does.
+    """
+    if not_packed := sorted(set(configs[0].run.tracking) & set(ONE_RUN_PER_PROCESS)):
+        raise UserError(f"run.tracking: {not_packed[0]} follows one run per process; run these without --pack")
+    topology = Topology(configs[0].run.device, configs[0].precision)
+    try:
+        if topology.world > 1:
+            raise UserError("runs are packed in one process; start harness/pack.py with python, not with a launcher")
+        setup_logging()
+        with topology.signals.listening(), disk_errors(configs[0].run.out), ExitStack() as everything:
+            inputs = load_inputs(configs[0], topology)
+            topology.signals.heed()
+            finals = {config.run.out / run_name(config, inputs.digests): config for config in configs}
+            runs = [PackedRun(final, config) for final, config in finals.items() if not is_finished(final)]
+            for run in runs:
+                everything.enter_context(run.stack)
+                with run.alone():
+                    run.start(inputs, topology)
+            started = [run for run in runs if not run.error]
+            if started:
+                fit_together(started, inputs.backbone.text, topology)
+            for run in started:
+                if not run.error:
+                    with run.alone():
+                        run.finish()
+                        log.info("%s", run.final)
+        return {run.final: run.error for run in runs if run.error}
+    finally:
+        topology.close()

@@ -1,0 +1,95 @@
+"""Resolve a config: what a user wrote, with the recipe of the method and every default filled in.
+
+`vipbench config CONFIG.yaml [key=value ...]` prints one resolved. Paths are relative to the current directory.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config.overrides import longhand, override
+from harness.config.schema import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    Precision,
+    RunConfig,
+    Seed,
+    SymptomFiles,
+    TrainConfig,
+)
+from harness.config.validation import Section, validate
+from harness.errors import UserError
+from harness.methods.registry import method_class
+from harness.system.files import read_yaml
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.subkey=value` overrides, resolve.
+
+    Raises:
+        UserError: no such file, not YAML, unknown or misspelt key, wrong type or impossible value.
+    """
+    return resolve_config(override(read_yaml(path), overrides))
+
+
+def resolve_config(mapping: Mapping[str, Any]) -> Config:
+    """Validate and resolve a plain mapping. Raises UserError as `load_config` does."""
+    given = {key: longhand(key, value) for key, value in mapping.items()}
+    draft = validate(_Draft, given)
+    method_type = method_class(draft.method.get("name"))
+    method = validate(method_type.Config, draft.method, "method.")
+    values = {name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "run")}
+    values["method"] = method
+    if method_type.uses_symptoms(method):
+        if draft.symptoms is None:
+            raise UserError(f"symptoms: method {method.name!r} reads a symptom set; give symptoms: FILE.json")
+    else:
+        values["symptoms"] = None
+    if method_type.trains or method_type.support(method):
+        values |= _resolve_draw(draft)
+    if method_type.trains:
+        values |= _resolve_training(draft, method_type.recipe(method, draft.data.shots, draft.backbone.name))
+    else:
+        if draft.train:
+            log.warning("train: ignored, method %r has no training loop", method.name)
+        values |= {"train": None} if method_type.support(method) else _unused_draw(draft)
+    return Config(**values)
+
+
+class _Draft(Section):
+    """A config as written, before the method's defaults are known."""
+
+    seed: Seed = 1
+    precision: Precision = "fp32"
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    symptoms: SymptomFiles = None
+    method: dict[str, Any]
+    train: dict[str, Any] | None = None
+    run: RunConfig = RunConfig()
+
+
+def _resolve_draw(draft: _Draft) -> dict[str, Any]:
+    """The draw of the images that a method learns from."""
+    if draft.data.shots == 0:
+        raise UserError(f"data.shots: method {draft.method['name']!r} trains and needs images; give a number or 'all'")
+    split_seed = None  # where nothing is drawn
+    if draft.data.shots != "all":
+        split_seed = draft.seed if draft.data.split_seed is None else draft.data.split_seed
+    return {"data": draft.data.model_copy(update={"split_seed": split_seed})}
+
+
+def _unused_draw(draft: _Draft) -> dict[str, Any]:
+    """Pinned seeds and shots of a method that reads no images: they change nothing there, so that equal runs are one run."""
+    return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
+
+
+def _resolve_training(draft: _Draft, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    train = validate(TrainConfig, {**recipe, **(draft.train or {})}, "train.")
+    if train.augmentation_seed is None:
+        train = train.model_copy(update={"augmentation_seed": draft.seed})
+    return {"train": train}

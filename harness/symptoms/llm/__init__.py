@@ -1,0 +1,1 @@
+"""LLM servers: started, asked, and every answer recorded."""

@@ -1,0 +1,1 @@
+"""Files, devices, the terminal and child processes: what every package stands on."""

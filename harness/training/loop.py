@@ -1,0 +1,326 @@
+"""The one training loop: batches to steps, one learning rate per step, the best or the last epoch kept.
+
+It goes on from any step. What a step computes depends on what was learned before it and on its number: order, views and all that
+a method draws are keyed by it, so there is no random state to carry on.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from harness.config.schema import TrainConfig
+from harness.data.stateless_random import keyed_number
+from harness.distributed.engines.engine import Engine, make_engine
+from harness.distributed.engines.zero import gathered_parameters
+from harness.distributed.topology import Topology
+from harness.errors import UserError
+from harness.evaluation.predict import EvaluationSet
+from harness.methods.base import Drawing, Method, Output
+from harness.models.backbone import READ_IN_PIECES
+from harness.system.devices import to_host
+from harness.system.progress import Progress
+from harness.system.signals import Stopped
+from harness.training.batches import Batch, TrainingBatches
+from harness.training.checkpoint import Checkpoints
+from harness.training.optimizer import make_optimizer, set_rate
+from harness.training.schedule import step_rate
+
+log = logging.getLogger(__name__)
+
+LEARNED, KEPT = "learned/", "kept/"  # in front of the names of tensors in a checkpoint
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch that is kept: the best one so far, or the last one.
+
+    Attributes:
+        epoch: counted from 1.
+        validation_accuracy, validation_loss: of that epoch (mean cross-entropy); None where nothing was validated.
+        improved: whether any epoch had a higher validation accuracy than the first one.
+    """
+
+    epoch: int
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    improved: bool = False
+
+    def warnings(self, train: TrainConfig) -> list[str]:
+        """Reasons to doubt that the selection chose a trained model."""
+        if self.validation_accuracy is None:
+            return []
+        found = []
+        if self.epoch <= train.warmup_epochs:
+            found.append(f"epoch {self.epoch} is kept, which is of the warm-up: hardly anything was learned by then")
+        if not self.improved:
+            found.append(f"validation accuracy never rose above that of epoch 1 ({self.validation_accuracy:.4f})")
+        return found
+
+
+class Training:
+    """One run's training, a step at a time: what it does next, what it has kept, and so all that a checkpoint must hold.
+
+    Args:
+        validation: needed for `train.select == "best"`, which keeps the epoch of highest validation accuracy; of equal
+            ones the one of lowest validation loss, or the first, as `train.select_ties` says.
+        write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "step", "validation_accuracy",
+            "validation_loss"} after each epoch.
+
+    Attributes:
+        step: optimiser steps done; everything else about the position in the data follows from it.
+        best, best_tensors: the epoch to keep as far as is known, and what it had learned (None: what was learned last).
+        to_select: whether an epoch has ended that is still to be validated, because a signal interrupted that.
+
+    Raises:
+        UserError: "best" without validation samples.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: TrainingBatches,
+        validation: EvaluationSet | None,
+        train: TrainConfig,
+        topology: Topology,
+        write_step: Callable[[dict[str, Any]], None],
+        log_every: int,
+    ) -> None:
+        if train.select == "best" and validation is None:
+            raise UserError(
+                "train.select: 'best' needs a validation split, and this dataset has none; "
+                "use train.select=last, or prepare the data with one (the test set is never used to select)"
+            )
+        self.method, self.data, self.validation, self.train = method, data, validation, train
+        self.topology, self.write_step, self.log_every = topology, write_step, log_every
+        self.loss = WeightedLoss(method)
+        self.optimizer = make_optimizer(method.parameter_groups(), train)
+        self.step, self.best, self.note = 0, BestEpoch(data.epochs), ""
+        self.best_tensors: dict[str, Tensor] | None = None
+        self.to_select = False
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.data.steps
+
+    def engine(self) -> Engine:
+        """The engine of this training; after `resume`, and once."""
+        return make_engine(
+            self.topology,
+            self.loss,
+            self.optimizer,
+            self.train.max_grad_norm,
+            READ_IN_PIECES,
+            self.loss.combine if self.loss.combines else None,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches that are still to be trained on; the optimizer has the rate of each."""
+        self._select_if_due()
+        for batch in self.data.after(self.step):
+            self.loss.train()
+            set_rate(self.optimizer, self.rate(self.step + 1))
+            key_randomness("step", self.data.seed, self.step, self.topology.rank)
+            yield batch
+
+    def parts(self, batch: Batch, micro_batch: int | None) -> list[tuple[Tensor, ...]]:
+        """Inputs of `WeightedLoss` for a batch, in parts of at most so many samples, with the statistics of all of them."""
+        parts = batch.parts(micro_batch)
+        if type(self.method).statistics is Method.statistics:
+            return parts
+        with torch.no_grad(), self.topology.autocast():
+            rows = torch.cat([self.method.statistics(inputs).float() for inputs, *_ in parts])
+        gathered = self._global_batch(rows, batch.weights)
+        return [(*part, gathered) for part in parts]
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step counted from 1."""
+        return step_rate(step, self.train, len(self.data.samples))
+
+    def advance(self, loss: Tensor) -> None:
+        """Count a step that was taken with a loss (this rank's part, a scalar): log it, and at an epoch's end select.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        self.step += 1
+        per_epoch = self.data.steps_per_epoch
+        epoch, ended = -(-self.step // per_epoch), self.step % per_epoch == 0 or self.step == self.steps
+        if ended or self.step % self.log_every == 0:
+            mean = self.topology.all_reduce_sum(loss) / self.topology.world
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"training: the loss is {mean} at epoch {epoch}, step {self.step}; "
+                    "try a lower train.lr or precision=fp32"
+                )
+            self.write_step({"epoch": epoch, "step": self.step, "lr": self.rate(self.step), "loss": mean})
+            self.note = f"epoch {epoch}/{self.data.epochs}, loss {mean:.3f}"
+        if ended:
+            self.method.end_of_epoch(epoch, self.data.epochs)
+        self.to_select = ended and self.train.select == "best"
+        self._select_if_due()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint holds besides the step and the optimiser: facts in JSON types, and tensors on the CPU by name.
+
+        All ranks call it together.
+        """
+        tensors = {LEARNED + name: tensor for name, tensor in self._learned().items()}
+        tensors |= {KEPT + name: tensor for name, tensor in (self.best_tensors or {}).items()}
+        facts = {"kept": asdict(self.best), "to_select": self.to_select}
+        return facts, {name: to_host(tensor) for name, tensor in tensors.items()}
+
+    def resume(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Be where another training was after a step, given its `state`; before an engine is made.
+
+        Raises:
+            UserError: the tensors are not those of this method on this task, or the facts are none.
+        """
+        try:
+            best = TypeAdapter(BestEpoch).validate_python(facts.get("kept"))
+        except ValidationError as error:
+            raise UserError(f"checkpoint of step {step}: damaged: it does not tell the epoch that is kept") from error
+        self.method.load_learned(_under(LEARNED, tensors))
+        self.step, self.best, self.best_tensors = step, best, _under(KEPT, tensors) or None
+        self.to_select = bool(facts.get("to_select"))
+
+    def finish(self) -> BestEpoch:
+        """End with the parameters of the kept epoch."""
+        if self.best_tensors is not None:
+            with gathered_parameters(self.method.trainable().values(), write=True):
+                self.method.load_learned(self.best_tensors)
+        return self.best
+
+    def _learned(self) -> dict[str, Tensor]:
+        with gathered_parameters(self.method.trainable().values()):
+            return {name: tensor.detach().clone() for name, tensor in self.method.learned().items()}
+
+    def _global_batch(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """All ranks' rows [B, ...] of samples that count, in the order of the global batch, which is dealt out in turn."""
+        world = self.topology.world
+        weighted = torch.cat([rows.flatten(1), weights[:, None]], dim=1)
+        parts = self.topology.all_gather_rows(weighted, -(-self.train.batch_size // world))
+        order = sorted((place, rank) for rank, part in enumerate(parts) for place in range(len(part)))
+        gathered = torch.stack([parts[rank][place] for place, rank in order])
+        gathered = gathered[gathered[:, -1] > 0]
+        return gathered[:, :-1].view(-1, *rows.shape[1:])
+
+    def _select_if_due(self) -> None:
+        if self.to_select:
+            self._select(-(-self.step // self.data.steps_per_epoch))
+            self.to_select = False
+
+    def _select(self, epoch: int) -> None:
+        assert self.validation is not None
+        predictions = self.validation.predict(self.method)
+        accuracy, loss = predictions.accuracy(), predictions.loss()
+        row = {"epoch": epoch, "step": self.step, "validation_accuracy": accuracy, "validation_loss": loss}
+        self.write_step(row)
+        best = self.best
+        if best.validation_accuracy is None or best.validation_loss is None:
+            higher, better = False, True
+        else:
+            higher = accuracy > best.validation_accuracy
+            tied = accuracy == best.validation_accuracy and self.train.select_ties == "lower_loss"
+            better = higher or (tied and loss < best.validation_loss)
+        if better:
+            self.best = BestEpoch(epoch, accuracy, loss, best.improved or higher)
+            self.best_tensors = self._learned()
+
+
+def fit(training: Training, checkpoints: Checkpoints, micro_batch: int | None = None) -> BestEpoch:
+    """Train a method in place, from its newest checkpoint on; it ends with the parameters of the kept epoch.
+
+    The last step leaves a checkpoint too, so that a run that dies while it tests does not train again.
+
+    Args:
+        micro_batch: how many samples of this rank go through the model at a time; the gradients of a batch are added up.
+
+    Raises:
+        UserError: the loss is not finite, or the disk is full.
+        Stopped: a signal asked for an end, and a checkpoint is written.
+    """
+    optimizer_state = checkpoints.resume(training)
+    engine = training.engine()
+    if optimizer_state:
+        engine.load_optimizer_state(optimizer_state)
+    schedule = checkpoints.schedule
+    with Progress("train", training.steps - training.step, "steps") as progress:
+        try:
+            for batch in training.batches():
+                training.advance(engine.step(training.parts(batch, micro_batch)))
+                progress.advance(note=training.note)
+                if schedule.due(ended=training.step == training.steps):
+                    checkpoints.save(training, engine.optimizer_state())
+        except Stopped:  # after a step, or while images were encoded or validated
+            checkpoints.save(training, engine.optimizer_state())
+            raise
+    return training.finish()
+
+
+def key_randomness(*key: int | str) -> None:
+    """Start torch's random numbers anew, for a key alone to decide what a method draws (dropout, noise)."""
+    seed = keyed_number(*key)
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which costs 0.2 ms where there is no GPU
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class WeightedLoss(nn.Module):
+    """The weighted losses of a part of a batch as a forward pass, which is what wrappers for several processes see."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.combines = type(method).combine is not Method.combine
+        self.names: Sequence[str] = ()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are optimised, by their names in here."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def forward(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+        step_key: Tensor,
+        gathered: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar sum of the losses of [b] samples, each times its weight; one such sum per loss [K] if they are combined.
+
+        A loss that is a scalar counts once in a global batch, of which this part holds the share of its weights.
+        """
+        self.method.drawing = Drawing(step_key, keys)
+        output = self.method(inputs)
+        self.method.drawing = None
+        if gathered is not None:
+            output = Output(output.logits, {**output.extras, "batch": gathered})
+        losses = self.method.losses(output, labels)
+        share = weights.sum()
+        sums = [(loss * weights).sum() if loss.ndim else loss * share for loss in losses.values()]
+        self.names = tuple(losses)
+        if self.combines:
+            return torch.stack(sums)
+        total = sums[0]
+        for other in sums[1:]:
+            total = total + other
+        return total
+
+    def combine(self, gradients: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """One gradient of the gradients of each loss, as the method makes it, by the names of parameters in here."""
+        prefix = "method."
+        own = [{name.removeprefix(prefix): value for name, value in found.items()} for found in gradients]
+        combined = self.method.combine(dict(zip(self.names, own, strict=True)))
+        return {prefix + name: value for name, value in combined.items()}
