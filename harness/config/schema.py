@@ -32,7 +32,7 @@ SymptomFiles = HomePath | Annotated[tuple[HomePath, ...], Field(min_length=1)] |
 
 
 class DataConfig(Section):
-    """What is trained and tested on."""
+    """The dataset, and which of its images are learned from."""
 
     # A folder or URL that `vipbench prepare` or `vipbench index` wrote.
     path: Annotated[str, BeforeValidator(expand_home), AfterValidator(without_credentials)]
@@ -46,14 +46,14 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """Which frozen model; see `harness.models.backbone.load_backbone`."""
+    """The frozen model; see `harness.models.backbone.load_backbone`."""
 
     name: HomeText = "ViT-B-16"
     pretrained: HomeText | None = None
 
 
 class MethodConfig(Section):
-    """What every method's own config has; a method adds its options in a subclass."""
+    """The options that every method has; a method adds its own in a subclass."""
 
     name: str
 
@@ -139,7 +139,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """A resolved run: every default is filled in, so that the config alone says what was done."""
+    """A resolved run: every default is filled in, so that the config alone tells what was done."""
 
     seed: Seed = 1
     precision: Precision = "fp32"

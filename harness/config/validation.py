@@ -1,4 +1,4 @@
-"""Validate plain values against typed sections; what is wrong becomes one line that says where and what would be right."""
+"""Validate plain values against typed sections; what is wrong becomes one line: where, what, and what would be right."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
@@ -53,7 +53,7 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"unknown key; {did_you_mean(str(detail['loc'][-1]), list(model.model_fields))}"
     if detail["type"] == "missing":
         return "is missing"
-    if detail["type"] == "value_error":  # of a validator of ours, which says it all
+    if detail["type"] == "value_error":  # of a validator of ours, which is complete
         return str(detail["ctx"]["error"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "credentials":

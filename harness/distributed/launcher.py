@@ -20,18 +20,18 @@ SUPPORTED = "one process, DDP (--multi_gpu), and DeepSpeed's ZeRO 1 to 3 (--use_
 
 
 def announced_launcher(environment: Mapping[str, str]) -> str:
-    """Who started this process, from the variables that launchers set."""
+    """Name the launcher of this process by the variables that it set."""
     if "ACCELERATE_MIXED_PRECISION" in environment:
         return "accelerate"
     return "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "python"
 
 
 def announced_world(environment: Mapping[str, str]) -> int:
-    """How many processes the launcher says there are.
+    """Read from the launcher's variables how many processes there are.
 
     Raises:
         UserError: WORLD_SIZE without a launcher, or `accelerate launch --num_processes N` without `--multi_gpu`, which starts
-            one process and says nothing.
+            one process without a warning.
     """
     if "WORLD_SIZE" in environment:
         world = int(environment["WORLD_SIZE"])
@@ -70,7 +70,7 @@ def refuse_unsupported(environment: Mapping[str, str]) -> None:
 def deepspeed_settings(environment: Mapping[str, str], cpu: bool) -> dict[str, Any] | None:
     """DeepSpeed's settings as `accelerate launch` was given them, as a JSON file or as options; None without DeepSpeed.
 
-    What the run's own config says (optimizer, schedule, precision, clipping, batch size) is left out, and so is "auto".
+    Settings that the run's own config makes are left out (optimizer, schedule, precision, clipping, batch size), and "auto".
 
     Raises:
         UserError: DeepSpeed is not installed, or its settings name no stage from 1 to 3.

@@ -101,11 +101,11 @@ class Topology:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Which of `count` items are this rank's: every world-th."""
+        """Slice `count` items to the share of this rank: every world-th."""
         return slice(self.rank, count, self.world)
 
     def passes(self, count: int, size: int) -> int:
-        """In how many passes of `size` the rank with most of `count` items computes them."""
+        """Count the passes of `size` in which the rank with most of `count` items computes them."""
         return -(-len(range(count)[slice(0, count, self.world)]) // size)
 
     def map_batches(

@@ -25,7 +25,7 @@ SECONDS_TO_ASK_AGAIN = 1.0
 
 
 def sharded(module: nn.Module) -> bool:
-    """Tell if ZeRO-3 holds weights of a module in pieces, so that all ranks take part in each of its passes."""
+    """Check if ZeRO-3 holds weights of a module in pieces, so that all ranks take part in each of its passes."""
     return any(is_sharded(parameter) for parameter in module.parameters())
 
 

@@ -95,7 +95,7 @@ class Method(nn.Module):
         Config: the method's options.
         trains: whether there is a training loop.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
-        drawing: keys of random numbers during a training step, None otherwise; the loop sets it before `forward`.
+        drawing: keys of random numbers; the loop sets it before each `forward` of a training step.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -116,7 +116,7 @@ class Method(nn.Module):
 
     @classmethod
     def uses_symptoms(cls, config: Any) -> bool:
-        """Whether the method reads the symptom set."""
+        """Return True if the method reads the symptom set."""
         return False
 
     @classmethod
@@ -139,7 +139,7 @@ class Method(nn.Module):
 
     @property
     def per_class(self) -> bool:
-        """Whether what is learned belongs to the classes it was trained on, so that other classes cannot use it."""
+        """True if what is learned belongs to the classes it was trained on, so that other classes cannot use it."""
         return False
 
     def prepare(self, support: Support, validation: Support | None) -> None:
@@ -182,7 +182,7 @@ class Method(nn.Module):
         return [{"params": list(self.trainable().values())}]
 
     def learned(self) -> dict[str, Tensor]:
-        """All that was learned or fitted, by name: trainable parameters, and persistent buffers outside the backbone."""
+        """Collect all that was learned or fitted, by name: trainable parameters, and persistent buffers outside the backbone."""
         frozen = {id(buffer) for buffer in self.backbone.buffers()}
         state = self.state_dict(keep_vars=True)
         fitted = {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in frozen and name in state}

@@ -37,7 +37,7 @@ def method_class(name: str | None) -> type[Method]:
     """The method of a name.
 
     Raises:
-        UserError: no such method (says the nearest one).
+        UserError: no such method (names the nearest one).
     """
     names = method_names()
     if name not in names:

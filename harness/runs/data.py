@@ -27,7 +27,7 @@ VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
 
 
 class RunData:
-    """What one run reads of its dataset, on the device, as its method reads it.
+    """The samples that one run reads of its dataset, on the device, as its method reads them.
 
     Attributes:
         samples, validation: those to learn from and those to select with, None where the run has none.
@@ -119,7 +119,7 @@ class RunData:
         return source
 
     def _bank(self, samples: Samples, split: str, augmentation: Augmentation | None) -> FeatureBank:
-        """Where the features of a split's samples are stored."""
+        """The feature bank of a split's samples."""
         config, inputs = self.config, self.inputs
         facts = bank_facts(
             inputs.backbone.digest,

@@ -72,6 +72,7 @@ class PackedRun:
         """Open the directory, and bring the training to where its newest checkpoint was."""
         directory = self.stack.enter_context(open_run(self.config, self.final, topology))
         self.job = Job(self.config, inputs, topology, directory)
+        self.job.provenance.add(packed=True)  # shared passes round differently, by about 1e-6
         assert self.job.training, "methods that train nothing are not packed"
         self.training = self.job.training
         state = self.job.checkpoints.resume(self.training)

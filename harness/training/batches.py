@@ -21,7 +21,7 @@ SPREAD = np.int64(0x1E3779B97F4A7C15)  # odd, so that samples of a step have dif
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's part of a global batch.
+    """A batch: one rank's part of a global batch.
 
     Attributes:
         inputs: [b, ...] float32 on the device, as the method needs them.
@@ -55,7 +55,7 @@ def global_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 class TrainingBatches:
-    """This rank's batches of training views, epoch by epoch.
+    """Deal the batches of training views to one rank, epoch by epoch.
 
     Order is keyed by (seed, epoch), so that the global batches are the same for any number of ranks and loader processes.
     """
@@ -82,7 +82,7 @@ class TrainingBatches:
         return epoch if self.train.views == "all" else (epoch - 1) % self.train.views + 1
 
     def after(self, done: int) -> Iterator[Batch]:
-        """This rank's batches after the first `done` ones. Every rank gets as many, each with at least one sample."""
+        """Yield the batches of one rank after the first `done` ones. Every rank gets as many, each with at least one sample."""
         first, skip = done // self.steps_per_epoch + 1, done % self.steps_per_epoch
         # From one stream, so that loading processes start once and never wait.
         stream = None if self.source.bank is not None else self.source.batches(_Schedule(self, first, skip))
@@ -98,7 +98,7 @@ class TrainingBatches:
                 done += 1
 
     def parts(self, epoch: int) -> list[tuple[list[int], float]]:
-        """This rank's positions in each global batch of an epoch, and what each sample's loss counts."""
+        """List the positions of one rank in each global batch of an epoch, with the weight of each sample's loss."""
         world, rank = self.topology.world, self.topology.rank
         parts = []
         order = epoch_order(self.samples, self.seed, epoch, self.train.shuffle_block)

@@ -1,4 +1,4 @@
-"""What lets a run that dies at any moment go on: checkpoints in its directory, and when they are written.
+"""Save and load checkpoints of an unfinished run, so that it goes on wherever it died.
 
     <run>.partial/checkpoints/
         step-00000120.safetensors     what is learned, what was kept by selection, the optimiser's state
@@ -34,7 +34,7 @@ OPTIMIZER = "optimizer/"  # in front of the names of the optimiser's tensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training was after `step` steps: `facts` are JSON values, `tensors` lie on the CPU, by name."""
+    """The state of a training after `step` steps: `facts` are JSON values, `tensors` lie on the CPU, by name."""
 
     step: int
     facts: dict[str, Any]
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a folder. One that is damaged is passed over, and the log says so."""
+    """Read the newest whole checkpoint of a folder. One that is damaged is passed over, with a warning in the log."""
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         try:
             return Checkpoint.read(path)

@@ -68,7 +68,7 @@ class Training:
 
     Args:
         validation: needed for `train.select == "best"`, which keeps the epoch of highest validation accuracy; of equal
-            ones the one of lowest validation loss, or the first, as `train.select_ties` says.
+            ones the one of lowest validation loss, or the first, by `train.select_ties`.
         write_step: takes {"epoch", "step", "lr", "loss"} every `log_every` steps, and {"epoch", "step", "validation_accuracy",
             "validation_loss"} after each epoch.
 
@@ -121,7 +121,7 @@ class Training:
         )
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's batches that are still to be trained on; the optimizer has the rate of each."""
+        """Yield the batches that are still to be trained on, after setting the learning rate of each."""
         self._select_if_due()
         for batch in self.data.after(self.step):
             self.loss.train()
@@ -167,7 +167,7 @@ class Training:
         self._select_if_due()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint holds besides the step and the optimiser: facts in JSON types, and tensors on the CPU by name.
+        """Collect what a checkpoint holds besides step and optimiser: facts in JSON types, and tensors on the CPU by name.
 
         All ranks call it together.
         """
@@ -304,7 +304,6 @@ class WeightedLoss(nn.Module):
         """
         self.method.drawing = Drawing(step_key, keys)
         output = self.method(inputs)
-        self.method.drawing = None
         if gathered is not None:
             output = Output(output.logits, {**output.extras, "batch": gathered})
         losses = self.method.losses(output, labels)

@@ -15,7 +15,7 @@ from harness.distributed.topology import Topology
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
-    """Tell if ZeRO-3 holds a parameter in pieces on the ranks, as it does once its engine is made."""
+    """Check if ZeRO-3 holds a parameter in pieces on the ranks, as it does once its engine is made."""
     return hasattr(parameter, "ds_id")
 
 
