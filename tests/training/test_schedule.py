@@ -8,7 +8,7 @@ from harness.config.schema import TrainConfig
 from harness.training.optimizer import make_optimizer, set_rate
 from harness.training.schedule import learning_rate, step_rate, total_epochs, total_steps
 
-STEPS = dict(epochs=None, warmup_epochs=0, batch_size=4)
+STEPS = {"epochs": None, "warmup_epochs": 0, "batch_size": 4}
 
 
 def test_a_cosine_by_step_is_torchs() -> None:
