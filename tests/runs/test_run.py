@@ -239,3 +239,26 @@ def test_the_command_line_prints_one_line_for_a_mistake(base_config: dict[str, A
     assert yaml.safe_load(shown.stdout)["data"]["shots"] == 3
     wrong = CliRunner().invoke(app, ["config", str(tmp_path / "config.yaml"), "data.shotz=3"])
     assert isinstance(wrong.exception, UserError)
+
+
+def test_several_symptom_sets_are_read_together(
+    base_config: dict[str, Any], symptoms: Path, tmp_path: Path, dataset: Path
+) -> None:
+    """Their texts are a class's symptoms, one set after the other; both contents are in the identity."""
+    content = json.loads(symptoms.read_text())
+    for entry in content["classes"]:
+        entry["symptoms"] = [{"text": f"{entry['symptoms'][0]['text']} again"}]
+    second = tmp_path / "second.json"
+    second.write_text(json.dumps(content))
+    one = run(base_config, tmp_path / "runs")
+    both = run(base_config, tmp_path / "runs", f"symptoms=[{symptoms}, {second}]")
+    swapped = run(base_config, tmp_path / "runs", f"symptoms=[{second}, {symptoms}]")
+    assert len({one.name, both.name, swapped.name}) == 3
+    config = load_config(both / "config.yaml")
+    assert config.symptoms == (symptoms, second)
+    assert json.loads((evaluate_run(both, dataset, "test", None, "cpu") / "metrics.json").read_text()) == json.loads(
+        (both / "metrics.json").read_text()
+    )
+    second.write_text(json.dumps({**content, "classes": content["classes"][1:]}))
+    with pytest.raises(UserError, match="no class"):
+        run(base_config, tmp_path / "runs", f"symptoms=[{symptoms}, {second}]")
