@@ -13,7 +13,7 @@ from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.models.backbone import Backbone
 from harness.symptoms.cli import app
-from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered, prune_set, score_cosines, score_set
+from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered_share, prune_set, score_cosines, score_set
 from harness.symptoms.sets import SymptomSet
 from tests.conftest import CLASSES, COUNTS, SYMPTOMS
 
@@ -45,7 +45,7 @@ def test_auroc_redundancy_and_coverage() -> None:
 @pytest.mark.parametrize("symptoms", [1, 4, 10])
 def test_symptoms_that_know_nothing_cover_as_little_as_stated(symptoms: int) -> None:
     numbers = np.random.default_rng(symptoms)
-    share = covered(numbers.normal(size=(40_000, symptoms)), np.arange(40_000) % 2 == 0)
+    share = covered_share(numbers.normal(size=(40_000, symptoms)), np.arange(40_000) % 2 == 0)
     assert share == pytest.approx(CHANCE_COVERAGE, abs=0.01)
 
 
