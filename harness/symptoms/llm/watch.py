@@ -1,8 +1,8 @@
-"""Run a command and end it, with all that it started, as soon as whoever started this script is gone.
+"""Run a command and end it, with all its processes, as soon as the process that started this script is gone.
 
     python watch.py COMMAND ...   with a pipe on standard input, which the starter keeps open as long as the command is wanted
 
-The starter may be killed in any way: the system closes the pipe, and that is what is waited for. The exit status is the
+The starter may be killed in any way: the system then closes the pipe, which ends the command. The exit status is the
 command's own. Standard library only, since it runs as a plain script.
 """
 
@@ -25,12 +25,12 @@ def main(command: list[str]) -> int:
         signal.signal(number, lambda *_: _end(child))
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     status = child.wait()
-    _signal(child, signal.SIGKILL)  # what it left behind in its group
+    _signal(child, signal.SIGKILL)  # processes left in its group
     return status if status >= 0 else 128 - status
 
 
 def _end_with_input(child: subprocess.Popen[bytes]) -> None:
-    while os.read(0, 1024):  # not sys.stdin, whose lock would be held when we end
+    while os.read(0, 1024):  # not sys.stdin, whose lock would be held at exit
         pass
     _end(child)
 
