@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_a_set_is_written_with_its_provenance() -> None:
     assert (provenance["model"], provenance["revision"], provenance["server_version"]) == WHO
     assert set(provenance["templates"]) == {"elicit", "refine"} and provenance["missing"] == {}
     assert provenance["created"] == "2026-01-13T00:00:00+00:00"  # the last answer's, never now
+    assert provenance["packages"] == {name: version(name) for name in ("snowballstemmer", "wordfreq")}
 
 
 def test_what_is_asked() -> None:

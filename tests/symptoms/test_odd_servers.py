@@ -413,7 +413,7 @@ def test_odd_metrics_are_ignored(endpoint: FakeEndpoint, cache: ResponseCache, n
 
 
 DAMAGED_METRICS = [
-    'vllm:prefix_cache_hits_total{ ="0"} 5',
+    'vllm:prefix_cache_hits_total{a="b", ="0"} 5',
     'vllm:prefix_cache_hits_total{engine="0} 5',
     "vllm:prefix_cache_hits_total",
     'vllm:prefix_cache_hits_total{engine="' + r"\"" * 10**5 + '"} 5',

@@ -83,7 +83,12 @@ def test_the_digest_is_of_names_and_ordered_texts_only() -> None:
         ({"nevus": ["round"]}, "vipbench symptoms import"),
         ([], "top level"),
         (make({"a": ["x"]}, format="vipbench-symptoms/9"), "format"),
-        (make({"a": ["x"]}, taks="t"), "taks"),
+        (make({"a": ["x"]}, taks="t"), "taks: unknown key; did you mean 'task'?"),
+        (
+            make({}, classes=[{"name": "a", "symptoms": [{"text": "x", "agrement": 1}]}]),
+            "classes[0].symptoms[0].agrement: unknown key; did you mean 'agreement'?",
+        ),
+        (make({}, classes=[{"name": "a", "symptoms": [{"text": 3}]}]), "classes[0].symptoms[0].text: input should be"),
         (make({}), "classes"),
         (make({"a": ["round", " "]}), "classes[0].symptoms[1].text: is empty"),
         (make({"a": ["dark\u0007"]}), "control characters"),

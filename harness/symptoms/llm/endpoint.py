@@ -4,7 +4,6 @@ import logging
 import math
 import re
 import time
-from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -262,12 +261,12 @@ def _version(answer: Reply) -> str | None:
 def _counters(text: str) -> dict[str, float]:
     """Parse the counters of vLLM's prefix cache in a page of metrics, summed over their labels; without absurd values."""
     lines = [line for line in text.splitlines() if line.startswith(COUNTERS) and len(line) <= MOST_LINE][:MOST_LINES]
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     try:
         for family in text_string_to_metric_families("\n".join(lines)):
             for sample in family.samples:
-                sums[sample.name] += sample.value
-    except (ValueError, IndexError):  # the latter where a label has no name
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    except (ValueError, IndexError, OverflowError):  # damaged, a label without a name, a number of many digits
         return {}
     return {name: value for name, value in sums.items() if 0 <= value <= MOST_COUNTED}  # not so for NaN
 
