@@ -24,7 +24,7 @@ def requests() -> list[Request]:
 
 
 def run_batch(lines: list[dict[str, Any]], path: Path) -> None:
-    """What `vllm run-batch` does: a line for each, in any order; one went wrong."""
+    """Answer as `vllm run-batch` does: a line for each, in any order; one is an error."""
     answers = []
     for number, line in enumerate(reversed(lines)):
         response = {"status_code": 200, "request_id": "x", "body": completion(answer_to(line["body"]))}

@@ -19,7 +19,7 @@ RULES = Rules(SYMPTOMS.accepts)
 
 
 def mentions(*samples: Sequence[str]) -> list[Mention]:
-    """What the samples of a class list."""
+    """List the mentions in the samples of a class."""
     return [Mention(sample, place, text) for sample, texts in enumerate(samples) for place, text in enumerate(texts)]
 
 
@@ -71,7 +71,7 @@ def test_agreement_counts_samples_and_ranks() -> None:
         ["dark dots"],
     ]
     chosen = select({"melanoma": mentions(*samples)}, RULES, 4)
-    # the wording that two samples use stands for all; a sample that says it twice counts once
+    # the wording that two samples use stands for all; a sample that contains it twice counts once
     assert texts(chosen) == [("jagged border", 3), ("dark dots", 2), ("many colours", 1)]
     assert chosen.removed == {"near-duplicate": 2}
     assert texts(select({"melanoma": mentions(*samples)}, RULES, 1)) == [("jagged border", 3)]

@@ -308,7 +308,7 @@ def test_thoughts_and_talk_are_no_hindrance() -> None:
 
 
 def test_items_beyond_those_asked_for_are_left_alone() -> None:
-    """Thousands of phrases would all be compared with each other."""
+    """Limit the items of an answer: thousands of phrases would all be compared with each other."""
     seen = SEEN["melanoma"]
     many = json.dumps([*seen, *(f"{left} {right} spot" for left in WORDS for right in WORDS)])
     symptoms = generate(plan_for(rounds=1), WHO, Model({"melanoma": [many], "nevus": ["[]"]}).ask)

@@ -1,4 +1,4 @@
-"""Servers that are busy, slow, of another make, hostile: what is waited for, left out, bounded, and said in one line."""
+"""Servers that are busy, slow, of another make, hostile: waits, fields left out, bounds, errors of one line."""
 
 import asyncio
 import logging
@@ -67,7 +67,7 @@ def refuse(endpoint: FakeEndpoint, times: float, status: int = 429, **error: Any
 def test_a_busy_server_is_waited_for_however_often_it_refuses(
     endpoint: FakeEndpoint, cache: ResponseCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """More refusals than there are retries, without a word on how long they last."""
+    """Refuse more often than there are retries, without a Retry-After."""
     endpoint.retry_after = ""
     refuse(endpoint, times=20)
     client = Client([endpoint.url], None, cache, retries=2)
@@ -217,7 +217,7 @@ def test_a_server_without_a_list_of_models_works_where_one_is_named(cache: Respo
 
 
 def test_a_server_of_unknown_version_does_not_answer_for_another(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
-    """One whose version and revision are known does, and its keys are those of old records."""
+    """Servers whose version and revision are known share their answers, under the keys of old records."""
     with FakeEndpoint() as other:
         for place, asked in ((endpoint, 3), (other, 0)):
             list(Client([place.url], None, cache).complete(requests(3)))
@@ -332,7 +332,7 @@ def head(length: str = "content-length: 9", status: str = "200 OK") -> bytes:
 
 
 def sending(first: bytes, then: bytes = b"", pause: float = 0.0) -> Raw:
-    """What sends `first`, and then `then` for ever."""
+    """Make a handler that sends `first`, and then `then` for ever."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         writer.write(first)

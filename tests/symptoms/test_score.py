@@ -28,8 +28,8 @@ def test_auroc_redundancy_and_coverage() -> None:
     numbers = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [40, 30, 20])
     cosines = numbers.normal(size=(90, 5)).round(1)  # rounded, so that there are ties
-    cosines[:, 1] = 2 * cosines[:, 0] + 0.01 * numbers.normal(size=90)  # says what the first says
-    cosines[:, 3] += 9.0 * (labels == 1)  # tells its class perfectly
+    cosines[:, 1] = 2 * cosines[:, 0] + 0.01 * numbers.normal(size=90)  # nearly the same as the first
+    cosines[:, 3] += 9.0 * (labels == 1)  # separates its class perfectly
     owners = np.array([0, 0, 1, 1, 2])
     scores, coverage = score_cosines(cosines, labels, owners)
     for (auroc, _), owner, column in zip(scores, owners, cosines.T, strict=True):

@@ -22,7 +22,6 @@ from typing import Self
 import httpx
 
 from harness.errors import UserError
-from harness.symptoms.llm import watch
 from harness.symptoms.llm.transport import LOOPBACK
 from harness.symptoms.options import KEY_ADVICE
 from harness.system.files import digest_file, digest_json
@@ -41,6 +40,8 @@ OURS = {
 OWN_ENVIRONMENT = Path(".venv-serve/bin/python")
 TAIL_LINES = 15
 LOOK_SECONDS = 1.0
+WATCHER = Path(__file__).with_name("watch.py")
+GRACE_SECONDS = 20.0  # between the request to end and the kill
 NOT_INHERITED = (
     "PYTHONPATH",
     "PYTHONHOME",
@@ -120,7 +121,7 @@ class Server:
         self.log = Path(name)
         with os.fdopen(handle, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, watch.__file__, *self.command],
+                [sys.executable, str(WATCHER), str(GRACE_SECONDS), *self.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -147,7 +148,7 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.close()  # the signal for the watcher
         try:
-            self.process.wait(watch.GRACE_SECONDS + 10)
+            self.process.wait(GRACE_SECONDS + 10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
