@@ -19,7 +19,8 @@ from harness.data.stateless_random import keyed_generator
 from harness.errors import UserError
 from harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
 from harness.symptoms.llm.answers import parse, tidy
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
 from harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
 from harness.symptoms.words import LISTS, LISTS_FILE

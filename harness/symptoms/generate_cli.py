@@ -28,8 +28,9 @@ from harness.system.files import output_errors
 
 if TYPE_CHECKING:
     from harness.symptoms.generate import Plan
-    from harness.symptoms.llm.cache import Identity, ResponseCache
+    from harness.symptoms.llm.cache import ResponseCache
     from harness.symptoms.llm.client import Client
+    from harness.symptoms.llm.record import Identity
     from harness.symptoms.sets import SymptomSet
 
 SHOWN = 10  # classes in a message about missing symptoms
@@ -275,7 +276,8 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
     """Record a batch's answers, and write the requests that can be made next."""
     from harness.symptoms.generate import pending
     from harness.symptoms.llm.batch import read_batch, write_batch
-    from harness.symptoms.llm.cache import Identity, ResponseCache
+    from harness.symptoms.llm.cache import ResponseCache
+    from harness.symptoms.llm.record import Identity
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")

@@ -16,8 +16,9 @@ import pytest
 
 from harness.demo.benchmark import CLASSES
 from harness.errors import UserError
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Request
 from harness.symptoms.llm.server import _free_port, identify
 from harness.symptoms.sets import SymptomSet
 from tests.integration.test_symptoms_record import job, on_record

@@ -8,8 +8,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.symptoms.llm.batch import read_batch, write_batch
-from harness.symptoms.llm.cache import Identity, Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Identity, Request
 from tests.symptoms.fake_endpoint import answer_to, completion
 
 IDENTITY = Identity("fake", "r1", "1.0")

@@ -13,8 +13,9 @@ from tenacity import wait_none
 
 from harness.errors import UserError
 from harness.symptoms.llm import client as client_module
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Request
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, answer_to, completion
 
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from harness.errors import UserError
 from harness.symptoms.cli import app
 from harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 from harness.symptoms.plans import Classes, make_plan
 from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import SymptomSet

@@ -17,9 +17,10 @@ from harness.errors import UserError
 from harness.symptoms.llm import client as client_module
 from harness.symptoms.llm import endpoint as endpoint_module
 from harness.symptoms.llm import transport
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
 from harness.symptoms.llm.endpoint import Endpoint
+from harness.symptoms.llm.record import Request
 from harness.symptoms.llm.transport import base_url, retry_after
 from tests.symptoms.fake_endpoint import FakeEndpoint, Raw, Reply, answer_to, completion
 

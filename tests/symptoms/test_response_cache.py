@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from harness.errors import UserError
 from harness.symptoms.cache_cli import cache_app
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 
 INSTRUCTION = {"role": "system", "content": "List what is seen."}
 REQUEST = Request(

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from harness.errors import UserError
 from harness.symptoms.llm.answers import parse_completion
-from harness.symptoms.llm.cache import Identity, Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request
 from harness.system.files import atomic_path, digest_json, lines_of, parse_json
 
 

@@ -23,8 +23,9 @@ from anyio.from_thread import start_blocking_portal
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from harness.errors import UserError
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
+from harness.symptoms.llm.record import Identity, Request, Response
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Client:
         self.identity = self._recorded()
 
     def _recorded(self) -> Identity:
-        """Describe the server as it goes into the key of an answer: see cache.Identity."""
+        """Describe the server as it goes into the key of an answer: see record.Identity."""
         model, revision, version = self.served
         if UNKNOWN in (revision, version):
             version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"
