@@ -17,6 +17,7 @@ from harness.config.schema import MethodConfig
 from harness.methods.base import Task, TextClassifier, symptom_names
 from harness.methods.registry import register
 from harness.models.backbone import Backbone
+from harness.models.phrases import without_full_stop
 
 DEFAULT_TEMPLATES = {
     "class_names": ["a photo of a {}."],
@@ -65,7 +66,10 @@ class ZeroShot(TextClassifier):
             words = [[name.replace("_", " ")] for name in task.classes]
         templates = config.templates or DEFAULT_TEMPLATES[config.text]
         texts = [
-            template.replace("{}", word.rstrip(". ")) for entry in words for word in entry for template in templates
+            template.replace("{}", without_full_stop(word))
+            for entry in words
+            for word in entry
+            for template in templates
         ]
         names = [name for name in symptom_names(task.classes, words) for _ in templates]
         features = F.normalize(backbone.text.encode_texts(texts, names), dim=-1)

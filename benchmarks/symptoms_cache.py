@@ -2,7 +2,7 @@
 
     python -m benchmarks.symptoms_cache [--classes 70000 --samples 4]
 
-Prints the client's time per request (HTTP, retries, window and record, with a fake server in a process of its own), answers
+Prints the client's time per request (HTTP, retries and record, with a fake server in a process of its own), answers
 from the cache per second, lookups per second, the size of the record and the most memory that this process took.
 Targets: under 2 ms per request, at least 1,000 cached answers per second, memory that does not grow with the job.
 """
@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Request
 from harness.system.progress import Progress
 
 INSTRUCTION = (

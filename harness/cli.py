@@ -18,6 +18,7 @@ from harness.symptoms import cli as symptoms_cli
 from harness.symptoms.llm import serve_cli
 from harness.system.console import interruptions, setup_logging, user_errors
 from sweeps import cli as sweep_cli
+from sweeps.submit import submit_command
 
 
 class Verbs(TyperGroup):
@@ -28,7 +29,14 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    context_settings={"obj": submit_command},  # for `symptoms generate`, whose package lies below the sweeps'
+)
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")]

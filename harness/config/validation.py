@@ -1,6 +1,6 @@
 """Validate plain values against typed sections; what is wrong becomes one line: where, what, and what would be right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,26 +31,47 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
+    """Validate a part of a config, whose keys begin with `prefix`. Raises UserError."""
+    return parse(model, dict(values), "config", [part for part in prefix.split(".") if part])
+
+
+def parse(model: type[Model], content: Any, where: str, above: Sequence[str] = ()) -> Model:
+    """Validate plain values, as read from a file.
+
+    Args:
+        where: begins the error message: the file, for example.
+        above: the keys above `content` there.
+
+    Raises:
+        UserError: "where: place: reason", with the number of further problems.
+    """
     try:
-        return model(**values)
+        return model.model_validate(content)
     except ValidationError as error:
-        # A misspelt key comes first, since it may be why another one is missing.
-        first, *more = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-        parts = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained"))]
-        key = ".".join([*filter(None, [prefix.rstrip(".")]), *parts])
-        text = f"config: {key}: {_explain(model, first)}"
-        raise UserError(text + (f" (and {len(more)} more)" if _distinct(error) > 1 else "")) from error
+        raise UserError(f"{where}: {_first_problem(model, error, above)}") from error
 
 
-def _distinct(error: ValidationError) -> int:
-    return len({detail["loc"][:2] for detail in error.errors()})
+def _first_problem(model: type[BaseModel], error: ValidationError, above: Sequence[str]) -> str:
+    # A misspelt key comes first, since it may be why another one is missing.
+    first, *more = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    place = ".".join(above)
+    for part in first["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not part.startswith(("literal", "constrained")):  # pydantic's names for members of a union
+            place += f".{shortened(part)}"
+    others = len({detail["loc"][:2] for detail in error.errors()}) > 1
+    return f"{place.lstrip('.') or 'top level'}: {_explain(model, first)}" + (
+        f" (and {len(more)} more)" if others else ""
+    )
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
-        for part in detail["loc"][:-1]:
-            model = _section(model, str(part))
-        return f"unknown key; {did_you_mean(str(detail['loc'][-1]), list(model.model_fields))}"
+        *sections, key = detail["loc"]
+        for part in sections:
+            model = model if isinstance(part, int) else _section(model, part)
+        return f"unknown key; {did_you_mean(str(key), list(model.model_fields))}"
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error":  # of a validator of ours, which is complete
@@ -63,6 +84,7 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
 
 
 def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """The section that a key of `model` holds: alone, in a list, or as a member of a union."""
     annotation = model.model_fields[name].annotation
     candidates = [annotation, *get_args(annotation)]
     return next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -25,6 +25,7 @@ from harness.config.schema import ContextLength, MethodConfig
 from harness.methods.base import Task, TextClassifier, symptom_names
 from harness.methods.registry import register
 from harness.models.backbone import Backbone
+from harness.models.phrases import without_full_stop
 from harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 FIXED_CONTEXT = "a photo of a"
@@ -99,7 +100,7 @@ class ViP(TextClassifier):
         words = FIXED_CONTEXT if config.context == "fixed" else None
         self.context = context_vectors(tower, words, config.context_length, copies)
         self.context.requires_grad_(config.context == "learned")
-        texts = [text.rstrip(". ") for texts in task.symptoms for text in texts]
+        texts = [without_full_stop(text) for texts in task.symptoms for text in texts]
         prompts = [context_prompt(tower, text, self.context.shape[1], config.position) for text in texts]
         self.prompts = PromptBatch(tower, prompts, symptom_names(task.classes, task.symptoms))
         self.merge = MergePrompt(len(task.classes), backbone.dim) if config.merge == "attention" else None

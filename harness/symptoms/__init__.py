@@ -1,1 +1,1 @@
-"""Symptoms: an LLM (or a person) writes what a class looks like; the sets are data with provenance."""
+"""Symptom sets: phrases by an LLM or a person for the appearance of each class, as data with provenance."""

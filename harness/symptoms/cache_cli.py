@@ -53,7 +53,7 @@ def load(
     file: Annotated[Path, typer.Argument(help="the response cache, an SQLite file; made when missing")],
     exported: Annotated[Path, typer.Argument(help="JSON lines from `export`")],
 ) -> None:
-    """Take in an export; an answer that is there already is kept."""
+    """Read an export; an answer that is on record already is kept."""
     with ResponseCache(file) as cache:
         added, kept = cache.load(exported)
     typer.echo(f"{file}: {added} answers added, {kept} were there")
@@ -61,16 +61,16 @@ def load(
 
 @cache_app.command()
 def prune(file: File, model: Model = None, revision: Revision = None, server_version: ServerVersion = None) -> None:
-    """Remove answers by who gave them."""
+    """Remove answers by model, revision or server version."""
     if not (model or revision or server_version):
-        raise UserError("say whose answers to remove: --model, --revision or --server-version (see `cache stats`)")
+        raise UserError("name the answers to remove: --model, --revision or --server-version (see `cache stats`)")
     with _open(file) as cache:
         typer.echo(f"{file}: {cache.prune(cache.matching(model, revision, server_version))} answers removed")
 
 
 @cache_app.command()
 def verify(file: File) -> None:
-    """Check the file, and every answer's key against what was asked."""
+    """Check the file, and every answer's key against its request."""
     with _open(file) as cache:
         typer.echo(f"{file}: {cache.verify()} answers, all sound")
 

@@ -10,7 +10,7 @@ from harness.symptoms.generate_cli import generate
 from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
 from harness.system.files import output_errors
 
-app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is seen in the images of each class, in words.")
+app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
 app.command()(generate)
 
@@ -41,7 +41,7 @@ def import_(
 
 @app.command()
 def show(file: SetFile) -> None:
-    """Print a set: its symptoms by class, and where it comes from."""
+    """Print a set: its symptoms by class, and its provenance."""
     import json
 
     from rich.console import Console
@@ -84,8 +84,8 @@ def check(
     problems = sets.check(symptoms, wanted, tower)
     for problem in problems:
         typer.echo(problem)
-    unlooked = [what for what, given in (("classes (--data)", wanted), ("length (--backbone)", tower)) if not given]
-    left_out = f"; not looked at: {', '.join(unlooked)}" if unlooked else ""
+    unchecked = [part for part, given in (("classes (--data)", wanted), ("length (--backbone)", tower)) if not given]
+    left_out = f"; not looked at: {', '.join(unchecked)}" if unchecked else ""
     typer.echo(f"{file}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''}{left_out}")
     if problems:
         raise typer.Exit(1)
@@ -96,7 +96,7 @@ def diff(
     left: Annotated[Path, typer.Argument(metavar="A", help="a symptom set")],
     right: Annotated[Path, typer.Argument(metavar="B", help="another one")],
 ) -> None:
-    """Print what B says that A does not (+), and the other way round (-)."""
+    """Print the symptoms that only B has (+), and those that only A has (-)."""
     from harness.symptoms.sets import SymptomSet, difference
 
     lines = difference(SymptomSet.load(left), SymptomSet.load(right))
@@ -116,7 +116,7 @@ def score(
     workers: Annotated[int, typer.Option(min=0, help="processes that decode images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Measure on training images how well each symptom tells its class; the worst come first."""
+    """Measure on training images how well each symptom separates its class from the rest; the worst come first."""
     from harness.data.reader import Dataset
     from harness.errors import UserError
     from harness.symptoms import score as scoring

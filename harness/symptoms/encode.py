@@ -1,4 +1,4 @@
-"""Symptoms and images as features: the one place where the symptoms' code meets a device, and from which all is on the CPU."""
+"""Encode symptoms and images: the one module of this package that uses a device; its results are on the CPU."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ from harness.system.devices import choose_device, to_host
 
 
 def load(name: str, pretrained: str | None, device: str) -> Backbone:
-    """A backbone on the device that --device names: "auto" (a GPU where there is one), "cpu" or "cuda"."""
+    """Load a backbone on the device that --device names: "auto" (a GPU where there is one), "cpu" or "cuda"."""
     chosen = choose_device(device, "--device")  # before any weights are read
     return load_backbone(BackboneConfig(name=name, pretrained=pretrained), chosen)
 
 
 def text_features(tower: TextTower, texts: Sequence[str], *names: Sequence[str]) -> Tensor:
-    """L2-normalised features [P, d] (float32, CPU) of P texts; `names`, if any, are `TextTower.encode_texts`'s."""
+    """Encode P texts to L2-normalised features [P, d] (float32, CPU); `names`, if any, are `TextTower.encode_texts`'s."""
     return _finite(F.normalize(to_host(tower.encode_texts(texts, *names)), dim=-1))
 
 
 def image_features(backbone: Backbone, samples: Samples, batch_size: int, workers: int, description: str) -> Tensor:
-    """L2-normalised features [N, d] (float32, CPU) of samples in their order."""
+    """Encode samples in their order to L2-normalised features [N, d] (float32, CPU)."""
     features = encode_samples(backbone, samples, batch_size=batch_size, workers=workers, description=description)
     return _finite(features)
 

@@ -1,7 +1,7 @@
-"""From what an LLM said of the classes of a group to their symptoms: filters, each with the count of what it removed.
+"""Select the symptoms of a group of classes from an LLM's answers: filters, each with the number of phrases it removed.
 
-A pure function of the answers, whatever order they came in. Filters look at different phrases of a class (the same words
-from several answers are one phrase with an agreement of several), in the order of `FILTERS`; the first that objects counts.
+A pure function of the answers, in whatever order they came. Filters judge the distinct phrases of a class (the same words
+in several answers are one phrase with an agreement of several), in the order of `FILTERS`; the first that rejects counts.
 """
 
 from collections import Counter
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.symptoms.sets import Symptom, fold, room
+from harness.models.phrases import as_sentence
+from harness.symptoms.sets import Symptom, fold, most_tokens
 from harness.symptoms.words import NO, content, is_common, is_jargon, is_unseen, names_class, same_content, words
 
 if TYPE_CHECKING:
     from harness.models.text_tower import TextTower
 
-MOST_WORDS = 12  # in a symptom, where no text tower says how long it may be
-SAME_COSINE = 0.9  # of centred text features, from here on two phrases say the same
+MOST_WORDS = 12  # in a symptom, where no text tower sets the limit
+SAME_COSINE = 0.9  # of centred text features; from here on two phrases mean the same
 FILTERS = (
-    "malformed",  # not what the schema asked for, repeats itself, or holds no common word
+    "malformed",  # not as the schema demands, repetitive, or without a common word
     "names the class",
     "not visual",
     "jargon",
@@ -31,22 +32,27 @@ FILTERS = (
 
 
 @dataclass(frozen=True)
-class Said:
-    """An item of an answer: its sample number, its place in the answer, its text."""
+class Mention:
+    """An item of an answer: its sample number, its position in the answer, its text."""
 
     sample: int
-    place: int
+    position: int
     text: str
 
 
 @dataclass
 class Phrase:
-    """A phrase of a class, and the samples that say it in these or other words."""
+    """A phrase of a class, and the samples that contain it in these or other words.
+
+    Attributes:
+        first: sample and position of its first mention.
+        content: its content words.
+    """
 
     text: str
     samples: set[int]
-    first: tuple[int, int]  # sample and place
-    sense: frozenset[str] = frozenset()  # its content words
+    first: tuple[int, int]
+    content: frozenset[str] = frozenset()
 
     @property
     def rank(self) -> tuple[int, tuple[int, int]]:
@@ -55,14 +61,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Rules:
-    """What is removed.
+    """The settings of the filters.
 
     Attributes:
-        accepts: whether an item is of the form that was asked for.
-        visual: whether phrases must be visible, plain, silent about the class, and of one class only.
+        accepts: tests an item against the form that the schema demands.
+        visual: phrases must be visible, plain, without the class's name, and of one class only.
         synonyms: other names of classes, by the folded class name.
         keep_jargon: count jargon, but keep it (for backbones that were trained on medical text).
-        tower: bounds the length by its tokenizer, and tells near-duplicates by its features; None: by words alone.
+        tower: bounds the length by its tokenizer, and finds near-duplicates by its features; None: by words alone.
     """
 
     accepts: Callable[[object], bool]
@@ -71,8 +77,8 @@ class Rules:
     keep_jargon: bool = False
     tower: "TextTower | None" = None
 
-    def objection(self, name: str, text: str) -> str | None:
-        """The filter that removes a phrase of class `name` for what it is by itself."""
+    def rejection_reason(self, name: str, text: str) -> str | None:
+        """Name the filter that removes a phrase of class `name` by itself, without a look at others; None: it passes."""
         if not self.accepts(text) or repeats(text):
             return "malformed"
         if self.visual:
@@ -89,23 +95,23 @@ class Rules:
     def fits(self, text: str) -> bool:
         if self.tower is None:
             return not self.visual or len(words(text)) <= MOST_WORDS
-        return len(self.tower.tokenize(f"{text.rstrip('. ')}.")) <= room(self.tower)
+        return len(self.tower.tokenize(as_sentence(text))) <= most_tokens(self.tower)
 
 
 @dataclass
 class Selection:
-    """Symptoms of each class, best first; how many phrases each filter removed; how often each word of jargon was met."""
+    """Symptoms of each class, best first; phrases that each filter removed; occurrences of each word of jargon."""
 
     symptoms: dict[str, list[Symptom]]
     removed: Counter[str] = field(default_factory=Counter)
     jargon: Counter[str] = field(default_factory=Counter)
 
 
-def select(said: Mapping[str, Iterable[Said]], rules: Rules, count: int) -> Selection:
-    """At most `count` symptoms for each class of a group, ranked by how many samples agree, then by who said it first."""
+def select(mentions: Mapping[str, Iterable[Mention]], rules: Rules, count: int) -> Selection:
+    """Select at most `count` symptoms for each class of a group, ranked by agreement, then by the first mention."""
     chosen = Selection({})
-    phrases = {name: _admit(name, items, rules, chosen) for name, items in said.items()}
-    same = _Sameness([phrase.text for found in phrases.values() for phrase in found], rules.tower)
+    phrases = {name: _admit(name, items, rules, chosen) for name, items in mentions.items()}
+    same = _SameMeaning([phrase.text for found in phrases.values() for phrase in found], rules.tower)
     phrases = {name: _merge(found, same, chosen.removed) for name, found in phrases.items()}
     if rules.visual:
         phrases = _apart(phrases, same, chosen.removed)
@@ -117,37 +123,37 @@ def select(said: Mapping[str, Iterable[Said]], rules: Rules, count: int) -> Sele
 
 
 def jargon(text: str) -> list[str]:
-    """The words of a text that need medical training."""
+    """List the words of a text that need medical training."""
     return [word for word in words(text) if is_jargon(word)]
 
 
 def repeats(text: str) -> bool:
-    """Whether at least half of the words of a text (of three or more) occurred before in it."""
+    """Return True where at least half of the words of a text (of three or more) occurred before in it."""
     found = words(text)
     return len(found) >= 3 and len(set(found)) * 2 <= len(found)
 
 
-def _admit(name: str, items: Iterable[Said], rules: Rules, chosen: Selection) -> list[Phrase]:
-    """The phrases of a class to which no filter objects by themselves, those that most samples say first."""
+def _admit(name: str, items: Iterable[Mention], rules: Rules, chosen: Selection) -> list[Phrase]:
+    """Collect the phrases of a class that pass by themselves, those with the highest agreement first."""
     phrases: dict[str, Phrase] = {}
-    for item in sorted(items, key=lambda item: (item.sample, item.place)):
-        phrase = phrases.setdefault(fold(item.text), Phrase(item.text, set(), (item.sample, item.place)))
+    for item in sorted(items, key=lambda item: (item.sample, item.position)):
+        phrase = phrases.setdefault(fold(item.text), Phrase(item.text, set(), (item.sample, item.position)))
         phrase.samples.add(item.sample)
     admitted = []
     for phrase in phrases.values():
-        objection = rules.objection(name, phrase.text)
-        if rules.visual and objection in (None, "jargon", "too long"):
+        reason = rules.rejection_reason(name, phrase.text)
+        if rules.visual and reason in (None, "jargon", "too long"):
             chosen.jargon.update(jargon(phrase.text))
-        if objection:
-            chosen.removed[objection] += 1
+        if reason:
+            chosen.removed[reason] += 1
         else:
-            phrase.sense = content(phrase.text)
+            phrase.content = content(phrase.text)
             admitted.append(phrase)
     return sorted(admitted, key=lambda phrase: phrase.rank)
 
 
-def _merge(phrases: list[Phrase], same: "_Sameness", removed: Counter[str]) -> list[Phrase]:
-    """Each near-duplicate gives its samples to the better ranked phrase that says the same."""
+def _merge(phrases: list[Phrase], same: "_SameMeaning", removed: Counter[str]) -> list[Phrase]:
+    """Drop near-duplicates; each adds its samples to the better ranked phrase of the same meaning."""
     kept: list[Phrase] = []
     for phrase in phrases:
         better = next((earlier for earlier in kept if same(earlier, phrase)), None)
@@ -159,8 +165,8 @@ def _merge(phrases: list[Phrase], same: "_Sameness", removed: Counter[str]) -> l
     return kept
 
 
-def _apart(phrases: dict[str, list[Phrase]], same: "_Sameness", removed: Counter[str]) -> dict[str, list[Phrase]]:
-    """Only what is said of one class: it does not tell apart the others."""
+def _apart(phrases: dict[str, list[Phrase]], same: "_SameMeaning", removed: Counter[str]) -> dict[str, list[Phrase]]:
+    """Drop phrases of several classes, since they tell none of them apart."""
     apart: dict[str, list[Phrase]] = {}
     for name, found in phrases.items():
         others = [phrase for other, theirs in phrases.items() if other != name for phrase in theirs]
@@ -169,27 +175,27 @@ def _apart(phrases: dict[str, list[Phrase]], same: "_Sameness", removed: Counter
     return apart
 
 
-class _Sameness:
-    """Whether two phrases say the same: by their words, or by the cosine of their text features.
+class _SameMeaning:
+    """Decides whether two phrases mean the same: by their words, or by the cosine of their text features.
 
     A text tower places all short texts in a narrow cone, so features are centred on the mean of all `texts` first.
-    Negation is told by words alone, since text towers hardly notice it.
+    Negation is read from the words alone, since text towers hardly encode it.
     """
 
     def __init__(self, texts: Sequence[str], tower: "TextTower | None") -> None:
-        self.place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        self.cosines = _centred_cosines([f"{text}." for text in self.place], tower) if tower and self.place else None
+        self.row = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        self.cosines = _centred_cosines([f"{text}." for text in self.row], tower) if tower and self.row else None
 
     def __call__(self, left: Phrase, right: Phrase) -> bool:
-        if same_content(left.sense, right.sense):
+        if same_content(left.content, right.content):
             return True
-        if self.cosines is None or (NO in left.sense) != (NO in right.sense):
+        if self.cosines is None or (NO in left.content) != (NO in right.content):
             return False
-        return bool(self.cosines[self.place[left.text], self.place[right.text]] >= SAME_COSINE)
+        return bool(self.cosines[self.row[left.text], self.row[right.text]] >= SAME_COSINE)
 
 
 def _centred_cosines(texts: list[str], tower: "TextTower") -> np.ndarray:
-    """[n, n] float64."""
+    """Compute the cosines [n, n] float64 of n texts."""
     from harness.symptoms.encode import text_features
 
     features = text_features(tower, texts).double().numpy()

@@ -1,7 +1,7 @@
-"""A local LLM writes a symptom set: elicit, refine, filter; ask again where too little is left; say what is missing.
+"""Generate a symptom set with an LLM: elicit, refine, filter; ask again where too few symptoms are left.
 
 Classes are taken in groups of those that are hard to tell apart, groups in blocks, so that memory does not grow with the
-number of classes (but for the result). The set is a pure function of the plan and of the answers on record: rebuilt from
+number of classes (but for the result). The set is a pure function of the plan and of the recorded answers: rebuilt from
 them offline, it is the same byte for byte.
 
     vipbench symptoms generate --task derm7pt --classes melanoma,nevus --modality dermoscopy --url http://127.0.0.1:8000
@@ -11,22 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
 from harness.data.stateless_random import keyed_generator
 from harness.errors import UserError
-from harness.symptoms.filters import FILTERS, Rules, Said, Selection, select
+from harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
 from harness.symptoms.llm.answers import parse, tidy
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
-from harness.symptoms.sets import ClassSymptoms, Provenance, Symptom, SymptomSet, fold
+from harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
 from harness.symptoms.words import LISTS, LISTS_FILE
 from harness.system.files import digest_file, digest_json
 from harness.system.progress import Progress
 
 MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
-BLOCK_REQUESTS = 2048  # about so many at a time: enough to keep servers busy
+BLOCK_REQUESTS = 2048  # at a time, about: enough to keep servers busy
 RANDOM_WORDS = 4  # in a phrase
 CUT_OFF, NO_JSON, NO_ITEM = "answer cut off", "answer not parseable", "answer without a usable item"
 MOST_JARGON = 50  # words in the provenance
@@ -36,14 +38,14 @@ Ask = Callable[[Iterable[Request]], Iterator[tuple[Request, Response]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """All that determines a set, but for the answers.
+    """The settings that, with the answers, determine a set.
 
     Attributes:
-        groups: the classes, in groups of those that are hard to tell apart.
+        groups: the classes, in groups of similar ones.
         classes: all of them in the set's order.
         samples: k, answers per class and round.
         count: the symptoms wanted for each class.
-        rounds: how often is asked at most, for the classes that have too few.
+        rounds: the most rounds of questions, for the classes that have too few.
         backbone: name, pretrained and digest of the backbone whose text tower is in `rules`; None: there is none.
     """
 
@@ -66,12 +68,12 @@ class Plan:
         return KNOWLEDGE[self.kind]
 
     @property
-    def most(self) -> int:
-        """Items in an answer."""
+    def most_items(self) -> int:
+        """The most items in an answer."""
         return 2 * self.count
 
     def blocks(self) -> Iterator[list["Group"]]:
-        """The groups, so many at a time that they make about `BLOCK_REQUESTS` requests per step."""
+        """Yield the groups in blocks of about `BLOCK_REQUESTS` requests per step."""
         block: list[Group] = []
         for names in self.groups:
             block.append(Group(names))
@@ -84,27 +86,27 @@ class Plan:
     def question(
         self, group: "Group", name: str, step: Step, sample: int, features: list[str], model: str
     ) -> "Question":
-        """The request of one step for one class."""
+        """Make the request of one step for one class."""
         variables = {
             "picture": self.preset.picture,
             "look_at": self.preset.look_at,
             "plainly": self.preset.plainly,
             "classes": group.names,
-            "most": self.most,
+            "most": self.most_items,
             "name": name,
             "features": features,
         }
         messages = self.templates.messages(step.template, variables)
-        return Question(model, messages, step.schema(self.most), self.sampling, sample, group, name)
+        return Question(model, messages, step.schema(self.most_items), self.sampling, sample, group, name)
 
 
 @dataclass
 class Group:
-    """Classes that are hard to tell apart, and what was said of them so far.
+    """Similar classes, and the answers about them so far.
 
     Attributes:
-        items: what the answers to the latest step list, by class and sample.
-        lost: answers that were of no use, by reason.
+        items: of the answers to the latest step, by class and sample.
+        lost: unusable answers, by reason.
         pending: questions that were not answered (they wait for a batch).
         created: the time of the latest answer.
         tokens: prompt and completion tokens of all answers.
@@ -120,12 +122,12 @@ class Group:
     selection: Selection = field(default_factory=lambda: Selection({}))
 
     def short_of(self, count: int) -> list[str]:
-        """The classes with fewer than `count` symptoms; none while answers are awaited."""
+        """List the classes with fewer than `count` symptoms; none while answers are awaited."""
         found = self.selection.symptoms
         return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
 
     def take(self, name: str, sample: int, step: Step, response: Response, most: int) -> None:
-        """Keep the first `most` items that an answer lists, in place of what the one to the step before listed."""
+        """Keep the first `most` items of an answer, in place of those of the step before."""
         self.answers += 1
         self.pending -= 1
         self.created = max(self.created, response.created)
@@ -141,27 +143,27 @@ class Group:
         self.items[name, sample] = texts if usable else []
 
     def select(self, rules: Rules, count: int) -> None:
-        """Filter and rank what all answers so far list."""
-        said: dict[str, list[Said]] = {name: [] for name in self.names}
+        """Filter and rank the items of all answers so far."""
+        mentions: dict[str, list[Mention]] = {name: [] for name in self.names}
         for (name, sample), texts in self.items.items():
-            said[name] += [Said(sample, place, text) for place, text in enumerate(texts)]
-        self.selection = select(said, rules, count)
+            mentions[name] += [Mention(sample, position, text) for position, text in enumerate(texts)]
+        self.selection = select(mentions, rules, count)
 
     def features(self, name: str, sample: int, step: Step, most: int) -> list[str]:
-        """What a step listed and may be asked about in the next one: at most `most`, all of the form it asked for."""
+        """List at most `most` items of a step for the questions of the next one, all of the form that the schema demands."""
         return [text for text in self.items.get((name, sample), ()) if step.accepts(text)][:most]
 
 
 @dataclass(frozen=True, eq=False)
 class Question(Request):
-    """A request, and whom it is about."""
+    """A request, with its group and class."""
 
     group: Group
     name: str
 
 
 def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Groups of at most `MOST_IN_GROUP` neighbours out of (class, label of its group) pairs, of about equal size."""
+    """Divide (class, label of its group) pairs into groups of at most `MOST_IN_GROUP` neighbours, of about equal size."""
     by_label: dict[str, list[str]] = {}
     for name, label in classes:
         by_label.setdefault(label, []).append(name)
@@ -180,17 +182,18 @@ def generate(
     note: Callable[[], str] = str,
     answered_by: Callable[[], Identity] | None = None,
 ) -> SymptomSet:
-    """Write the set.
+    """Generate a set.
 
     Args:
         ask: answers requests (a client's `complete`).
-        note: tells the end of the progress line.
-        answered_by: tells after the work whose answers are on record, where that may have changed (a client's `identity`).
+        note: makes the end of the progress line.
+        answered_by: returns after the work the recorded identity of the server, where it may have changed (a client's
+            `identity`).
 
     Classes with fewer symptoms than wanted are named in the set's provenance as `missing`.
 
     Raises:
-        UserError: no class got any symptom (says what was removed), or from `ask`.
+        UserError: no class got any symptom (counts what was removed), or from `ask`.
     """
     symptoms: dict[str, list[Symptom]] = {}
     total = Group([])
@@ -213,9 +216,9 @@ def generate(
 
 
 def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Request]:
-    """The requests that can be made now and are not on record: first those of one step for all classes, then of the next.
+    """Yield the requests that can be made now and are not on record: of one step for all classes, then of the next.
 
-    None at all: everything needed for the set is on record.
+    Nothing is yielded when all answers for the set are on record.
     """
     for block in plan.blocks():
         missing: list[Request] = []
@@ -235,13 +238,15 @@ def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Re
 
 
 def without_llm(plan: Plan, seed: int) -> SymptomSet:
-    """The kinds of knowledge that no LLM is asked for: the class's name, and random words (keyed by seed and class)."""
+    """Make the sets that need no LLM: class names, and random words (keyed by seed and class)."""
     if plan.kind == "class-name":
         symptoms = {name: [Symptom(text=name.replace("_", " "))] for name in plan.classes}
     else:
         symptoms = {name: _random(name, seed, plan.count) for name in plan.classes}
     how = f"vipbench symptoms generate --knowledge {plan.kind}"
-    provenance = Provenance(kind="generated", author="vipbench", created=datetime.now(UTC).date().isoformat(), how=how)
+    provenance = SetProvenance(
+        kind="generated", author="vipbench", created=datetime.now(UTC).date().isoformat(), how=how
+    )
     if plan.kind == "random-words":
         provenance = provenance.model_copy(update={"seed": seed, "words": digest_file(LISTS_FILE)})
     return _set(plan, symptoms, provenance)
@@ -250,18 +255,18 @@ def without_llm(plan: Plan, seed: int) -> SymptomSet:
 def _random(name: str, seed: int, count: int) -> list[Symptom]:
     numbers, pool = keyed_generator(seed, fold(name)), sorted(LISTS["random"])
     phrases = [numbers.choice(len(pool), RANDOM_WORDS, replace=False) for _ in range(count)]
-    return [Symptom(text=" ".join(pool[place] for place in phrase)) for phrase in phrases]
+    return [Symptom(text=" ".join(pool[number] for number in phrase)) for phrase in phrases]
 
 
 def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
-    """Ask about the groups of a block, round after round, until their classes have what is wanted or the rounds are over."""
+    """Ask about the groups of a block, round after round, until their classes have enough symptoms or the rounds are over."""
     for number in range(plan.rounds):
         short = [(group, name) for group in block for name in group.short_of(plan.count)]
         samples = range(number * plan.samples, (number + 1) * plan.samples)
         for step in plan.knowledge.steps:
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
-                question.group.take(question.name, question.sample, step, response, plan.most)
+                question.group.take(question.name, question.sample, step, response, plan.most_items)
         for group in {id(group): group for group, _ in short}.values():
             if not group.pending:
                 group.select(plan.rules, plan.count)
@@ -270,12 +275,12 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
 def _questions(
     plan: Plan, short: list[tuple[Group, str]], step: Step, samples: range, model: str
 ) -> Iterator[Question]:
-    """One step's questions about classes; a later step asks where the one before gave something to ask about."""
+    """Yield one step's questions about classes; a later step asks only where the one before gave items."""
     steps = plan.knowledge.steps
     before = dict(zip(steps[1:], steps, strict=False)).get(step)
     for group, name in short:
         for sample in samples:
-            features = group.features(name, sample, before, plan.most) if before else []
+            features = group.features(name, sample, before, plan.most_items) if before else []
             if features or not before:
                 group.pending += 1
                 yield plan.question(group, name, step, sample, features, model)
@@ -296,11 +301,11 @@ def _removal(total: Group) -> str:
     return f"{total.answers} answers; removed: {counts or 'nothing'}"
 
 
-def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom]], total: Group) -> Provenance:
+def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom]], total: Group) -> SetProvenance:
     missing = {name: plan.count - len(symptoms[name]) for name in plan.classes if len(symptoms[name]) < plan.count}
     removed, rules = {**total.lost, **total.selection.removed}, plan.rules
     met = sorted(total.selection.jargon.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_JARGON]
-    return Provenance.model_validate(
+    return SetProvenance.model_validate(
         {
             "kind": "generated",
             "author": identity.model,
@@ -310,6 +315,7 @@ def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom
             "templates": plan.templates.digests(plan.knowledge.steps),
             "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
             "words": digest_file(LISTS_FILE),
+            "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
             "sampling": plan.sampling,
             "samples": plan.samples,
             "count": plan.count,
@@ -326,6 +332,6 @@ def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom
     )
 
 
-def _set(plan: Plan, symptoms: dict[str, list[Symptom]], provenance: Provenance) -> SymptomSet:
+def _set(plan: Plan, symptoms: dict[str, list[Symptom]], provenance: SetProvenance) -> SymptomSet:
     classes = [ClassSymptoms(name=name, symptoms=symptoms[name]) for name in plan.classes]
     return SymptomSet(task=plan.task, modality=plan.modality, classes=classes, provenance=provenance)

@@ -1,15 +1,15 @@
-"""`vipbench symptoms generate`: from options to a plan, and from a plan to a set, an estimate or a batch file."""
+"""`vipbench symptoms generate`: options become a plan, a plan becomes a set, an estimate or a batch file."""
 
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -28,20 +28,21 @@ from harness.system.files import output_errors
 
 if TYPE_CHECKING:
     from harness.symptoms.generate import Plan
-    from harness.symptoms.llm.cache import Identity, ResponseCache
+    from harness.symptoms.llm.cache import ResponseCache
     from harness.symptoms.llm.client import Client
+    from harness.symptoms.llm.record import Identity
     from harness.symptoms.sets import SymptomSet
 
-SHOWN = 10  # classes that are named when something is missing
+SHOWN = 10  # classes in a message about missing symptoms
 CHARACTERS_PER_TOKEN = 4  # of English, about
-MODEL_NAME = "MODEL"  # stands for the name of a model that is not known yet
-BATCH = "batch"  # stands for the version of what answers a batch file, unless it is given
+MODEL_NAME = "MODEL"  # in place of the name of a model before the server has answered
+BATCH = "batch"  # in place of the version of a server that answers a batch file, unless it is given
 SLURM = "--executor slurm"
 OWN_SERVER_PATIENCE = 30.0  # seconds: a server that was started for the job does not come back
 
 
 class Place(StrEnum):
-    """Where generation runs."""
+    """Places where generation can run."""
 
     local = "local"
     slurm = "slurm"
@@ -59,7 +60,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """Where answers come from: servers, one to be started, or the record alone (none of them)."""
+    """The origin of answers: servers, one to be started, or the record alone (none of them)."""
 
     urls: list[str]
     serve: str | None
@@ -73,6 +74,15 @@ class Source:
     tensor_parallel: int
 
 
+class SubmitJob(Protocol):
+    """Submits a command as a job of a cluster; the command line hands one over as the context's object."""
+
+    def __call__(
+        self, command: Sequence[str], folder: Path, log: Path, profile: Path | None, options: dict[str, Any]
+    ) -> str:
+        """Submit `command --gpus N`, recorded in `folder`; returns the job's number."""
+
+
 def generate(
     context: typer.Context,
     task: Annotated[str | None, typer.Option(help="the task's name; default: the dataset's")] = None,
@@ -82,22 +92,24 @@ def generate(
         str | None, typer.Option(help="or a prepared dataset (folder or URL), for its classes and modality")
     ] = None,
     modality: Annotated[str | None, typer.Option(help="dermoscopy, chest X-ray, histopathology, fundus, ...")] = None,
-    knowledge: Annotated[Kind, typer.Option(help="what to ask for")] = Kind.symptoms,
+    knowledge: Annotated[Kind, typer.Option(help="the kind of knowledge to ask for")] = Kind.symptoms,
     url: Annotated[
         list[str] | None, typer.Option(help="an OpenAI-compatible server's base URL; several share the work")
     ] = None,
     serve: Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
-    model: Annotated[str | None, typer.Option(help="the name the server knows the model by")] = None,
-    revision: Annotated[str | None, typer.Option(help="the model's revision, where the server does not tell")] = None,
+    model: Annotated[str | None, typer.Option(help="the model's name on the server")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="the model's revision, where the server does not report it")
+    ] = None,
     server_version: Annotated[
         str | None,
-        typer.Option(help="where the server does not tell, or a batch file; offline: whose answers are meant"),
+        typer.Option(help="where the server does not report it, or for a batch file; offline: of the answers to use"),
     ] = None,
     cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="how often to ask, where too few are left")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions, where too few are left")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
@@ -111,13 +123,18 @@ def generate(
     name: Annotated[str | None, typer.Option(help="the set's name; default: the model's, or the knowledge's")] = None,
     out: Annotated[Path, typer.Option(help="the set becomes OUT/TASK/NAME.json")] = Path("symptoms_cache"),
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be asked, and its cost")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the first request and the cost")] = False,
     tokens_per_second: Annotated[float, typer.Option(min=1, help="of all servers, for --dry-run")] = 2000.0,
-    batch_file: Annotated[Path | None, typer.Option(help="write what can be asked now, for `vllm run-batch`")] = None,
+    batch_file: Annotated[
+        Path | None, typer.Option(help="write the requests that can be made now, for `vllm run-batch`")
+    ] = None,
     from_batch: Annotated[Path | None, typer.Option(help="record the answers of `vllm run-batch` first")] = None,
     api_key_file: ApiKeyFile = None,
     api_key: ApiKey = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="the most requests under way at one server")] = 256,
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, help="requests in flight at each server; fewer where it often refuses (429) or times out"),
+    ] = 256,
     gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
     executor: Annotated[
@@ -129,7 +146,7 @@ def generate(
         str | None, typer.Option(help="before the job is requeued, as of sbatch", rich_help_panel=SLURM)
     ] = None,
 ) -> None:
-    """Let an LLM write a symptom set: elicit, refine, filter. What was answered is on record and never asked again."""
+    """Let an LLM write a symptom set: elicit, refine, filter. Recorded answers are never asked for again."""
     from harness.symptoms import plans
     from harness.symptoms.generate import without_llm
 
@@ -179,29 +196,24 @@ def generate(
 
 
 def _submit(context: typer.Context, source: Source, profile: Path | None, options: dict[str, Any]) -> None:
-    """Have a Slurm job give the same command. What it records (the answers) is how it goes on when it is requeued."""
-    from sweeps.profile import Profile
-    from sweeps.slurm import submit
-    from sweeps.units import Unit
-
+    """Submit the same command as a Slurm job. When requeued it goes on from the recorded answers."""
+    submit_job: SubmitJob = context.obj
     if source.serve is None:
         raise UserError(
             "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
         )
-    settings = Profile.load(profile, options | {"nodes_per_run": 1, "processes_per_run": 1})
-    command = [sys.executable, "-m", "harness", "symptoms", "generate", *_words(context)]
-    command += ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []
+    command = [sys.executable, "-m", "harness", "symptoms", "generate", *_given_options(context)]
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
     check_output(log_file)
-    number = submit(jobs, [Unit((), tuple(command), log_file)], settings)
+    number = submit_job(command, jobs, log_file, profile, options)
     typer.echo(
         f"job {number} is in the queue and will write the set; what it says: {log_file}; scancel {number} ends it"
     )
 
 
-def _words(context: typer.Context) -> list[str]:
-    """The options of this command as they were given, without those that are about the job."""
+def _given_options(context: typer.Context) -> list[str]:
+    """Repeat the options of this command as they were given, without those of the job."""
     words: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -261,10 +273,11 @@ def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
 
 
 def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Path | None) -> None:
-    """Record a batch's answers, and write the requests that can be made then."""
+    """Record a batch's answers, and write the requests that can be made next."""
     from harness.symptoms.generate import pending
     from harness.symptoms.llm.batch import read_batch, write_batch
-    from harness.symptoms.llm.cache import Identity, ResponseCache
+    from harness.symptoms.llm.cache import ResponseCache
+    from harness.symptoms.llm.record import Identity
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
@@ -298,12 +311,12 @@ def _estimate(plan: "Plan", tokens_per_second: float) -> None:
         group = Group(names)
         for name in names:
             for step in plan.knowledge.steps:
-                features = [] if step is plan.knowledge.steps[0] else ["x" * 80] * plan.most
+                features = [] if step is plan.knowledge.steps[0] else ["x" * 80] * plan.most_items
                 question = plan.question(group, name, step, 0, features, "MODEL")
                 example = example or question
                 questions += plan.samples
                 prompt += plan.samples * sum(len(message["content"]) for message in question.messages)
-                answers += plan.samples * plan.most * (80 if step is plan.knowledge.steps[0] else 30)
+                answers += plan.samples * plan.most_items * (80 if step is plan.knowledge.steps[0] else 30)
     prompt, answers = prompt // CHARACTERS_PER_TOKEN, answers // CHARACTERS_PER_TOKEN
     seconds = answers / tokens_per_second
     typer.echo(f"{len(plan.classes)} classes, {plan.samples} samples, {len(plan.knowledge.steps)} steps")
@@ -337,7 +350,7 @@ def _file(out: Path, task: str, name: str) -> Path:
 
 
 def _finish(symptoms: "SymptomSet", file: Path) -> None:
-    """Write the set; say what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
+    """Write the set; print what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
     with output_errors(file):
         symptoms.save(file)
     counts = [len(entry.symptoms) for entry in symptoms.classes]

@@ -1,4 +1,4 @@
-"""Options that the verbs of `vipbench symptoms` and `vipbench serve` share, how they are read, and outputs."""
+"""Options that the verbs of `vipbench symptoms` and `vipbench serve` share: declare, read and check them."""
 
 import os
 from pathlib import Path
@@ -34,10 +34,10 @@ ApiKeyFile = Annotated[
 
 
 def read_key(file: Path | None) -> str | None:
-    """The API key in a file, or in the environment; None where there is none.
+    """Read the API key from a file or the environment; None where there is none.
 
     Raises:
-        UserError: the file cannot be read, or holds no key (what it holds is not shown).
+        UserError: the file cannot be read, or holds no key (its content is not shown).
     """
     try:
         key = (
@@ -53,7 +53,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def class_names(data: str | None, classes: str | None) -> list[str] | None:
-    """The classes of a prepared dataset (folder or URL), or those listed as a CSV line; None when neither is given."""
+    """Read the classes of a prepared dataset (folder or URL) or of a CSV line; None when neither is given."""
     from harness.data.info import DatasetInfo
     from harness.data.names import listed_classes
 
@@ -65,14 +65,14 @@ def class_names(data: str | None, classes: str | None) -> list[str] | None:
 
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
-    """The backbone that the options name; "auto" is a GPU where there is one."""
+    """Load the backbone that the options name; "auto" is a GPU where there is one."""
     from harness.symptoms.encode import load as load_on  # imports torch
 
     return load_on(name, pretrained, device)
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:
-    """Refuse a file that cannot be written, before the work begins; or that is there: it may be somebody's work.
+    """Refuse, before the work begins, a file that cannot be written or that exists: it may be somebody's work.
 
     Raises:
         UserError: `path` is a folder, lies under a file or in a folder that cannot be written, or exists unless `overwrite`.

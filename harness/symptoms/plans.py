@@ -1,4 +1,4 @@
-"""From a user's options to what determines a symptom set: the classes, and the plan."""
+"""Turn a user's options into the classes and the plan of a symptom set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ MOST_CHARACTERS = 200  # of a class name, which goes into prompts
 
 
 class Classes(NamedTuple):
-    """What is described: (class, label of its group) pairs, in the set's order."""
+    """A task's (class, label of its group) pairs, in the set's order."""
 
     task: str
     modality: str | None
@@ -29,10 +29,10 @@ class Classes(NamedTuple):
 def read_classes(
     task: str | None, names: str | None, file: Path | None, data: str | None, modality: str | None
 ) -> Classes:
-    """The classes from one of: a list with commas, a file (a class per line; a tab and its group may follow), a dataset.
+    """Read the classes from a list with commas, a file (a class per line; a tab and its group may follow) or a dataset.
 
     Raises:
-        UserError: none or several are given, no task is named, no class is there, a name is unfit or occurs twice.
+        UserError: none or several of these are given, no task is named, there is no class, a name is unfit or occurs twice.
     """
     if sum(given is not None for given in (names, file, data)) != 1:
         raise UserError("say which classes: one of --classes A,B,C, --classes-file FILE and --data DIR")
@@ -66,7 +66,7 @@ def make_plan(
     keep_jargon: bool = False,
     backbone: "tuple[str, str | None, Backbone] | None" = None,
 ) -> Plan:
-    """The plan for a set. `backbone`: its name, its pretrained tag, and the model itself.
+    """Make the plan for a set. `backbone`: its name, its pretrained tag, and the model itself.
 
     Raises:
         UserError: no preset for the modality, faulty templates, presets or synonyms.

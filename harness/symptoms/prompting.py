@@ -1,10 +1,9 @@
-"""What the LLM is asked: kinds of pictures (presets.yaml), kinds of knowledge, prompt templates and JSON schemas.
+"""Questions to the LLM: kinds of pictures (presets.yaml), kinds of knowledge, prompt templates and JSON schemas.
 
 A template is a Jinja2 file with two blocks: `instruction`, the system message, is the same for all classes of a group;
 `question`, the user's message, ends with the class. The templates' own comments list their variables.
 """
 
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import Any, NamedTuple
 
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from harness.errors import UserError
-from harness.symptoms.sets import first_problem, fold
+from harness.config.validation import parse
+from harness.errors import UserError, did_you_mean
+from harness.symptoms.sets import fold
 from harness.system.files import read_yaml
 
 FOLDER = Path(__file__).with_name("templates")
@@ -27,7 +27,7 @@ SENTENCE = r"[A-Za-z][A-Za-z0-9 .,;:'()/%\-]{3,100}[A-Za-z0-9 .,;:'()/%\-]{0,100
 
 
 class Preset(BaseModel):
-    """A kind of picture, as the LLM is told about it."""
+    """A kind of picture, as prompts describe it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class Step(NamedTuple):
     Attributes:
         template: name of the template, without its suffix.
         key: of the list in the JSON answer.
-        pattern: what an item must be, as a regular expression: it bounds alphabet and length.
+        pattern: a regular expression for an item, which bounds alphabet and length.
     """
 
     template: str
@@ -51,7 +51,7 @@ class Step(NamedTuple):
     pattern: str
 
     def schema(self, most: int) -> dict[str, Any]:
-        """JSON schema of the answer: 1 to `most` items that match the pattern."""
+        """Make the JSON schema of the answer: 1 to `most` items that match the pattern."""
         items = {"type": "string", "pattern": f"^{self.pattern}$"}
         return {
             "type": "object",
@@ -61,16 +61,16 @@ class Step(NamedTuple):
         }
 
     def accepts(self, item: object) -> bool:
-        """Whether an item is what the schema asked for; not every server holds to it."""
+        """Check an item against the pattern, since not every server enforces the schema."""
         return isinstance(item, str) and re.fullmatch(self.pattern, item) is not None
 
 
 class Knowledge(NamedTuple):
-    """A kind of knowledge about classes (Figure 5 of the ViP paper): how it is asked for.
+    """A kind of knowledge about classes (Figure 5 of the ViP paper), with the steps that obtain it.
 
     Attributes:
-        steps: each reads what the one before answered; none at all: no LLM is asked.
-        visual: whether it must be visible, plain, and silent about the class's name; other kinds are taken as they come.
+        steps: each refines the answers to the one before; empty where no LLM is needed.
+        visual: its phrases must be visible, in plain words and without the class's name; other kinds are not filtered so.
     """
 
     steps: tuple[Step, ...]
@@ -87,20 +87,20 @@ KNOWLEDGE = {
 
 
 def find_preset(modality: str, extra: Path | None = None) -> tuple[str, Preset]:
-    """The preset of a modality or of one of its aliases, from presets.yaml or from a file of the same form.
+    """Look up the preset of a modality or of one of its aliases, in presets.yaml or in a file of the same form.
 
     Raises:
-        UserError: there is none (names those there are), or `extra` is not of that form.
+        UserError: there is none (lists those there are), or `extra` is not of that form.
     """
     presets = {**_presets(PRESETS_FILE), **(_presets(extra) if extra else {})}
     names = {_key(alias): name for name, preset in presets.items() for alias in (name, *preset.aliases)}
     if _key(modality) in names:
         name = names[_key(modality)]
         return name, presets[name]
-    close = difflib.get_close_matches(_key(modality), names, n=1)
-    advice = f"did you mean {names[close[0]]!r}? " if close else ""
+    advice = did_you_mean(modality, presets, otherwise="")
     raise UserError(
-        f"modality {modality!r}: no preset; {advice}there are {', '.join(presets)}; --presets FILE adds your own"
+        f"modality {modality!r}: no preset; {advice}{' ' if advice else ''}there are {', '.join(presets)}; "
+        "--presets FILE adds your own"
     )
 
 
@@ -121,7 +121,7 @@ class Templates:
         )
 
     def messages(self, template: str, variables: Mapping[str, Any]) -> list[dict[str, str]]:
-        """The system's and the user's message."""
+        """Render the system's and the user's message."""
         try:
             loaded = self.environment.get_template(f"{template}.jinja2")
             context = loaded.new_context(dict(variables))
@@ -131,12 +131,12 @@ class Templates:
         except KeyError as error:
             raise UserError(f"template {template}.jinja2: no block {error}") from error
         except (TemplateError, ArithmeticError, AttributeError, TypeError, ValueError, RecursionError) as error:
-            # the last ones are an expression's in braces: of values that do not go together, or too large
+            # the last ones come from an expression in braces: of values that do not go together, or too large
             raise UserError(f"template {template}.jinja2: {' '.join(str(error).split())[:300]}") from error
         return [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
 
     def digests(self, steps: Sequence[Step]) -> dict[str, str]:
-        """SHA-256 (hex) of the templates' text."""
+        """Hash the templates' text: SHA-256 (hex) by name."""
         assert self.environment.loader
         sources = {
             step.template: self.environment.loader.get_source(self.environment, f"{step.template}.jinja2")[0]
@@ -150,7 +150,4 @@ def _key(modality: str) -> str:
 
 
 def _presets(path: Path) -> dict[str, Preset]:
-    try:
-        return {str(name): Preset.model_validate(value) for name, value in read_yaml(path).items()}
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from error
+    return {str(name): parse(Preset, value, f"{path}: {name}") for name, value in read_yaml(path).items()}

@@ -1,4 +1,4 @@
-"""Is a symptom set any good? Measured with a backbone on the training images of a dataset, and on no others.
+"""Score a symptom set with a backbone on the training images of a dataset, never on others.
 
 vipbench symptoms score SET --data DIR --backbone ViT-B-16 --pretrained openai [--json SCORES]
 vipbench symptoms prune SET SCORES --below 0.5 --out SET
@@ -8,26 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from harness.config.validation import parse
 from harness.data.reader import Dataset
 from harness.errors import UserError
-from harness.symptoms.sets import SymptomSet, first_problem, fold
+from harness.models.phrases import as_sentence
+from harness.symptoms.sets import SymptomSet, fold
 from harness.system.files import read_json
 
 if TYPE_CHECKING:
     from harness.models.backbone import Backbone
 
 SPLIT = "train"
-CHANCE_COVERAGE = 0.05  # of a class by symptoms that know nothing
+CHANCE_COVERAGE = 0.05  # of a class by uninformative symptoms
 
 
 class SymptomScore(BaseModel):
-    """How well a symptom tells its class.
+    """The discrimination and the redundancy of a symptom.
 
     Attributes:
-        auroc: of its image-text cosine, images of its class against the rest; null where one of them has no image.
+        auroc: of its image-text cosine, images of its class against the rest; null where either has no image.
         redundancy: the highest correlation (over images) of its cosine with that of another symptom of the class.
     """
 
@@ -44,7 +46,7 @@ class Scores(BaseModel):
 
     Attributes:
         symptoms, data, backbone: digests of the set, the dataset and the backbone.
-        coverage: for each class the share of its images that some symptom explains, see `covered`.
+        coverage: for each class the share of its images that a symptom explains, see `covered_share`.
         accuracy, balanced_accuracy: of zero-shot classification by the mean cosine over each class's symptoms.
     """
 
@@ -61,11 +63,8 @@ class Scores(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `score --json` wrote. Raises UserError where it is something else."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise UserError(f"{path}: not the scores of a symptom set: {first_problem(error)}") from error
+        """Read the file that `score --json` wrote. Raises UserError where it is another."""
+        return parse(cls, read_json(path), f"{path}: not the scores of a symptom set")
 
 
 def score_set(
@@ -81,7 +80,7 @@ def score_set(
 
     texts = symptoms.texts(dataset.classes)
     samples = dataset.split(SPLIT)
-    phrases = [f"{text.rstrip('. ')}." for group in texts for text in group]
+    phrases = [as_sentence(text) for group in texts for text in group]
     encoded = text_features(backbone.text, phrases, symptom_names(dataset.classes, texts))
     images = image_features(backbone, samples, batch_size, workers, f"encode {SPLIT} images")
     cosines = (images @ encoded.T).numpy()
@@ -108,26 +107,26 @@ def score_set(
 def score_cosines(
     cosines: np.ndarray, labels: np.ndarray, owners: np.ndarray
 ) -> tuple[list[tuple[float | None, float | None]], list[float | None]]:
-    """AUROC and redundancy of each symptom, and coverage of each class.
+    """Compute AUROC and redundancy of each symptom, and coverage of each class.
 
     Args:
-        cosines: [N, P] image-text cosines. labels: [N] int64. owners: [P] the class of each symptom.
+        cosines: [N, P] image-text cosines. labels: [N] int64. owners: [P] int64, the class of each symptom.
     """
     scores: list[tuple[float | None, float | None]] = []
-    for place, owner in enumerate(owners):
+    for column, owner in enumerate(owners):
         of_class = labels == owner
-        auroc = None if of_class.all() or not of_class.any() else float(roc_auc_score(of_class, cosines[:, place]))
-        siblings = np.flatnonzero((owners == owner) & (np.arange(len(owners)) != place))
-        scores.append((auroc, _highest_correlation(cosines[:, place], cosines[:, siblings])))
+        auroc = None if of_class.all() or not of_class.any() else float(roc_auc_score(of_class, cosines[:, column]))
+        siblings = np.flatnonzero((owners == owner) & (np.arange(len(owners)) != column))
+        scores.append((auroc, _highest_correlation(cosines[:, column], cosines[:, siblings])))
     classes = range(int(owners.max()) + 1)
-    return scores, [covered(cosines[:, owners == label], labels == label) for label in classes]
+    return scores, [covered_share(cosines[:, owners == label], labels == label) for label in classes]
 
 
-def covered(cosines: np.ndarray, of_class: np.ndarray) -> float | None:
-    """The share of a class's images that some of its symptoms explains.
+def covered_share(cosines: np.ndarray, of_class: np.ndarray) -> float | None:
+    """Compute the share of a class's images that at least one of its symptoms explains; None without images to compare.
 
     A symptom explains an image whose cosine with it is above that of all but a few of the other classes' images: a share
-    of `CHANCE_COVERAGE` divided by the number of the class's symptoms, so that symptoms that know nothing cover 5 % or less.
+    of `CHANCE_COVERAGE` divided by the number of the class's symptoms, so that uninformative symptoms cover 5 % or less.
 
     Args:
         cosines: [N, S] with the class's symptoms. of_class: [N] bool.
@@ -141,7 +140,10 @@ def covered(cosines: np.ndarray, of_class: np.ndarray) -> float | None:
 def prune_set(
     symptoms: SymptomSet, scores: Scores, below: float, keep: int
 ) -> tuple[SymptomSet, list[tuple[str, str]]]:
-    """The set without symptoms whose AUROC is lower than `below`, but with at least `keep` per class; and what was dropped.
+    """Drop symptoms whose AUROC is lower than `below`, but leave at least `keep` per class.
+
+    Returns:
+        The new set, and (class, text) of each symptom that was dropped.
 
     Raises:
         UserError: the scores are those of another set.
@@ -168,7 +170,7 @@ def prune_set(
 
 
 def show(scores: Scores) -> None:
-    """Print the symptoms, the worst first, then what holds for classes and for the set."""
+    """Print the symptoms, the worst first, then the figures of each class and of the set."""
     from rich.console import Console
     from rich.table import Table
 
@@ -181,14 +183,14 @@ def show(scores: Scores) -> None:
     console.print(table)
     for name, coverage in scores.coverage.items():
         console.print(
-            f"coverage of {name}: {_number(coverage)} (symptoms that know nothing: at most about {CHANCE_COVERAGE})"
+            f"coverage of {name}: {_number(coverage)} (uninformative symptoms: at most about {CHANCE_COVERAGE})"
         )
     console.print(f"zero-shot accuracy {scores.accuracy:.3f}, balanced {scores.balanced_accuracy:.3f}; chance "
                   f"{1 / len(scores.coverage):.3f}")  # fmt: skip
 
 
 def _highest_correlation(column: np.ndarray, others: np.ndarray) -> float | None:
-    """Pearson's; None where there is no other, or a column is constant."""
+    """Find the highest Pearson correlation; None where there is no other column, or one is constant."""
     if not others.size or column.std() == 0 or (others.std(axis=0) == 0).any():
         return None
     return float(max(np.corrcoef(column, other)[0, 1] for other in others.T))

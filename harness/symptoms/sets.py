@@ -1,4 +1,4 @@
-"""Symptom sets: for each class of a task a few short phrases that say what is seen in its images.
+"""Symptom sets: for each class of a task a few short phrases for what is visible in its images.
 
 A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
 
@@ -7,32 +7,33 @@ A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
      "provenance": {"kind": "hand-written", "author": "...", "created": "2026-01-31", "how": "..."}}
 """
 
-import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
 
-from harness.errors import UserError
+from harness.config.validation import parse
+from harness.errors import UserError, did_you_mean
+from harness.models.phrases import as_sentence, without_full_stop
 from harness.symptoms.words import names_class, same_words
 from harness.system.files import digest_json, read_json, write_json
 
 if TYPE_CHECKING:
     from harness.models.text_tower import TextTower
 
-CONTEXT_VECTORS = 4  # ViP's default; they take room in a prompt beside the symptom
+CONTEXT_VECTORS = 4  # ViP's default; they share a prompt with the symptom
 
 
 def fold(name: str) -> str:
-    """A class name as names are compared: case, underscores and runs of spaces make no difference."""
+    """Normalise a class name for comparison: case, underscores and runs of spaces make no difference."""
     return " ".join(name.casefold().replace("_", " ").split())
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text is one line of printable characters (letters of any script, no control or format characters)."""
+    """Return True for one line of printable characters (letters of any script, no control or format characters)."""
     return text.isprintable() and not any(unicodedata.category(sign) in ("Co", "Cn", "Cs") for sign in text)
 
 
@@ -48,7 +49,7 @@ Line = Annotated[str, AfterValidator(_one_line)]
 
 
 class Symptom(BaseModel):
-    """A phrase; `agreement` counts the answers of an LLM that said it."""
+    """A phrase; `agreement` counts the answers of an LLM that contain it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,7 +58,7 @@ class Symptom(BaseModel):
 
 
 class ClassSymptoms(BaseModel):
-    """A class and its symptoms, the best one first. None at all: none was found, and the set cannot be used as it is."""
+    """A class and its symptoms, the best one first. A set with a class without any cannot be trained with."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,8 +70,8 @@ class ClassSymptoms(BaseModel):
         return [symptom.text for symptom in self.symptoms]
 
 
-class Provenance(BaseModel):
-    """Who or what wrote a set, when and how; a generated set adds all that went into it."""
+class SetProvenance(BaseModel):
+    """Author, date and way of making of a set; a generated set adds all that went into it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -89,24 +90,21 @@ class SymptomSet(BaseModel):
     task: Line
     modality: Line | None = None
     classes: list[ClassSymptoms] = Field(min_length=1)
-    provenance: Provenance
+    provenance: SetProvenance
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a set.
 
         Raises:
-            UserError: no such file, or not a symptom set (names the file, the place in it and what is wrong there).
+            UserError: no such file, or not a symptom set (names the file, the place in it and the problem).
         """
         content = read_json(Path(path))
         if isinstance(content, dict) and "format" not in content:
             raise UserError(
                 f'{path}: no symptom set (no "format"); `vipbench symptoms import` reads the form {{"class": [...]}}'
             )
-        try:
-            loaded = cls.model_validate(content)
-        except ValidationError as error:
-            raise UserError(f"{path}: {first_problem(error)}") from error
+        loaded = parse(cls, content, str(path))
         _refuse_twins([entry.name for entry in loaded.classes], path)
         return loaded
 
@@ -115,38 +113,35 @@ class SymptomSet(BaseModel):
         write_json(Path(path), self.model_dump(mode="json", exclude_none=True))
 
     def digest(self) -> str:
-        """SHA-256 (hex) over class names and their texts in order; neither provenance nor the classes' order counts."""
+        """Return the SHA-256 (hex) of class names and their texts in order; provenance and the classes' order do not count."""
         return digest_json(sorted([fold(entry.name), entry.texts] for entry in self.classes))
 
     def texts(self, classes: Sequence[str]) -> list[list[str]]:
-        """Texts of each of `classes`, in their order. Names match but for case and underscores.
+        """Return the texts of each of `classes`, in their order. Names match but for case and underscores.
 
         Raises:
             UserError: a class is not in the set (names the nearest that is), or has no symptom.
         """
         found = {fold(entry.name): entry.texts for entry in self.classes}
-        names = {fold(entry.name): entry.name for entry in self.classes}
         missing = [name for name in classes if fold(name) not in found]
         if missing:
             raise UserError(
-                f"symptom set of {self.task!r}: no class {', '.join(map(repr, missing[:5]))}; {_nearest(missing[0], names)}"
+                f"symptom set of {self.task!r}: no class {_listed(missing, 5)}; {_nearest_class(missing[0], self)}"
             )
         empty = [name for name in classes if not found[fold(name)]]
         if empty:
-            raise UserError(
-                f"symptom set of {self.task!r}: no symptom for {', '.join(map(repr, empty[:5]))}; generate or write some"
-            )
+            raise UserError(f"symptom set of {self.task!r}: no symptom for {_listed(empty, 5)}; generate or write some")
         return [found[fold(name)] for name in classes]
 
 
 def load_sets(files: Path | tuple[Path, ...] | None) -> list[SymptomSet]:
-    """The symptom sets that a config names. Raises UserError for a file that is none."""
+    """Read the symptom sets that a config names. Raises UserError for a file that is none."""
     paths = [files] if isinstance(files, Path) else (files or ())
     return [SymptomSet.load(path) for path in paths]
 
 
 def sets_digest(sets: Sequence[SymptomSet]) -> str | None:
-    """The digest of the content of one symptom set or several; None without any."""
+    """Return the digest of the content of one symptom set or several; None without any."""
     digests = [symptoms.digest() for symptoms in sets]
     return digest_json(digests) if len(digests) > 1 else (digests[0] if digests else None)
 
@@ -171,17 +166,15 @@ def import_plain(path: Path, *, task: str, modality: str | None, author: str) ->
         "created": datetime.now(UTC).date().isoformat(),
         "how": f"vipbench symptoms import {path.name}",
     }
-    try:
-        return SymptomSet.model_validate(
-            {"task": task, "modality": modality, "classes": classes, "provenance": provenance}
-        )
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from error
+    content = {"task": task, "modality": modality, "classes": classes, "provenance": provenance}
+    return parse(SymptomSet, content, str(path))
 
 
 def difference(left: SymptomSet, right: SymptomSet) -> list[str]:
-    """What two sets do not share, as lines: "  class", then "- text" (only left) and "+ text" (only right), or that the
-    order differs. Texts match but for case and a full stop."""
+    """Compare two sets line by line: "  class", then "- text" (only left) and "+ text" (only right), or the other order.
+
+    Texts match but for case and a full stop.
+    """
     classes = {fold(entry.name): entry.name for entry in (*left.classes, *right.classes)}
     lines = []
     for key, name in classes.items():
@@ -197,14 +190,16 @@ def difference(left: SymptomSet, right: SymptomSet) -> list[str]:
 
 
 def _keyed_texts(symptoms: SymptomSet, key: str) -> dict[str, str]:
-    return {
-        fold(text).rstrip(". "): text for entry in symptoms.classes if fold(entry.name) == key for text in entry.texts
-    }
+    texts = [text for entry in symptoms.classes if fold(entry.name) == key for text in entry.texts]
+    return {without_full_stop(fold(text)): text for text in texts}
 
 
 def check(symptoms: SymptomSet, classes: Sequence[str] | None = None, tower: "TextTower | None" = None) -> list[str]:
-    """What is wrong with a set, one line each: classes that do not match `classes` (a dataset's), classes without a
-    symptom, texts that occur twice (in a class, or in several), that name their own class, or that are too long for `tower`."""
+    """List the mistakes in a set, one line each.
+
+    Classes that do not match `classes` (a dataset's), classes without a symptom, texts that occur twice (in a class, or in
+    several), that name their own class, or that are too long for `tower`.
+    """
     problems = _class_problems(symptoms, classes) if classes is not None else []
     for entry in symptoms.classes:
         if not entry.symptoms:
@@ -218,8 +213,8 @@ def check(symptoms: SymptomSet, classes: Sequence[str] | None = None, tower: "Te
     return problems + _shared(symptoms)
 
 
-def room(tower: "TextTower") -> int:
-    """The most tokens a symptom (with its full stop) may have beside start, end and ViP's context vectors."""
+def most_tokens(tower: "TextTower") -> int:
+    """Count the tokens left for a symptom (with its full stop) beside start, end and ViP's context vectors."""
     return tower.context_length - tower.special_tokens - CONTEXT_VECTORS
 
 
@@ -227,7 +222,7 @@ def _class_problems(symptoms: SymptomSet, classes: Sequence[str]) -> list[str]:
     own = {fold(entry.name): entry.name for entry in symptoms.classes}
     wanted = {fold(name): name for name in classes}
     problems = [
-        f"class {name!r} of the dataset is not in the set; {_nearest(name, own)}"
+        f"class {name!r} of the dataset is not in the set; {_nearest_class(name, symptoms)}"
         for key, name in wanted.items()
         if key not in own
     ]
@@ -244,18 +239,18 @@ def _duplicates(entry: ClassSymptoms) -> list[str]:
 
 
 def _shared(symptoms: SymptomSet) -> list[str]:
-    said: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
     for entry in symptoms.classes:
-        for text in dict.fromkeys(fold(text).rstrip(".") for text in entry.texts):
-            said.setdefault(text, []).append(entry.name)
-    return [f"{text!r} is said of {', '.join(map(repr, names))}" for text, names in said.items() if len(names) > 1]
+        for text in dict.fromkeys(without_full_stop(fold(text)) for text in entry.texts):
+            classes.setdefault(text, []).append(entry.name)
+    return [f"{text!r} is said of {_listed(names)}" for text, names in classes.items() if len(names) > 1]
 
 
 def _too_long(name: str, text: str, tower: "TextTower") -> str | None:
-    tokens = len(tower.tokenize(f"{text.rstrip('. ')}."))
-    if tokens <= room(tower):
+    tokens, most = len(tower.tokenize(as_sentence(text))), most_tokens(tower)
+    if tokens <= most:
         return None
-    place = f"room for {room(tower)} beside {CONTEXT_VECTORS} context vectors"
+    place = f"room for {most} beside {CONTEXT_VECTORS} context vectors"
     return f"class {name!r}: {text!r} has {tokens} tokens; the text tower has {place}"
 
 
@@ -267,16 +262,10 @@ def _refuse_twins(names: Iterable[str], path: Path | str) -> None:
         seen[fold(name)] = name
 
 
-def _nearest(name: str, names: dict[str, str]) -> str:
-    close = difflib.get_close_matches(fold(name), names, n=1)
-    return (
-        f"did you mean {names[close[0]]!r}?" if close else f"it has {', '.join(map(repr, list(names.values())[:10]))}"
-    )
+def _nearest_class(name: str, symptoms: SymptomSet) -> str:
+    names = [entry.name for entry in symptoms.classes]
+    return did_you_mean(name, names, otherwise=f"it has {_listed(names, 10)}")
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, as one line."""
-    details: dict[str, Any] = dict(error.errors()[0])
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).lstrip(".")
-    reason = str(details["msg"]).removeprefix("Value error, ")
-    return f"{place or 'top level'}: {reason}"
+def _listed(names: Sequence[str], most: int | None = None) -> str:
+    return ", ".join(map(repr, names[:most]))

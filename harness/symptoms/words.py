@@ -1,6 +1,7 @@
-"""What the words of a symptom tell: whether two say the same, one names its class, speaks of the unseen, or needs a doctor.
+"""Rules about the words of symptoms: same meaning, name of the class, not visible in an image, medical jargon.
 
-Rules about words of English; texts in other scripts are compared as they stand.
+The rules are for English; texts in other scripts are compared as they stand. Word frequencies are wordfreq's, on the Zipf
+scale (log10 of occurrences per billion words); stems are Snowball's.
 """
 
 import re
@@ -12,10 +13,11 @@ from pathlib import Path
 import yaml
 
 LISTS_FILE = Path(__file__).with_name("words.yaml")
-NO = "no"
-SAME = 2 / 3  # of the words of either text: from here on two texts say the same
+NO = "no"  # stands for every negation
+SAME = 2 / 3  # of the content words of two texts; from here on they mean the same
 LISTS = {name: frozenset(text.split()) for name, text in yaml.safe_load(LISTS_FILE.read_text(encoding="utf-8")).items()}
-SMALL_WORDS, NEGATIONS, TERMS, PLAIN = (LISTS[name] for name in ("small", "negations", "terms", "plain"))
+SMALL_WORDS, NEGATIONS, TERMS = (LISTS[name] for name in ("small", "negations", "terms"))
+COMMON, EVERYDAY = 2.0, 3.3  # Zipf frequencies: of "blotchy" and more, of "opaque" and more
 LATIN_PLURALS = (("us", "i"), ("a", "ae"), ("um", "a"), ("is", "es"), ("on", "a"), ("ma", "mata"))
 ENDINGS = ("ness", "like", "ish", "ing", "ies", "ed", "es", "ly", "er", "s", "y", "d", "e")  # of plain English words
 
@@ -31,13 +33,13 @@ MEASURED = re.compile(
     re.IGNORECASE,
 )
 
-# Parts of medical terms of Latin and Greek make; a word with one of these that is rare in everyday text is taken for jargon.
+# Parts of medical terms of Latin and Greek make: a word with one of these is jargon unless it is an everyday one.
 MEDICAL_END = re.compile(
     r"(?:osis|oses|itis|oma|omas|omata|a?emia|oid|oids|plas(?:ia|tic)|trophy|trophic|path(?:y|ic|ology)|ecta(?:sia|sis|tic)|"
     r"cyt(?:e|es|ic|osis)|sclero(?:sis|tic)|uria|penia|megaly|thorax|edema|thema|thematous|ysema|ification|echoic|chroma(?:tic|sia)|"
     r"morph(?:ic|ism|ous)|nuclear|vascular|vascularity|cellular|epithelial|dermal|scop(?:y|ic)|genic|rrhag(?:e|ic)|rrhea|philic|"
     r"enchyma|enchymal|stroma|stromal|mucosa|mucosal|lobar|hilar|apical|basal|medial|distal|proximal|dorsal|ventral|caudal|cranial|"
-    r"pleural|venous|intense|dense|lucent|lucency|opaque|opacit(?:y|ies)|exudates?|infiltrates?|effusions?|papules?|macules?|"
+    r"pleural|venous|opacit(?:y|ies)|exudates?|infiltrates?|effusions?|papules?|macules?|"
     r"pustules?|vesicles?|plaques?|nodul(?:e|es|ar)|lesions?)$"
 )
 MEDICAL_START = re.compile(
@@ -48,57 +50,56 @@ MEDICAL_START = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, case folded, hyphens apart; of any script."""
+    """Split a text of any script into words: case folded, hyphens apart."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.findall(r"[^\W_]+", folded.replace("'", ""))
 
 
+@lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
-    """A word without a common English ending; at least three letters stay."""
-    for ending in ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return stem(word[: -len(ending)])
-    return word
+    """Reduce a word to its Porter2 stem (snowballstem.org/algorithms/english/stemmer.html)."""
+    return str(_stemmer().stemWord(word))
 
 
 def content(text: str) -> frozenset[str]:
-    """What a text says: the stems of its words but for small ones, `NO` for negations; all words, where nothing else is left."""
+    """Collect the stems of a text's words, without small ones and with `NO` for negations; all words where none are left."""
     found = words(text)
     stems = (NO if word in NEGATIONS else stem(word) for word in found if word not in SMALL_WORDS)
     return frozenset(stems) or frozenset(found)
 
 
 def same_words(left: str, right: str) -> bool:
-    """Whether two texts say the same: two thirds of all their content words are shared, and both or neither are negated."""
+    """Compare two texts by their content words: two thirds of all are shared, and both or neither are negated."""
     return same_content(content(left), content(right))
 
 
 def same_content(left: frozenset[str], right: frozenset[str]) -> bool:
-    """`same_words` of two texts given by their `content`."""
+    """Compare as `same_words` two texts given by their `content`."""
     if (NO in left) != (NO in right):
         return False
     return len(left & right) >= SAME * len(left | right)
 
 
 def names_class(text: str, names: Iterable[str]) -> bool:
-    """Whether a text holds one of the names (a class's, and its synonyms): whole, or a medical term out of it.
+    """Look in a text for one of the names (a class's, and its synonyms): whole, or a medical term out of it.
 
     Latin plurals and other endings of the same word count as well: nevi, melanocytic, pneumonic.
     """
-    said = words(text)
-    return any(_holds(text, said, words(name), name) for name in names)
+    found = words(text)
+    return any(_contains_name(text, found, name) for name in names)
 
 
-def _holds(text: str, said: list[str], named: list[str], name: str) -> bool:
+def _contains_name(text: str, found: list[str], name: str) -> bool:
     if not name.isascii() and name.casefold() in text.casefold():
         return True
+    named = words(name)
     if len(named) == 1:
-        return any(_same_term(word, named[0]) for word in said)
-    windows = (said[first : first + len(named)] for first in range(len(said) - len(named) + 1))
+        return any(_same_term(word, named[0]) for word in found)
+    windows = (found[first : first + len(named)] for first in range(len(found) - len(named) + 1))
     if named and any(list(map(stem, window)) == list(map(stem, named)) for window in windows):
         return True
     terms = [word for word in named if is_jargon(word)]
-    return any(_same_term(word, term) for word in said for term in terms)
+    return any(_same_term(word, term) for word in found for term in terms)
 
 
 def _same_term(word: str, term: str) -> bool:
@@ -106,57 +107,50 @@ def _same_term(word: str, term: str) -> bool:
     if word == term or stem(word) == stem(term):
         return True
     for singular, plural in LATIN_PLURALS:
-        if {word, term} in (
-            {stem + singular, stem + plural} for stem in (term.removesuffix(singular), term.removesuffix(plural))
-        ):
+        bases = (term.removesuffix(singular), term.removesuffix(plural))
+        if {word, term} in ({base + singular, base + plural} for base in bases):
             return True
     common = len(term) * 3 // 4
     return len(term) >= 6 and term.isascii() and word.startswith(term[:common])
 
 
 def is_unseen(text: str) -> bool:
-    """Whether a text speaks of what no picture shows: laboratory values, history, feelings, sounds, causes, treatment."""
+    """Find in a text what no image shows: laboratory values, history, feelings, sounds, causes, treatment."""
     return bool(UNSEEN.search(text.replace("-", " ")) or MEASURED.search(text))
 
 
 @lru_cache(maxsize=100_000)
 def is_jargon(word: str) -> bool:
-    """Whether a word (folded) needs medical training.
+    """Judge whether a word (folded) needs medical training.
 
-    Measured, not only listed: CLIP's byte-pair vocabulary was merged by frequency over the captions of the web, so a word
-    that everybody uses is one piece there and a term of a trade is many. Jargon is a word of three pieces or more; of two,
-    if it is built of Latin and Greek parts; and the terms that are common enough to be missed by both (`TERMS`).
-    Endings of plain English (-ish, -ly, -ness) do not count as pieces.
+    Jargon is a rare word; a word of Latin and Greek parts below the frequency of everyday words; and the terms that are
+    too common for both measures (`TERMS`).
     """
-    if word in PLAIN or stem(word) in PLAIN or word.isdigit():
-        return False
     if word in TERMS:
         return True
-    pieces = min(_pieces(form) for form in _forms(word))
-    medical = bool(MEDICAL_END.search(word) or MEDICAL_START.search(word))
-    return pieces >= 3 or (pieces == 2 and medical)
+    medical = MEDICAL_END.search(word) or MEDICAL_START.search(word)
+    return not word.isdigit() and _frequency(word) < (EVERYDAY if medical else COMMON)
 
 
 @lru_cache(maxsize=100_000)
 def is_common(word: str) -> bool:
-    """Whether a word of three letters or more is (but for its ending) one piece of CLIP's vocabulary."""
-    return len(word) >= 3 and (word in PLAIN or min(_pieces(form) for form in _forms(word)) == 1)
+    """Judge whether a word of three letters or more is one that most readers of English have met."""
+    return len(word) >= 3 and _frequency(word) >= COMMON
 
 
-def _forms(word: str) -> list[str]:
-    """A word, and what is left without one plain English ending, or with "e" in its place (scal-y, scale)."""
+def _frequency(word: str) -> float:
+    """The Zipf frequency of the commonest form of a word: itself, or without a plain English ending (scal-y: scale)."""
+    from wordfreq import zipf_frequency
+
     cut = [word[: -len(ending)] for ending in ENDINGS if word.endswith(ending) and len(word) - len(ending) >= 3]
     doubled = [form[:-1] for form in cut if form[-1] == form[-2]]
     bare = word.removeprefix("un")
-    return [word, *cut, *(form + "e" for form in cut), *doubled, *([bare] if len(bare) >= 3 else [])]
-
-
-def _pieces(word: str) -> int:
-    return len(_tokenizer().encode(word))
+    forms = [word, *cut, *(form + "e" for form in cut), *doubled, *([bare] if len(bare) >= 3 else [])]
+    return max(zipf_frequency(form, "en") for form in forms)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer():  # type: ignore[no-untyped-def]  # open_clip gives no types
-    from open_clip.tokenizer import SimpleTokenizer
+def _stemmer():  # type: ignore[no-untyped-def]  # snowballstemmer gives no types
+    import snowballstemmer
 
-    return SimpleTokenizer()
+    return snowballstemmer.stemmer("english")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.symptoms.llm.cache import Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Response
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
 from tests.symptoms.job import structured_requests
 

@@ -16,8 +16,9 @@ import pytest
 
 from harness.demo.benchmark import CLASSES
 from harness.errors import UserError
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Request
 from harness.symptoms.llm.server import _free_port, identify
 from harness.symptoms.sets import SymptomSet
 from tests.integration.test_symptoms_record import job, on_record
@@ -39,7 +40,7 @@ class Running:
         self.process = self.stack.enter_context(served(self.model, self.port))
 
     def answered(self) -> float:
-        """How many requests it has answered since it was started."""
+        """Count the requests it has answered since its start."""
         text = httpx.get(f"{self.url}/metrics").text
         return sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE)))
 
@@ -115,7 +116,7 @@ def generate(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nonsense_becomes_a_set_for_the_demo_task_that_is_valid(server: Running, tmp_path: Path) -> None:
-    """Nothing but valid symptoms passes, what is missing is said, and the record gives the same bytes without a server."""
+    """Check that only valid symptoms pass, missing ones are reported, and the record gives the same bytes without a server."""
     options = ["--cache", str(tmp_path / "answers.sqlite"), "--rounds", "2", "--keep-jargon"]
     result = generate("--url", server.url, "--out", str(tmp_path / "first"), *options)
     assert result.returncode in (0, 1) and "Traceback" not in result.stderr, result.stderr
@@ -135,7 +136,7 @@ def test_nonsense_becomes_a_set_for_the_demo_task_that_is_valid(server: Running,
     assert (tmp_path / "second" / "demo" / "tiny-llm.json").read_bytes() == written.read_bytes()
     assert server.answered() == answered
 
-    # Without --keep-jargon words that do not exist are taken for jargon: hardly anything is left, and that is said.
+    # Without --keep-jargon words that do not exist are taken for jargon: hardly anything is left, and that is reported.
     strict = generate("--offline", "--out", str(tmp_path / "strict"), *options[:2], "--rounds", "1")
     assert strict.returncode in (1, 2) and "Traceback" not in strict.stderr
     said = strict.stdout + strict.stderr

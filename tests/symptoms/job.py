@@ -5,8 +5,9 @@ The answers are structured, so that both the fake endpoint and vLLM can be asked
 
 import sys
 
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Request
 from harness.system.console import setup_logging, user_errors
 
 INSTRUCTION = (

@@ -1,4 +1,4 @@
-"""What models answer: thoughts, talk around JSON, lists in other forms, typographic signs; and completions in other forms."""
+"""Answers of models: thoughts, talk around JSON, lists in other forms, typographic signs; and completions in other forms."""
 
 import time
 from datetime import UTC, datetime

@@ -8,8 +8,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.symptoms.llm.batch import read_batch, write_batch
-from harness.symptoms.llm.cache import Identity, Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
+from harness.symptoms.llm.record import Identity, Request
 from tests.symptoms.fake_endpoint import answer_to, completion
 
 IDENTITY = Identity("fake", "r1", "1.0")
@@ -24,7 +25,7 @@ def requests() -> list[Request]:
 
 
 def run_batch(lines: list[dict[str, Any]], path: Path) -> None:
-    """What `vllm run-batch` does: a line for each, in any order; one went wrong."""
+    """Answer as `vllm run-batch` does: a line for each, in any order; one is an error."""
     answers = []
     for number, line in enumerate(reversed(lines)):
         response = {"status_code": 200, "request_id": "x", "body": completion(answer_to(line["body"]))}

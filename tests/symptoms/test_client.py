@@ -13,9 +13,9 @@ from tenacity import wait_none
 
 from harness.errors import UserError
 from harness.symptoms.llm import client as client_module
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.endpoint import Window
+from harness.symptoms.llm.record import Request
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, answer_to, completion
 
 
@@ -168,12 +168,13 @@ def test_the_key_is_sent(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
 def test_several_servers_share_the_load_and_one_may_go(cache: ResponseCache) -> None:
     with FakeEndpoint(delay=0.01) as first, contextlib.ExitStack() as stack:
         second = stack.enter_context(FakeEndpoint(delay=0.01))
-        client = Client([first.url, second.url], None, cache)
+        client = Client([first.url, second.url], None, cache, concurrency=8)
         for number, _ in enumerate(client.complete(requests(300))):
             if number == 100:
                 assert min(len(first.asked), len(second.asked)) > 20
                 stack.close()
         assert number == 299
+        assert (first.most_at_once, second.most_at_once) == (8, 8)
     assert len(cache) == 300
 
 
@@ -181,7 +182,7 @@ def test_a_job_waits_for_its_server_to_come_back(cache: ResponseCache) -> None:
     endpoint = FakeEndpoint(delay=0.01)
     with contextlib.ExitStack() as stack:
         stack.enter_context(endpoint)
-        client = Client([endpoint.url], None, cache)
+        client = Client([endpoint.url], None, cache, concurrency=8)
         answers = client.complete(requests(200))
         for _ in range(50):
             next(answers)
@@ -196,7 +197,7 @@ def test_a_job_waits_for_its_server_to_come_back(cache: ResponseCache) -> None:
 
 def test_a_server_that_stays_away_ends_the_job(cache: ResponseCache) -> None:
     with FakeEndpoint(delay=0.01) as endpoint:
-        answers = Client([endpoint.url], None, cache, patience=0.5).complete(requests(200))
+        answers = Client([endpoint.url], None, cache, patience=0.5, concurrency=8).complete(requests(200))
         for _ in range(50):
             next(answers)
     with pytest.raises(UserError, match=r"gone for .* s; what was answered is on record"):
@@ -210,7 +211,12 @@ def test_a_server_that_stays_away_ends_the_job(cache: ResponseCache) -> None:
 
 
 def test_another_server_version_does_not_carry_on_the_job(cache: ResponseCache) -> None:
-    with FakeEndpoint(delay=0.01) as endpoint:
+    async def answer_once(body: dict[str, Any], number: int) -> Reply:
+        await asyncio.sleep(60 if number else 0)  # so that requests are in flight when it goes
+        return 200, completion("fine")
+
+    with FakeEndpoint() as endpoint:
+        endpoint.reply = answer_once
         answers = Client([endpoint.url], None, cache).complete(requests(200))
         next(answers)
     endpoint.version = "2.0"
@@ -267,34 +273,3 @@ def test_the_prefix_cache_is_reported(endpoint: FakeEndpoint, cache: ResponseCac
     list(client.complete(requests(2)))
     assert client.stats.prefix_hit_rate == pytest.approx(0.8)
     assert "prefix cache 80%" in client.stats.note()
-
-
-def test_the_window_follows_the_queue() -> None:
-    window = Window(256)
-    for _ in range(12):
-        window.queued(0, under_way=window.size)
-    assert window.size == 256
-    window.queued(0, under_way=3)
-    window.queued(100, under_way=256)
-    assert window.size == 206
-    window.answered(100.0)  # where the queue is known, latency says nothing
-    assert window.size == 206
-
-
-def test_the_window_finds_what_an_unknown_server_can_take() -> None:
-    """This one answers best with 20 at a time, and later with 60; with more it thrashes."""
-    window = Window(256)
-    for best in (20, 60):
-        sizes = []
-        for _ in range(100):
-            for _ in range(window.size):
-                window.answered(max(1.0, (window.size / best) ** 2))
-            sizes.append(window.size)
-        assert best / 2 < sum(sizes[50:]) / 50 < best * 2
-
-
-def test_the_window_is_halved_once_for_the_refusals_of_a_moment() -> None:
-    window = Window(256)
-    for _ in range(3):
-        window.overloaded()
-    assert window.size == 4

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from harness.models.backbone import Backbone
-from harness.symptoms.filters import FILTERS, MOST_WORDS, Rules, Said, repeats, select
+from harness.symptoms.filters import FILTERS, MOST_WORDS, Mention, Rules, repeats, select
 from harness.symptoms.prompting import KNOWLEDGE
-from harness.symptoms.sets import room
+from harness.symptoms.sets import most_tokens
 
 SYMPTOMS, DESCRIPTION = (KNOWLEDGE[kind].steps[-1] for kind in ("symptoms", "description"))
 RULES = Rules(SYMPTOMS.accepts)
 
 
-def said(*samples: Sequence[str]) -> list[Said]:
-    """What the samples of a class list."""
-    return [Said(sample, place, text) for sample, texts in enumerate(samples) for place, text in enumerate(texts)]
+def mentions(*samples: Sequence[str]) -> list[Mention]:
+    """List the mentions in the samples of a class."""
+    return [Mention(sample, place, text) for sample, texts in enumerate(samples) for place, text in enumerate(texts)]
 
 
 def texts(chosen: Any, name: str = "melanoma") -> list[tuple[str, int | None]]:
@@ -48,14 +48,14 @@ def texts(chosen: Any, name: str = "melanoma") -> list[tuple[str, int | None]]:
 )
 def test_each_filter_removes_and_counts(text: str, reason: str | None) -> None:
     rules = Rules(SYMPTOMS.accepts, synonyms={"melanoma": ["skin cancer"]})
-    chosen = select({"melanoma": said([text])}, rules, 4)
+    chosen = select({"melanoma": mentions([text])}, rules, 4)
     assert chosen.removed == ({reason: 1} if reason else {})
     assert bool(texts(chosen)) is (reason is None)
     assert reason is None or reason in FILTERS
 
 
 def test_jargon_is_reported_and_may_be_kept() -> None:
-    answers = {"melanoma": said(["erythematous edge", "small erythematous papules", "dark border"])}
+    answers = {"melanoma": mentions(["erythematous edge", "small erythematous papules", "dark border"])}
     dropped = select(answers, RULES, 4)
     assert texts(dropped) == [("dark border", 1)]
     assert dropped.jargon == {"erythematous": 2, "papules": 1}
@@ -70,17 +70,17 @@ def test_agreement_counts_samples_and_ranks() -> None:
         ["a jagged border"],
         ["dark dots"],
     ]
-    chosen = select({"melanoma": said(*samples)}, RULES, 4)
-    # the wording that two samples use stands for all; a sample that says it twice counts once
+    chosen = select({"melanoma": mentions(*samples)}, RULES, 4)
+    # the wording that two samples use stands for all; a sample that contains it twice counts once
     assert texts(chosen) == [("jagged border", 3), ("dark dots", 2), ("many colours", 1)]
     assert chosen.removed == {"near-duplicate": 2}
-    assert texts(select({"melanoma": said(*samples)}, RULES, 1)) == [("jagged border", 3)]
+    assert texts(select({"melanoma": mentions(*samples)}, RULES, 1)) == [("jagged border", 3)]
 
 
 def test_what_is_said_of_several_classes_is_removed_from_all() -> None:
     answers = {
-        "melanoma": said(["dark brown spot", "jagged border"]),
-        "nevus": said(["spot of dark brown", "smooth border"]),
+        "melanoma": mentions(["dark brown spot", "jagged border"]),
+        "nevus": mentions(["spot of dark brown", "smooth border"]),
     }
     chosen = select(answers, RULES, 4)
     assert texts(chosen) == [("jagged border", 1)] and texts(chosen, "nevus") == [("smooth border", 1)]
@@ -92,7 +92,7 @@ def test_other_kinds_of_knowledge_are_taken_as_they_come() -> None:
     sentence = (
         "Melanoma is a malignant tumor of melanocytes, often painful; it is seen by dermoscopy as an atypical network"
     )
-    chosen = select({"melanoma": said([sentence]), "nevus": said([sentence])}, rules, 4)
+    chosen = select({"melanoma": mentions([sentence]), "nevus": mentions([sentence])}, rules, 4)
     assert texts(chosen) == [(sentence, 1)] and chosen.removed == {} and chosen.jargon == {}
 
 
@@ -109,7 +109,8 @@ def test_the_order_of_arrival_makes_no_difference() -> None:
     ]
     draw = random.Random(0)
     answers = {
-        name: said(*([draw.choice(pool) for _ in range(5)] for _ in range(6))) for name in ("melanoma", "nevus", "wart")
+        name: mentions(*([draw.choice(pool) for _ in range(5)] for _ in range(6)))
+        for name in ("melanoma", "nevus", "wart")
     }
     first = select(answers, RULES, 3)
     for _ in range(10):
@@ -135,8 +136,10 @@ class AxisTower:
 def test_a_text_tower_tells_near_duplicates_and_length() -> None:
     rules = Rules(SYMPTOMS.accepts, tower=AxisTower())  # type: ignore[arg-type]
     answers = {
-        "melanoma": said(["colour of ink", "black like ink spilled", "white as snow", "not like ink"], ["word " * 8]),
-        "nevus": said(["yellow sand", "blue sky above"], ["sandy beach of sand"]),
+        "melanoma": mentions(
+            ["colour of ink", "black like ink spilled", "white as snow", "not like ink"], ["word " * 8]
+        ),
+        "nevus": mentions(["yellow sand", "blue sky above"], ["sandy beach of sand"]),
     }
     chosen = select(answers, rules, 4)
     assert texts(chosen) == [("colour of ink", 1), ("white as snow", 1), ("not like ink", 1)]
@@ -148,10 +151,10 @@ def test_a_text_tower_tells_near_duplicates_and_length() -> None:
 
 def test_a_real_text_tower(vit_backbone: Backbone) -> None:
     rules = Rules(SYMPTOMS.accepts, tower=vit_backbone.text)
-    chosen = select({"melanoma": said(["dark border"], ["a dark border"]), "nevus": said(["round"])}, rules, 2)
+    chosen = select({"melanoma": mentions(["dark border"], ["a dark border"]), "nevus": mentions(["round"])}, rules, 2)
     assert texts(chosen) == [("dark border", 2)] and texts(chosen, "nevus") == [("round", 1)]
     assert select({"a": []}, rules, 2).symptoms == {"a": []}  # nothing to encode
-    assert rules.fits("dark " * (room(vit_backbone.text) - 1)) and room(vit_backbone.text) > MOST_WORDS
+    assert rules.fits("dark " * (most_tokens(vit_backbone.text) - 1)) and most_tokens(vit_backbone.text) > MOST_WORDS
 
 
 def test_repeats() -> None:
@@ -162,7 +165,7 @@ def test_whatever_is_said_ends_in_sound_symptoms(tmp_path: Path) -> None:
     draw = random.Random(1)
     signs = "ab \x00\x1b\"\\{}[],:éß漢字\ud800\u202e\U0001f9a0-.;'0%"
     noise = [["".join(draw.choices(signs, k=draw.randrange(80))) for _ in range(20)] for _ in range(20)]
-    chosen = select({"a": said(*noise), "b": said(*noise[::-1])}, RULES, 4)
+    chosen = select({"a": mentions(*noise), "b": mentions(*noise[::-1])}, RULES, 4)
     kept = SimpleNamespace(texts=[symptom.text for symptoms in chosen.symptoms.values() for symptom in symptoms])
     assert all(SYMPTOMS.accepts(text) for text in kept.texts)
     assert chosen.removed["malformed"] > 300

@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from typer.testing import CliRunner, Result
 from harness.errors import UserError
 from harness.symptoms.cli import app
 from harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 from harness.symptoms.plans import Classes, make_plan
 from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import SymptomSet
@@ -76,6 +78,7 @@ def test_a_set_is_written_with_its_provenance() -> None:
     assert (provenance["model"], provenance["revision"], provenance["server_version"]) == WHO
     assert set(provenance["templates"]) == {"elicit", "refine"} and provenance["missing"] == {}
     assert provenance["created"] == "2026-01-13T00:00:00+00:00"  # the last answer's, never now
+    assert provenance["packages"] == {name: version(name) for name in ("snowballstemmer", "wordfreq")}
 
 
 def test_what_is_asked() -> None:
@@ -306,7 +309,7 @@ def test_thoughts_and_talk_are_no_hindrance() -> None:
 
 
 def test_items_beyond_those_asked_for_are_left_alone() -> None:
-    """Thousands of phrases would all be compared with each other."""
+    """Limit the items of an answer: thousands of phrases would all be compared with each other."""
     seen = SEEN["melanoma"]
     many = json.dumps([*seen, *(f"{left} {right} spot" for left in WORDS for right in WORDS)])
     symptoms = generate(plan_for(rounds=1), WHO, Model({"melanoma": [many], "nevus": ["[]"]}).ask)

@@ -1,4 +1,4 @@
-"""Servers that are busy, slow, of another make, hostile: what is waited for, left out, bounded, and said in one line."""
+"""Servers that are busy, slow, of another make, hostile: waits, fields left out, bounds, errors of one line."""
 
 import asyncio
 import logging
@@ -17,9 +17,10 @@ from harness.errors import UserError
 from harness.symptoms.llm import client as client_module
 from harness.symptoms.llm import endpoint as endpoint_module
 from harness.symptoms.llm import transport
-from harness.symptoms.llm.cache import Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.client import Client
 from harness.symptoms.llm.endpoint import Endpoint
+from harness.symptoms.llm.record import Request
 from harness.symptoms.llm.transport import base_url, retry_after
 from tests.symptoms.fake_endpoint import FakeEndpoint, Raw, Reply, answer_to, completion
 
@@ -67,7 +68,7 @@ def refuse(endpoint: FakeEndpoint, times: float, status: int = 429, **error: Any
 def test_a_busy_server_is_waited_for_however_often_it_refuses(
     endpoint: FakeEndpoint, cache: ResponseCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """More refusals than there are retries, without a word on how long they last."""
+    """Refuse more often than there are retries, without a Retry-After."""
     endpoint.retry_after = ""
     refuse(endpoint, times=20)
     client = Client([endpoint.url], None, cache, retries=2)
@@ -113,8 +114,9 @@ def test_another_server_takes_over_from_a_busy_one(endpoint: FakeEndpoint, cache
     endpoint.retry_after = "3600"
     refuse(endpoint, times=float("inf"))
     with FakeEndpoint() as second:
-        assert len(list(Client([endpoint.url, second.url], None, cache).complete(requests(50)))) == 50
-        assert len(second.asked) == 50 and len(endpoint.asked) <= endpoint_module.FIRST_WINDOW
+        client = Client([endpoint.url, second.url], None, cache, concurrency=8)
+        assert len(list(client.complete(requests(50)))) == 50
+        assert len(second.asked) == 50 and len(endpoint.asked) <= 8
 
 
 def test_a_server_that_is_busy_from_the_beginning_is_waited_for(cache: ResponseCache) -> None:
@@ -216,7 +218,7 @@ def test_a_server_without_a_list_of_models_works_where_one_is_named(cache: Respo
 
 
 def test_a_server_of_unknown_version_does_not_answer_for_another(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
-    """One whose version and revision are known does, and its keys are those of old records."""
+    """Servers whose version and revision are known share their answers, under the keys of old records."""
     with FakeEndpoint() as other:
         for place, asked in ((endpoint, 3), (other, 0)):
             list(Client([place.url], None, cache).complete(requests(3)))
@@ -275,7 +277,7 @@ def test_refused_fields_are_left_out_and_that_is_recorded(
     endpoint: FakeEndpoint, cache: ResponseCache, caplog: pytest.LogCaptureFixture, fields: tuple[str, ...]
 ) -> None:
     picky(endpoint, *fields)
-    client = Client([endpoint.url], None, cache)
+    client = Client([endpoint.url], None, cache, concurrency=8)
     answered = dict(enumerate(client.complete(requests(100))))
     accepted = [body for body in endpoint.asked if not any(field in body for field in fields)]
     assert len(answered) == len(cache) == len(accepted) == 100
@@ -288,7 +290,7 @@ def test_refused_fields_are_left_out_and_that_is_recorded(
     assert cache.verify() == 100
 
     endpoint.asked.clear()  # the next job finds out again, and finds all on record
-    again = Client([endpoint.url], None, cache)
+    again = Client([endpoint.url], None, cache, concurrency=8)
     assert len(list(again.complete(requests(100)))) == 100 == len(cache)
     assert len(endpoint.asked) <= 10 * len(fields) and all(
         any(field in body for field in fields) for body in endpoint.asked
@@ -331,7 +333,7 @@ def head(length: str = "content-length: 9", status: str = "200 OK") -> bytes:
 
 
 def sending(first: bytes, then: bytes = b"", pause: float = 0.0) -> Raw:
-    """What sends `first`, and then `then` for ever."""
+    """Make a handler that sends `first`, and then `then` for ever."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -403,14 +405,41 @@ ODD_NUMBERS = ["NaN", "-5", "1e999", "1e17", "+Inf", "-Inf", "1.2.3", "--1", "",
 
 @pytest.mark.parametrize("number", ODD_NUMBERS)
 def test_odd_metrics_are_ignored(endpoint: FakeEndpoint, cache: ResponseCache, number: str) -> None:
-    names = ("num_requests_waiting", "prefix_cache_queries_total", "prefix_cache_hits_total")
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total")
     endpoint.metrics = "".join(f'vllm:{name}{{engine="0"}} {number}\n' for name in names)
     client = Client([endpoint.url], None, cache)
     assert len(list(client.complete(requests(100)))) == 100
-    (server,) = client.endpoints
-    assert server.window.size > 1 and client.stats.prefix_hit_rate in (None, 0)
-    assert not server.window.has_queue  # so that it goes by the answers' times
+    assert client.stats.prefix_hit_rate in (None, 0)
     assert client.stats.note().endswith("from the cache")
+
+
+DAMAGED_METRICS = [
+    'vllm:prefix_cache_hits_total{a="b", ="0"} 5',
+    'vllm:prefix_cache_hits_total{engine="0} 5',
+    "vllm:prefix_cache_hits_total",
+    'vllm:prefix_cache_hits_total{engine="' + r"\"" * 10**5 + '"} 5',
+    'vllm:prefix_cache_hits_total{engine="0"} 5\n' * 10**5,
+]
+
+
+@pytest.mark.parametrize("page", DAMAGED_METRICS, ids=[page[:45].strip() for page in DAMAGED_METRICS])
+def test_damaged_metrics_are_ignored_and_take_no_time(page: str) -> None:
+    began = time.monotonic()
+    endpoint_module._counters(page)
+    assert time.monotonic() - began < 1.0
+
+
+def test_counters_are_summed_over_engines() -> None:
+    page = """
+    # HELP vllm:prefix_cache_hits_total Prefix cache hits, in tokens.
+    # TYPE vllm:prefix_cache_hits_total counter
+    vllm:prefix_cache_hits_total{engine="0",model_name="a {b} \\"c\\""} 3.0
+    vllm:prefix_cache_hits_total{engine="1",model_name="a"} 4e0
+    vllm:prefix_cache_hits_created{engine="1",model_name="a"} 1.7e9
+    python_info{version="3.12"} nonsense
+    """
+    page = "\n".join(line.strip() for line in page.splitlines())
+    assert endpoint_module._counters(page) == {"vllm:prefix_cache_hits_total": 7.0}
 
 
 def test_more_hits_than_queries_are_no_rate(endpoint: FakeEndpoint, cache: ResponseCache) -> None:

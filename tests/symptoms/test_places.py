@@ -1,4 +1,4 @@
-"""Where the verbs read and write: outputs that cannot be, datasets at URLs, devices that are not there."""
+"""Places that the verbs read and write: outputs that cannot be, datasets at URLs, devices that are missing."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from harness.errors import UserError
 from harness.symptoms.cli import app
-from harness.symptoms.llm.cache import Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Request, Response
 from harness.symptoms.options import check_output
 from harness.system.devices import choose_device
 from harness.system.files import output_errors
@@ -185,8 +186,8 @@ def test_an_export_with_a_right_key_and_odd_values_is_refused(
     key = Request(**content).key("r", "v")  # type: ignore[arg-type]
     line = {"key": key, **content, "revision": "r", "server_version": "v", "response": ANSWER | answer}
     (tmp_path / "bad.jsonl").write_text(json.dumps(line) + "\n")
-    said = one_line(invoke("cache", "import", tmp_path / "answers.sqlite", tmp_path / "bad.jsonl"))
-    assert "line 1: not an exported answer" in said
+    error = one_line(invoke("cache", "import", tmp_path / "answers.sqlite", tmp_path / "bad.jsonl"))
+    assert "line 1: not an exported answer" in error
 
 
 def test_byte_order_marks_are_read(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from harness.errors import UserError
 from harness.symptoms.cache_cli import cache_app
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request, Response
 
 INSTRUCTION = {"role": "system", "content": "List what is seen."}
 REQUEST = Request(
@@ -168,7 +169,7 @@ def writer(path: Path, first: int, last: int) -> subprocess.Popen[str]:
 
 
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
-    """They begin at the same moment, with a file that is not there yet, and their requests overlap."""
+    """Start both at the same moment, without a file, with requests that overlap."""
     path = tmp_path / "answers.sqlite"
     writers = [writer(path, 0, 300), writer(path, 150, 450)]
     for process in writers:

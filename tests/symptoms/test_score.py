@@ -13,7 +13,7 @@ from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.models.backbone import Backbone
 from harness.symptoms.cli import app
-from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered, prune_set, score_cosines, score_set
+from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered_share, prune_set, score_cosines, score_set
 from harness.symptoms.sets import SymptomSet
 from tests.conftest import CLASSES, COUNTS, SYMPTOMS
 
@@ -28,8 +28,8 @@ def test_auroc_redundancy_and_coverage() -> None:
     numbers = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [40, 30, 20])
     cosines = numbers.normal(size=(90, 5)).round(1)  # rounded, so that there are ties
-    cosines[:, 1] = 2 * cosines[:, 0] + 0.01 * numbers.normal(size=90)  # says what the first says
-    cosines[:, 3] += 9.0 * (labels == 1)  # tells its class perfectly
+    cosines[:, 1] = 2 * cosines[:, 0] + 0.01 * numbers.normal(size=90)  # nearly the same as the first
+    cosines[:, 3] += 9.0 * (labels == 1)  # separates its class perfectly
     owners = np.array([0, 0, 1, 1, 2])
     scores, coverage = score_cosines(cosines, labels, owners)
     for (auroc, _), owner, column in zip(scores, owners, cosines.T, strict=True):
@@ -45,7 +45,7 @@ def test_auroc_redundancy_and_coverage() -> None:
 @pytest.mark.parametrize("symptoms", [1, 4, 10])
 def test_symptoms_that_know_nothing_cover_as_little_as_stated(symptoms: int) -> None:
     numbers = np.random.default_rng(symptoms)
-    share = covered(numbers.normal(size=(40_000, symptoms)), np.arange(40_000) % 2 == 0)
+    share = covered_share(numbers.normal(size=(40_000, symptoms)), np.arange(40_000) % 2 == 0)
     assert share == pytest.approx(CHANCE_COVERAGE, abs=0.01)
 
 

@@ -86,7 +86,7 @@ def state(url: str) -> dict[str, Any]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and not just waiting to be buried."""
+    """Return True for a process that exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def test_a_model_is_named_and_its_content_is_its_revision(
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
-    """Offline, from the hub's local cache; in a process of its own, since the hub's settings are read once."""
+    """Use the hub's local cache offline, in a process of its own, since the hub's settings are read once."""
     commit = "a" * 40
     snapshot = tmp_path / "hub" / "models--org--llm" / "snapshots" / commit
     snapshot.mkdir(parents=True)

@@ -12,7 +12,7 @@ from harness.models.backbone import Backbone
 from harness.symptoms.cli import app
 from harness.symptoms.filters import Rules
 from harness.symptoms.prompting import KNOWLEDGE
-from harness.symptoms.sets import SymptomSet, check, difference, import_plain, room
+from harness.symptoms.sets import SymptomSet, check, difference, import_plain, most_tokens
 
 COMMITTED = Path(__file__).parents[2] / "symptoms_cache"
 TEXTS = {
@@ -83,7 +83,12 @@ def test_the_digest_is_of_names_and_ordered_texts_only() -> None:
         ({"nevus": ["round"]}, "vipbench symptoms import"),
         ([], "top level"),
         (make({"a": ["x"]}, format="vipbench-symptoms/9"), "format"),
-        (make({"a": ["x"]}, taks="t"), "taks"),
+        (make({"a": ["x"]}, taks="t"), "taks: unknown key; did you mean 'task'?"),
+        (
+            make({}, classes=[{"name": "a", "symptoms": [{"text": "x", "agrement": 1}]}]),
+            "classes[0].symptoms[0].agrement: unknown key; did you mean 'agreement'?",
+        ),
+        (make({}, classes=[{"name": "a", "symptoms": [{"text": 3}]}]), "classes[0].symptoms[0].text: input should be"),
         (make({}), "classes"),
         (make({"a": ["round", " "]}), "classes[0].symptoms[1].text: is empty"),
         (make({"a": ["dark\u0007"]}), "control characters"),
@@ -120,7 +125,7 @@ def test_check_finds_each_mistake(vit_backbone: Backbone) -> None:
     mistakes = made(
         {
             "melanoma": ["jagged borders", "a jagged border", "looks like a melanoma", "round"],
-            "nevus": ["round", "word " * room(tower)],
+            "nevus": ["round", "word " * most_tokens(tower)],
             "gone": [],
         }
     )
@@ -131,7 +136,7 @@ def test_check_finds_each_mistake(vit_backbone: Backbone) -> None:
     assert "'a jagged border' says the same as 'jagged borders'" in problems
     assert "'looks like a melanoma' names the class" in problems
     assert "'round' is said of 'melanoma', 'nevus'" in problems
-    assert f"has {room(tower) + 1} tokens" in problems  # the words and the full stop
+    assert f"has {most_tokens(tower) + 1} tokens" in problems  # the words and the full stop
     assert len(problems.splitlines()) == 7
     assert check(made(TEXTS), list(TEXTS), tower) == []
 
@@ -168,7 +173,7 @@ def test_the_committed_sets_are_sound(name: str, classes: list[str], vit_backbon
     assert check(symptoms, classes, vit_backbone.text) == []
     rules = Rules(KNOWLEDGE["symptoms"].steps[-1].accepts)
     for entry in symptoms.classes:  # what is asked of an LLM, we do ourselves
-        assert [rules.objection(entry.name, text) for text in entry.texts] == [None] * len(entry.texts)
+        assert [rules.rejection_reason(entry.name, text) for text in entry.texts] == [None] * len(entry.texts)
 
 
 def test_the_verbs(tmp_path: Path, dataset: Path, symptoms: Path) -> None:

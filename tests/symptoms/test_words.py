@@ -1,5 +1,8 @@
 """Words: same, naming, unseen, jargon."""
 
+import subprocess
+import sys
+
 import pytest
 
 from harness.symptoms.words import is_common, is_jargon, is_unseen, names_class, same_words, words
@@ -84,3 +87,17 @@ def test_gibberish_is_not_common() -> None:
 
 def test_words_of_any_script() -> None:
     assert words("Dark-brown, ＡＢ it's_ 漢字\x00") == ["dark", "brown", "ab", "its", "漢字"]
+
+
+def test_neither_the_command_line_nor_the_rules_about_words_load_what_is_heavy() -> None:
+    code = """
+import sys
+import harness.cli
+heavy = {"torch", "open_clip", "wordfreq", "snowballstemmer", "prometheus_client"} & set(sys.modules)
+from harness.symptoms import filters, sets, words
+assert words.is_jargon("telangiectasia") and words.names_class("nevi", ["nevus"])
+heavy |= {"torch", "open_clip"} & set(sys.modules)
+sys.exit(f"loads {heavy}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

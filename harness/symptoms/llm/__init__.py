@@ -1,1 +1,1 @@
-"""LLM servers: started, asked, and every answer recorded."""
+"""LLM servers: start them, send them requests, and record every answer."""

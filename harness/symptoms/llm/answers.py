@@ -1,6 +1,6 @@
-"""From what a server sent to the items that a model listed: chat completions, thoughts, JSON with talk around it, plain text.
+"""Parse chat completions, and in their text the items that a model listed: after thoughts, inside prose, as JSON.
 
-Models do not always hold to what they are asked for; what they meant is taken where that is plain, and nothing else.
+Models do not always keep to the schema; items are taken where they are unmistakable, and nothing else.
 """
 
 import json
@@ -10,30 +10,31 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.symptoms.llm.cache import Response
+from harness.models.phrases import without_full_stop
+from harness.symptoms.llm.record import Response
 
-MOST_CHARACTERS = 200_000  # of an answer that are searched
+MOST_CHARACTERS = 200_000  # of an answer that are parsed
 MOST_STARTS = 200  # brackets in it at which JSON may begin
-MOST_TOKENS = 1 << 40  # that a server may claim for one answer
+MOST_TOKENS = 1 << 40  # in the usage that a server reports for one answer
 BEGIN, END = "<think>", "</think>"
 PLAIN_SIGNS = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # hyphens, dashes, minus
     | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'")
     | dict.fromkeys('"`\u201c\u201d\u201e\u201f\u00ab\u00bb', None)
-    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", None)  # seen by nobody
+    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", None)  # invisible
 )
-QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")  # no apostrophe
+QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")  # but no apostrophe
 BRACKET = re.compile(r"[{\[]")
 NUMBERING = re.compile(r"(?:[-*•‣◦▪·]\s*|\(?\d{1,3}[.):](?!\d)\s*|\(?[a-zA-Z]\)\s+)+")
 
 
 def parse_completion(content: Any, created: datetime) -> Response:
-    """Read a chat completion, as decoded from JSON.
+    """Parse a chat completion, as decoded from JSON.
 
-    A server that takes thoughts out of the answer may by mistake take all of it; then these are the answer.
+    A server that separates thoughts from the answer may take all of it for thoughts; then these are the answer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `content` is no chat completion.
     """
     try:
         choice = content["choices"][0]
@@ -46,15 +47,15 @@ def parse_completion(content: Any, created: datetime) -> Response:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"no chat completion ({type(error).__name__})") from error
     if not isinstance(finish_reason, str):
-        raise ValueError("a chat completion that ended for a reason that is no text")
+        raise ValueError("a chat completion whose finish_reason is no text")
     return Response(text, finish_reason, usage, created.astimezone(UTC).isoformat(timespec="seconds"))
 
 
 def parse(text: str, key: str) -> list[Any] | None:
-    """The items that an answer lists; None: it lists none.
+    """Extract the items that an answer lists; None where it lists none.
 
-    They are the lists under `key` in its JSON objects, or a list that stands alone. Thoughts, code fences and talk around
-    them do not matter.
+    They are the lists under `key` in its JSON objects, or a list that stands alone; thoughts, code fences and prose around
+    them are skipped.
     """
     values = list(_json_values(_without_thoughts(text)[:MOST_CHARACTERS]))
     named = [items for value in values for items in _under(key, value)]
@@ -63,9 +64,9 @@ def parse(text: str, key: str) -> list[Any] | None:
 
 
 def tidy(item: object) -> str:
-    """An item of an answer as one line with single spaces and no full stop; empty, where it is no text.
+    """Normalise an item of an answer to one line with single spaces and no full stop; to "" where it is no text.
 
-    Typographic hyphens and quotes become plain, numbering and bullets go; {"text": "..."} stands for its text.
+    Typographic hyphens and quotes become plain, numbering and bullets are removed; {"text": "..."} stands for its text.
     """
     if isinstance(item, dict):
         texts = [value for value in item.values() if isinstance(value, str)]
@@ -75,11 +76,11 @@ def tidy(item: object) -> str:
     plain = unicodedata.normalize("NFKC", item.translate(PLAIN_SIGNS)).replace("**", "")
     line = QUOTE.sub("", " ".join(plain.split()))
     numbering = NUMBERING.match(line)
-    return line[numbering.end() if numbering else 0 :].strip("_ ").rstrip(" .")
+    return without_full_stop(line[numbering.end() if numbering else 0 :].strip("_ "))
 
 
 def _text(content: Any) -> str:
-    """The text of a message's content: a string, parts of which some are text, or nothing."""
+    """Join the text of a message's content: a string, a list of parts, or nothing."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     if not isinstance(content, str | None):
@@ -92,31 +93,31 @@ def _is_count(value: Any) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """An answer without <think>...</think>; where the opening tag is missing (a chat template wrote it), all before the end."""
+    """Remove <think>...</think>; where the opening tag is missing (a chat template wrote it), all before the closing one."""
     *thought, rest = text.split(END)
-    spoken = [part.partition(BEGIN)[0] for part in thought if BEGIN in part]
-    return "".join([*spoken, rest.partition(BEGIN)[0]])
+    answered = [part.partition(BEGIN)[0] for part in thought if BEGIN in part]
+    return "".join([*answered, rest.partition(BEGIN)[0]])
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The objects and lists in a text, one after the other; no lists out of an object that is cut off."""
+    """Yield the objects and lists in a text in order, but no list out of an object that is cut off."""
     decoder = json.JSONDecoder(strict=False)
-    place, cut_off = 0, False
+    position, cut_off = 0, False
     for _ in range(MOST_STARTS):
-        start = BRACKET.search(text, place)
+        start = BRACKET.search(text, position)
         if start is None:
             return
         try:
-            value, place = decoder.raw_decode(text, start.start())
+            value, position = decoder.raw_decode(text, start.start())
         except (ValueError, RecursionError):  # no JSON begins here; RecursionError: brackets without end
-            place, cut_off = start.end(), cut_off or start[0] == "{"
+            position, cut_off = start.end(), cut_off or start[0] == "{"
         else:
             if not (cut_off and isinstance(value, list)):
                 yield value
 
 
 def _under(key: str, value: Any) -> Iterator[list[Any]]:
-    """The lists under `key` in an object, in the objects in it, or in those of a list."""
+    """Yield the lists under `key` in an object, in the objects in it, or in those of a list."""
     if isinstance(value, dict) and key in value:
         if isinstance(value[key], list):
             yield value[key]

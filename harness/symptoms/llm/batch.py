@@ -1,6 +1,6 @@
-"""Requests as OpenAI batch lines for `vllm run-batch -i IN -o OUT --model MODEL`, and its answers into the cache.
+"""Write requests as OpenAI batch lines for `vllm run-batch -i IN -o OUT --model MODEL`; read its answers into the cache.
 
-A line's custom_id is the digest of its request, so that answers find their requests again whoever makes these anew.
+A line's custom_id is the digest of its request, so that answers are matched to requests that are made again.
 """
 
 import json
@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from harness.errors import UserError
 from harness.symptoms.llm.answers import parse_completion
-from harness.symptoms.llm.cache import Identity, Request, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.record import Identity, Request
 from harness.system.files import atomic_path, digest_json, lines_of, parse_json
 
 
 class BatchResult(NamedTuple):
-    """Requests whose answer was recorded; whose answer is an error or no chat completion; that have no line at all."""
+    """Counts of requests: answer recorded; answer an error or no chat completion; no line at all."""
 
     recorded: int
     failed: int
@@ -43,17 +44,17 @@ def read_batch(path: Path, requests: Iterable[Request], cache: ResponseCache, id
         UserError: a line is no batch answer (names file and line); none is an answer to any of the requests.
     """
     counts = {"recorded": 0, "failed": 0, "missing": 0}
-    places = dict(_places(path))
+    offsets = dict(_offsets(path))
     with path.open("rb") as file:
         for request in requests:
-            place = places.get(digest_json(request.content()))
-            if place is None:
+            offset = offsets.get(digest_json(request.content()))
+            if offset is None:
                 counts["missing"] += 1
                 continue
-            file.seek(place)
+            file.seek(offset)
             counts[_record(parse_json(file.readline()), request, cache, identity)] += 1
     result = BatchResult(**counts)
-    if places and not result.recorded + result.failed:
+    if offsets and not result.recorded + result.failed:
         raise UserError(f"{path}: answers none of these requests; it must come from the batch file of the same command")
     return result
 
@@ -62,24 +63,24 @@ def _record(line: dict[str, Any], request: Request, cache: ResponseCache, identi
     try:
         body = line["response"]["body"]
         response = parse_completion(body, datetime.fromtimestamp(body["created"], UTC))
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):  # the last two: no time at all
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):  # the last two: of a time that is none
         return "failed"
     key = request.key(identity.revision, identity.server_version)
     cache.put(key, request, identity.revision, identity.server_version, response)
     return "recorded"
 
 
-def _places(path: Path) -> Iterator[tuple[str, int]]:
-    """Where in the file each custom_id's line begins, so that not all answers are held at once."""
-    place = 0
+def _offsets(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield each custom_id with the offset of its line, so that not all answers are held at once."""
+    offset = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(lines_of(file), start=1):
                 try:
-                    yield str(parse_json(line)["custom_id"]), place
+                    yield str(parse_json(line)["custom_id"]), offset
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{path}, line {number}: not an answer of an OpenAI batch: {error}") from error
-                place += len(line)
+                offset += len(line)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; --from-batch takes the file that `vllm run-batch -o` wrote"

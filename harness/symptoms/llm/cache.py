@@ -1,8 +1,8 @@
-"""The response cache: every answer of every LLM, kept so that a symptom set can be rebuilt offline, byte for byte.
+"""The response cache: all answers of LLMs, from which a symptom set is rebuilt offline, byte for byte.
 
 An LLM server's output is not deterministic across batches even at temperature 0, so the cache is the record. The key of an
-answer is a hash of all that asked for it: model, revision, server version, messages, schema, sampling and sample number.
-One SQLite file (write-ahead log, on a local disk): an answer is committed as it lands, several processes may share the file.
+answer is a hash of its request and server: model, revision, server version, messages, schema, sampling and sample number.
+One SQLite file (write-ahead log, on a local disk): an answer is committed as it arrives, several processes may share the file.
 
     vipbench symptoms cache stats|export|import|prune|verify
 """
@@ -12,13 +12,14 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from harness.errors import UserError
+from harness.symptoms.llm.record import MOST_NUMBER, Answer, Identity, Request, Response, Totals
 from harness.system.files import atomic_path, digest_json, lines_of, parse_json
 
 SCHEMA_VERSION = 1
@@ -33,112 +34,13 @@ TABLES = """
     );
 """
 BUSY_SECONDS = 60.0
-MOST_NUMBER = 2**63 - 1  # in SQLite
 PAGE = 1000  # answers held at a time when all are read
-LOCKED = Retrying(  # when two processes open a new file at once, SQLite does not wait for the lock by itself
+LOCKED = Retrying(  # when two processes open a new file at once, SQLite does not wait for the lock
     retry=retry_if_exception_message(match="database is locked"),
     wait=wait_random(0.01, 0.1),
     stop=stop_after_delay(BUSY_SECONDS),
     reraise=True,
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to an LLM.
-
-    Args:
-        model: the name under which the server knows the model.
-        messages: chat messages, {"role", "content"} each; the instruction that classes share comes first (so that the
-            server's prefix cache works), the one that names the class last.
-        schema: the JSON schema that the answer must follow, or None for free text.
-        sampling: temperature, top_p, max_tokens, seed and the like, under their OpenAI names.
-        sample: number of this answer among the k that are drawn for the same question.
-    """
-
-    model: str
-    messages: list[dict[str, str]]
-    schema: dict[str, Any] | None
-    sampling: dict[str, float | int]
-    sample: int
-
-    def key(self, revision: str, server_version: str) -> str:
-        """SHA-256 (hex) over all that determines the answer."""
-        return digest_json({**self.content(), "revision": revision, "server_version": server_version})
-
-    def content(self) -> dict[str, Any]:
-        """The fields as plain JSON (what `asdict` gives, without its deep copies)."""
-        return {name: getattr(self, name) for name in ("model", "messages", "schema", "sampling", "sample")}
-
-    def body(self, without: Collection[str] = ()) -> dict[str, Any]:
-        """The request body for chat/completions. A seed is moved on by `sample`, so that the k answers differ.
-
-        Args:
-            without: fields that the server refuses; max_tokens then goes under its newer name.
-        """
-        body: dict[str, Any] = {"model": self.model, "messages": self.messages, **self.sampling}
-        if "seed" in self.sampling:
-            body["seed"] = self.sampling["seed"] + self.sample
-        if self.schema is not None:
-            wanted = {"name": "answer", "schema": self.schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-        if "max_tokens" in without and "max_tokens" in body:
-            body["max_completion_tokens"] = body["max_tokens"]
-        return {name: value for name, value in body.items() if name not in without}
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer: the raw text, why it ended ("stop", "length"), token counts as the server gave them, UTC time."""
-
-    text: str
-    finish_reason: str
-    usage: dict[str, Any]
-    created: str
-
-    @classmethod
-    def checked(cls, fields: Any) -> Self:
-        """From a mapping that was read. Raises ValueError where it is no such answer."""
-        kinds = {"text": str, "finish_reason": str, "usage": dict, "created": str}
-        if not isinstance(fields, dict) or fields.keys() != kinds.keys():
-            raise ValueError(f"an answer has {', '.join(kinds)}")
-        for name, kind in kinds.items():
-            if not isinstance(fields[name], kind):
-                raise ValueError(f"{name} is no {kind.__name__}")
-        if not all(isinstance(count, int) and abs(count) <= MOST_NUMBER for count in fields["usage"].values()):
-            raise ValueError("usage holds what is no number of tokens")
-        return cls(**fields)
-
-
-class Identity(NamedTuple):
-    """The server that answered.
-
-    `server_version` is the server's version alone where that and the revision are known. Where they are not it adds the
-    server's URL, so that servers do not answer for each other; and the fields that the server refused.
-    """
-
-    model: str
-    revision: str
-    server_version: str
-
-
-class Answer(NamedTuple):
-    """One row of the record."""
-
-    key: str
-    identity: Identity
-    request: Request
-    response: Response
-
-
-class Totals(NamedTuple):
-    """What one model (revision, server version) answered; `cut_off` counts answers that ran into the length limit."""
-
-    identity: Identity
-    answers: int
-    prompt_tokens: int
-    completion_tokens: int
-    cut_off: int
 
 
 class ResponseCache:
@@ -191,13 +93,13 @@ class ResponseCache:
             self.connection.close()
 
     def get(self, key: str) -> Response | None:
-        """The answer on record under `key`."""
+        """Look up the answer on record under `key`."""
         with self._errors():
             row = self.connection.execute("SELECT response FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else _response(row[0], f"{self.path}: the answer {key}")
 
     def put(self, key: str, request: Request, revision: str, server_version: str, response: Response) -> Response:
-        """Record an answer and return the one on record: the first, where another process answered the same meanwhile."""
+        """Record an answer and return the one on record: the first, where another process was quicker."""
         *before, last = request.messages
         content = {"messages": before, "schema": request.schema, "sampling": request.sampling}
         identity = Identity(request.model, revision, server_version)
@@ -215,11 +117,11 @@ class ResponseCache:
                 row,
             )
             recorded = response if added.rowcount else self.get(key)
-        assert recorded is not None, "what was not added is there"
+        assert recorded is not None, "an answer that was not added is on record"
         return recorded
 
     def answers(self, identities: Collection[Identity] | None = None) -> Iterator[Answer]:
-        """Every answer (None), or those of some, in the order of their keys."""
+        """Yield all answers (None), or those of some servers, in the order of their keys."""
         query = (
             "SELECT key, model, revision, server_version, content, message, sample, response"
             " FROM answers JOIN shared ON shared.id = answers.shared WHERE key > ? ORDER BY key LIMIT ?"
@@ -238,7 +140,7 @@ class ResponseCache:
     def matching(
         self, model: str | None = None, revision: str | None = None, server_version: str | None = None
     ) -> list[Identity]:
-        """Who gave answers, sorted; None stands for any."""
+        """List the identities with answers on record, sorted; None stands for any."""
         wanted = (model, revision, server_version)
         return [
             totals.identity
@@ -247,7 +149,7 @@ class ResponseCache:
         ]
 
     def stats(self) -> list[Totals]:
-        """Counts for each model, revision and server version, sorted by these."""
+        """Count answers by model, revision and server version, sorted by these."""
         query = (
             "SELECT model, revision, server_version, count(*), total(json_extract(response, '$.usage.prompt_tokens')),"
             " total(json_extract(response, '$.usage.completion_tokens')),"
@@ -259,9 +161,9 @@ class ResponseCache:
         return [Totals(Identity(*row[:3]), *(int(number) for number in row[3:])) for row in rows]
 
     def export(self, path: Path, identities: Collection[Identity] | None = None) -> int:
-        """Write all answers (None), or those of some, as JSON lines in the order of their keys; returns their number.
+        """Write all answers (None), or those of some servers, as JSON lines in the order of their keys; returns their number.
 
-        The same answers give the same bytes, whatever order they came in.
+        The same answers give the same bytes, in whatever order they came.
         """
         count = 0
         with atomic_path(path) as temporary, temporary.open("w", encoding="ascii") as file:
@@ -278,7 +180,7 @@ class ResponseCache:
         return count
 
     def load(self, path: Path) -> tuple[int, int]:
-        """Take in an export; returns the numbers of answers that were added, and that were kept as they are here.
+        """Read an export; returns the number of answers that were added, and of those that were on record already.
 
         Raises:
             UserError: a line is no exported answer, or its key does not match its content (names file and line).
@@ -295,7 +197,7 @@ class ResponseCache:
         return added, lines - added
 
     def prune(self, identities: Collection[Identity]) -> int:
-        """Remove what these answered; returns how many answers that were."""
+        """Remove the answers of some servers; returns their number."""
         removed = 0
         with self._transaction():
             for identity in identities:
@@ -307,10 +209,10 @@ class ResponseCache:
         return removed
 
     def verify(self) -> int:
-        """Check the file's structure and that every answer's key is the hash of what was asked; returns their number.
+        """Check the file's structure and every answer's key against its request; returns the number of answers.
 
         Raises:
-            UserError: something is damaged (says what).
+            UserError: something is damaged (names it).
         """
         with self._errors():
             (verdict,) = self.connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -340,7 +242,7 @@ class ResponseCache:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Hold the lock; turn what the disk or the file is to blame for into a user's error."""
+        """Hold the lock; turn errors of the disk or the file into user errors."""
         try:
             with self.lock:
                 yield
@@ -376,10 +278,10 @@ def _response(text: str, where: str) -> Response:
 
 
 def _check(request: Request, *words: str) -> None:
-    """Raise ValueError where a request that was read is none, or one that SQLite cannot hold."""
+    """Raise ValueError for fields that make no request, or one that SQLite cannot hold."""
     kinds: list[tuple[object, type]] = [(request.model, str), (request.messages, list), (request.sampling, dict)]
     if not all(isinstance(value, kind) for value, kind in kinds) or not request.messages:
-        raise ValueError("model, messages or sampling are none")
+        raise ValueError("model, messages or sampling are of the wrong kind")
     if not isinstance(request.sample, int) or not 0 <= request.sample <= MOST_NUMBER:
         raise ValueError("sample is no number of an answer")
     for word in (request.model, *words):

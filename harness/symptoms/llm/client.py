@@ -1,9 +1,9 @@
-"""Ask one LLM server or several, through the response cache: what is on record is not asked again.
+"""Send requests to one LLM server or several, through the response cache: recorded answers are not asked for again.
 
-`Client.complete` is synchronous; below it, requests run concurrently in an event loop of their own thread, where each answer
-is recorded the moment it lands. How many run at a time follows the servers (see endpoint.Window). A server that goes away, or
-that refuses requests as too many, is waited for; when it stays so, the job ends with one clear line and everything answered on
-record. A field that the servers refuse (a seed, say) is left out for the rest of the job, and recorded with the answers.
+`Client.complete` is synchronous; below it, requests run concurrently in an event loop of their own thread, a fixed number at a
+time at each server, and each answer is recorded the moment it arrives. A server that goes away, or that refuses requests as too
+many, is waited for; when it stays so, the job ends with one clear line and all answers on record. A field that the servers
+refuse (a seed, for example) is left out for the rest of the job, and recorded with the answers.
 """
 
 import asyncio
@@ -16,25 +16,27 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+import anyio
 import httpx
 from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from harness.errors import UserError
-from harness.symptoms.llm.cache import Identity, Request, Response, ResponseCache
+from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
+from harness.symptoms.llm.record import Identity, Request, Response
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS = 1.0  # between two looks at a server
+WATCH_SECONDS = 1.0  # between two checks of a server
 BACKOFF = wait_exponential(multiplier=0.5, max=30.0) + wait_random(0, 0.5)
 ON_RECORD = "what was answered is on record; start the same command again to go on"
 
 
 @dataclass
 class Stats:
-    """What a client did so far. `prefix_hit_rate`: the share of prompt tokens the servers' prefix caches held, if told."""
+    """Counts of a client's work. `prefix_hit_rate`: the share of prompt tokens in the servers' prefix caches, if reported."""
 
     asked: int = 0
     cached: int = 0
@@ -45,7 +47,7 @@ class Stats:
     prefix_hit_rate: float | None = None
 
     def note(self) -> str:
-        """A few words for the end of a progress line."""
+        """Format the end of a progress line."""
         seconds = max(self.seconds, 1e-9)
         tokens = (self.prompt_tokens + self.completion_tokens) / seconds
         share = self.cached / max(self.cached + self.asked, 1)
@@ -59,23 +61,24 @@ class Client:
     """Answers to requests, from the cache or from the servers at `urls`.
 
     Args:
-        urls: OpenAI-compatible servers of the same model; none at all means offline: the cache alone answers.
-        model: the name the servers know it by; None takes the one they serve (or that the cache holds answers of).
+        urls: OpenAI-compatible servers of the same model; an empty list means offline: the cache alone answers.
+        model: its name on the servers; None takes the one they serve (or that the cache holds answers of).
         cache: the record.
-        api_key: what the servers want to see, if anything.
-        concurrency: the most requests under way at one server.
+        api_key: required by the servers, if any.
+        concurrency: the most requests in flight at each server.
         timeout: seconds for one try of one request.
         retries: further tries after the first, on connection errors, time-outs, 5xx and answers that are garbage.
         patience: seconds to wait for servers that went away, or that refuse all requests as too many (429).
-        revision: the model's revision, where the server does not tell it; offline, whose answers are meant.
+        revision: the model's revision, where the server does not report it; offline, of the answers to use.
         server_version: the same for the server's version.
 
     Attributes:
-        identity: who answers, as it is recorded; it changes when the servers refuse a field (see `without`).
+        identity: the server as it is recorded; it changes when the servers refuse a field (see `without`).
         without: fields of requests that the servers refused.
 
     Raises:
-        UserError: a server is not there or serves another model; servers differ; offline, the cache does not tell who.
+        UserError: a server is not there or serves another model; servers differ; offline, the cache holds answers of
+            several or none.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Client:
         for endpoint in self.endpoints:
             async with endpoint.connect() as http:
                 found.append(await self._identify_one(endpoint, http, model))
-                await endpoint.observe(http)  # where its counters stand before us
+                await endpoint.observe(http)  # the counters before this job
         for endpoint, identity in zip(self.endpoints, found, strict=True):
             if identity != found[0]:
                 raise UserError(
@@ -132,12 +135,12 @@ class Client:
                 raise UserError(f"{endpoint.url}: no server answers ({reason}); {advice}") from error
 
     def leave_out(self, fields: frozenset[str]) -> None:
-        """Ask without some fields from now on; answers are recorded as given without them."""
+        """Send no request with these fields from now on; answers are recorded as given without them."""
         self.without |= fields
         self.identity = self._recorded()
 
     def _recorded(self) -> Identity:
-        """The server that answers, as it goes into the key of an answer: see cache.Identity."""
+        """Describe the server as it goes into the key of an answer: see record.Identity."""
         model, revision, version = self.served
         if UNKNOWN in (revision, version):
             version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"
@@ -148,23 +151,23 @@ class Client:
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Answer requests, in any order; those on record come at once, equal ones are asked once.
 
-        `requests` is consumed as answers are taken, no further ahead than there can be requests under way.
+        `requests` is consumed as answers are taken, no further ahead than requests can be in flight.
 
         Raises:
             UserError: a request was refused or failed too often, the servers stayed away, the disk is full, or (offline)
-                an answer is missing. Requests under way are finished and recorded first.
+                an answer is missing. Requests in flight are finished and recorded first.
         """
         waiting: dict[str, list[Request]] = {}
         answers: SimpleQueue[tuple[str, Response | UserError]] = SimpleQueue()
-        job: _Job | None = None
+        loop: _RequestLoop | None = None
         failure: UserError | None = None
 
         def take() -> Iterator[tuple[Request, Response]]:
             nonlocal failure
             key, answer = answers.get()
             if not key:
-                assert job is not None
-                job.future.result()  # raises what ended it
+                assert loop is not None
+                loop.future.result()  # raises the error that ended it
             asked = waiting.pop(key)
             if isinstance(answer, UserError):
                 failure = failure or answer
@@ -184,30 +187,36 @@ class Client:
                     continue
                 if not self.endpoints:
                     raise UserError(_missing(self.cache, self.identity, request))
-                job = job or stack.enter_context(_Job(self, answers))
+                loop = loop or stack.enter_context(_RequestLoop(self, answers))
                 waiting[key] = [request]
-                job.submit(key, request)
+                loop.submit(key, request)
                 while len(waiting) >= self.most or not answers.empty():
                     yield from take()
                 if failure:
                     break
             while waiting:
-                if failure and job:
-                    job.stopping = True
+                if failure and loop:
+                    loop.stopping = True
                 yield from take()
         if failure:
             raise failure
 
 
-class _Job:
-    """The requests of one call of `complete`, running in a thread with an event loop; a context manager."""
+class _RequestLoop:
+    """An event loop in a thread, for the requests of one call of `complete`; a context manager.
+
+    Attributes:
+        stopping: nothing is sent, and nothing tried again, from now on.
+        given_up: the error that ends the job, since the servers stay away or are others.
+    """
 
     def __init__(self, client: Client, answers: SimpleQueue[tuple[str, Response | UserError]]) -> None:
         self.client, self.answers = client, answers
-        self.stopping = False  # from now on nothing is begun, and nothing tried again
-        self.lost: UserError | None = None
+        self.stopping = False
+        self.given_up: UserError | None = None
         self.stack = ExitStack()
         self.pools: dict[Endpoint, httpx.AsyncClient] = {}
+        self.slots: dict[Endpoint, anyio.CapacityLimiter] = {}
 
     def __enter__(self) -> Self:
         portal = self.stack.enter_context(start_blocking_portal())
@@ -229,11 +238,11 @@ class _Job:
 
     async def _run(self, *, task_status: TaskStatus[asyncio.AbstractEventLoop]) -> None:
         self.inbox: asyncio.Queue[tuple[str, Request] | None] = asyncio.Queue()
-        self.changed = asyncio.Condition()
         self.began = time.monotonic() - self.client.stats.seconds
         async with AsyncExitStack() as stack:
             for endpoint in self.client.endpoints:
                 self.pools[endpoint] = await stack.enter_async_context(endpoint.connect())
+                self.slots[endpoint] = anyio.CapacityLimiter(endpoint.concurrency)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             watchers = [tasks.create_task(self._watch(endpoint)) for endpoint in self.pools]
             task_status.started(asyncio.get_running_loop())
@@ -242,7 +251,7 @@ class _Job:
             for watcher in watchers:
                 watcher.cancel()
             for endpoint in self.pools:
-                await self._look_at(endpoint)
+                await self._check(endpoint)
 
     async def _answer(self, key: str, request: Request) -> None:
         tries = AsyncRetrying(
@@ -262,13 +271,13 @@ class _Job:
             self.answers.put((key, error))
 
     async def _try(self, request: Request) -> Response:
-        """One try, which may wait for a busy server, or find out which fields the servers refuse."""
+        """Send a request once, but again after a busy server's pause, or without fields that the servers turn out to refuse."""
         client = self.client
         while True:
-            async with self._place() as endpoint:
+            async with self._slot() as endpoint:
                 without, (_, revision, server_version) = client.without, client.identity
                 key = request.key(revision, server_version)
-                if without and (recorded := client.cache.get(key)):  # from a job that had found out before
+                if without and (recorded := client.cache.get(key)):  # of an earlier job without the same fields
                     client.stats.cached += 1
                     return recorded
                 try:
@@ -276,15 +285,15 @@ class _Job:
                 except Busy as error:
                     client.stats.retries += 1
                     if all(other.out_of_patience() for other in client.endpoints):
-                        self.lost = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
+                        self.given_up = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
                 except Refused as error:
-                    if client.without == without:  # else another request has found out meanwhile
+                    if client.without == without:  # else another request met the refusal first
                         if not error.fields - without:
                             raise
                         log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
                         client.leave_out(error.fields)
                 else:
-                    if client.without == without:  # one job's answers are all given alike
+                    if client.without == without:  # all answers of a job are given alike
                         self._count(response)
                         return client.cache.put(key, request, revision, server_version, response)
 
@@ -296,45 +305,47 @@ class _Job:
         stats.completion_tokens += response.usage.get("completion_tokens", 0)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[Endpoint]:
-        """Wait for a place at a server, the least loaded one, and hold it."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.lost or self.stopping or self._open())
-            if self.lost or self.stopping:
-                raise self.lost or UserError("not asked, since the job is ending")
-            endpoint = min(self._open(), key=lambda endpoint: endpoint.under_way / endpoint.window.size)
-            endpoint.under_way += 1
-        try:
-            yield endpoint
-        finally:
-            endpoint.under_way -= 1
-            async with self.changed:
-                self.changed.notify(2)  # one for this place, one as the window may have grown
+    async def _slot(self) -> AsyncIterator[Endpoint]:
+        """Wait for a slot at a server, the least loaded one that is open, and hold it."""
+        while not self.ending:
+            wait = min(endpoint.seconds_closed() for endpoint in self.pools)
+            if wait:
+                await asyncio.sleep(min(wait, WATCH_SECONDS))
+                continue
+            endpoint = min((place for place in self.pools if not place.seconds_closed()), key=self._load)
+            async with self.slots[endpoint]:
+                if not endpoint.seconds_closed() and not self.ending:  # both may have changed meanwhile
+                    yield endpoint
+                    return
+        raise self.given_up or UserError("not asked, since the job is ending")
 
-    def _open(self) -> list[Endpoint]:
-        return [place for place in self.pools if place.takes_requests()]
+    @property
+    def ending(self) -> bool:
+        return self.stopping or self.given_up is not None
+
+    def _load(self, endpoint: Endpoint) -> int:
+        slots = self.slots[endpoint].statistics()
+        return slots.borrowed_tokens + slots.tasks_waiting
 
     def _count_retry(self, state: RetryCallState) -> None:
         self.client.stats.retries += 1
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        """Follow a server's queue; see it come back when it went away; give up when all stay away."""
-        told = False
+        """Check a server regularly, log when it goes and comes back, and give up when all stay away."""
+        was_down = False
         while True:
-            await self._look_at(endpoint)
-            if endpoint.down_since and not told:
+            await self._check(endpoint)
+            if endpoint.down_since and not was_down:
                 log.warning("%s does not answer; waiting up to %.0f s for it", endpoint.url, self.client.patience)
-            elif told and not endpoint.down_since:
+            elif was_down and not endpoint.down_since:
                 log.warning("%s is back", endpoint.url)
-            told = bool(endpoint.down_since)
+            was_down = bool(endpoint.down_since)
             if all(place.down_since and place.out_of_patience() for place in self.pools):
                 urls = ", ".join(place.url for place in self.pools)
-                self.lost = UserError(f"{urls}: gone for {self.client.patience:.0f} s; {ON_RECORD}")
-            async with self.changed:
-                self.changed.notify_all()
+                self.given_up = UserError(f"{urls}: gone for {self.client.patience:.0f} s; {ON_RECORD}")
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _look_at(self, endpoint: Endpoint) -> None:
+    async def _check(self, endpoint: Endpoint) -> None:
         client, http = self.client, self.pools[endpoint]
         if endpoint.down_since is None:
             await endpoint.observe(http)
@@ -345,10 +356,10 @@ class _Job:
             except (httpx.RequestError, Busy):
                 return
             except UserError as error:
-                self.lost = error
+                self.given_up = error
                 return
             if identity != client.served:
-                self.lost = UserError(
+                self.given_up = UserError(
                     f"{endpoint.url} came back with {_describe(identity)}, the job began with {_describe(client.served)}"
                 )
             endpoint.down_since = None

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server as the client sees it: who it is, how many requests it is given at a time, one try."""
+"""One OpenAI-compatible server: its identity, its state (gone, busy), one try of a request."""
 
 import logging
 import math
@@ -9,48 +9,49 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from harness.errors import UserError
 from harness.symptoms.llm.answers import parse_completion
-from harness.symptoms.llm.cache import Identity, Request, Response
+from harness.symptoms.llm.record import Identity, Request, Response
 from harness.symptoms.llm.transport import Reply, base_url, connect, fetch, retry_after, shown
 
 log = logging.getLogger(__name__)
 
-FIRST_WINDOW = 8  # requests under way at first
 PROBE_SECONDS = 5.0  # for /health, /metrics and the like, from the first byte to the last
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds, doubled from one refusal to the next, where the server does not say
-SAY_AGAIN_SECONDS = 30.0  # between two lines about pauses
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds, doubled from one refusal to the next, where the server names no time
+LOG_AGAIN_SECONDS = 30.0  # between two lines about pauses
 BUSY = (429, 503, 529)
 PASSING = (408, 409, 425)  # beside 5xx
-MOST_WAITING = 1e6  # requests in a server's queue; more is nonsense
+HITS, QUERIES = COUNTERS = ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total")
 MOST_COUNTED = 1e18
+MOST_LINES, MOST_LINE = 1000, 1000  # of metrics, and characters in one
 MOST_SHOWN = 10  # models, in an error
-MOST_CHARACTERS = 200  # of the name of a model that nobody named
+MOST_CHARACTERS = 200  # of the name of a model that the user did not choose
 MOST_WORDS = 10_000  # characters of a refusal that are searched
 UNKNOWN = "unknown"
-# Fields of a request that some servers refuse, and how their refusals name them.
+# Fields of a request that some servers refuse, and patterns for them in the refusals.
 OPTIONAL_FIELDS = {
     "response_format": re.compile(r"response_format|json_schema|json schema|structured.output|grammar", re.IGNORECASE),
     "max_tokens": re.compile(r"max_tokens", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
 }
-ITS_SIZE = re.compile(r"too (?:large|long|high|big|many)|exceed|maximum|at most|less than|model_len", re.IGNORECASE)
+SIZE_PROBLEM = re.compile(r"too (?:large|long|high|big|many)|exceed|maximum|at most|less than|model_len", re.IGNORECASE)
 
 
 class TryAgain(Exception):
-    """A try that failed in a way that may pass."""
+    """A failed try that may succeed when repeated."""
 
 
 class Busy(Exception):
-    """The server is there and does not want the request now; it is left alone for a while."""
+    """A refusal of the request for now; the server is sent nothing for a while."""
 
 
 class Refused(UserError):
-    """The server will not answer a request.
+    """A final refusal of a request.
 
     Attributes:
-        fields: of the request that the refusal names, though an answer may be had without them.
+        fields: optional fields of the request that the refusal names; the request may be accepted without them.
     """
 
     def __init__(self, message: str, fields: Collection[str] = ()) -> None:
@@ -58,99 +59,54 @@ class Refused(UserError):
         self.fields = frozenset(fields)
 
 
-class Window:
-    """How many requests one server is given at a time: more while it keeps up, fewer when they queue there.
-
-    A server that tells its queue's length (vLLM) is followed by it. Another one is tried out: the window goes on growing, or
-    shrinking, as long as that does not make the answers per second fewer, and turns round when it does.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.size = most, min(FIRST_WINDOW, most)
-        self.has_queue = False
-        self.growing, self.rate = True, 0.0
-        self.latencies: list[float] = []
-        self.last_cut = 0.0
-
-    def queued(self, waiting: float, under_way: int) -> None:
-        """Adapt to the number of requests that wait in the server."""
-        self.has_queue = True
-        if waiting > max(4, self.size / 4):
-            self._resize(self.size - waiting / 2)
-        elif waiting == 0 and under_way >= 0.8 * self.size:
-            self._resize(self.size * 1.5 + 1)
-
-    def answered(self, latency: float) -> None:
-        """Adapt to an answer's latency in seconds, unless the server tells its queue."""
-        if self.has_queue:
-            return
-        self.latencies.append(latency)
-        if len(self.latencies) >= self.size:
-            rate = self.size * len(self.latencies) / sum(self.latencies)  # Little's law
-            self.latencies.clear()
-            if rate < 0.95 * self.rate:
-                self.growing = not self.growing
-            self.rate = rate
-            self._resize(self.size * 1.25 + 1 if self.growing else self.size * 0.8)
-
-    def overloaded(self) -> None:
-        """Halve it, once a second at most: the server refused (429, 503) or ran out of time."""
-        if time.monotonic() - self.last_cut > 1.0:
-            self.last_cut = time.monotonic()
-            self._resize(self.size / 2)
-
-    def _resize(self, size: float) -> None:
-        self.size = max(1, min(self.most, int(size)))
-
-
 class Endpoint:
-    """A server that is given at most `most` requests at a time.
+    """A server that is sent at most `concurrency` requests at a time.
 
     Args:
         url: its base URL; one without a path gets /v1.
         timeout: seconds for one try of one request.
-        patience: seconds after which it need not be waited for.
+        patience: seconds to wait for it when it is gone or busy.
 
     Attributes:
         url: the base URL, without anything secret.
-        down_since: when it went away. refused_since: since when it has refused all requests as too many.
-        paused_until: when it may be asked again.
+        down_since: the moment when it was found gone. refused_since: that of the first refusal since the last answer.
+        paused_until: the end of the pause that it asked for.
     """
 
-    def __init__(self, url: str, most: int, api_key: str | None, timeout: float, patience: float = 600.0) -> None:
+    def __init__(
+        self, url: str, concurrency: int, api_key: str | None, timeout: float, patience: float = 600.0
+    ) -> None:
         self.base = base_url(url)
         self.url = str(self.base)
-        self.root = re.sub(r"/v\d[^/]*$", "", self.url)  # where vLLM has what is no part of OpenAI's API
-        self.api_key, self.timeout, self.patience = api_key, timeout, patience
-        self.window = Window(most)
-        self.under_way = 0
+        self.root = re.sub(r"/v\d[^/]*$", "", self.url)  # of the paths that are vLLM's own
+        self.concurrency, self.api_key, self.timeout, self.patience = concurrency, api_key, timeout, patience
         self.down_since: float | None = None
         self.refused_since: float | None = None
-        self.paused_until = self.said_at = -math.inf
+        self.paused_until = self.logged_at = -math.inf
         self.refusals = 0
         self.has_metrics = True
         self.counters: dict[str, float] = {}
         self.prefix_hits = self.prefix_queries = 0.0
 
     def connect(self) -> httpx.AsyncClient:
-        """Connections for one event loop."""
+        """Open connections for one event loop."""
         timeout = httpx.Timeout(self.timeout, connect=PROBE_SECONDS)
-        return connect(self.base, self.api_key, self.window.most, timeout)
+        return connect(self.base, self.api_key, self.concurrency, timeout)
 
     async def identify(
         self, http: httpx.AsyncClient, model: str | None, revision: str | None, version: str | None = None
     ) -> Identity:
-        """Who serves `model` here (None: the first one served).
+        """Find the identity of the server of `model` (None: of the first model it serves).
 
-        A model that `vipbench serve` started also goes by the name MODEL@REVISION, which tells the revision. A server that
-        does not list its models is taken at the user's word.
+        `vipbench serve` serves a model under the name MODEL@REVISION as well, from which the revision is read. A server
+        that does not list its models is trusted to serve `model`.
 
         Args:
-            revision, version: what the user says they are; the server's own version comes first.
+            revision, version: by the user's word; the server's own version comes first.
 
         Raises:
             UserError: it is no OpenAI-compatible server, wants another API key, or serves no such model (names those it does).
-            Busy: it wants to be left alone for a while.
+            Busy: it refuses requests for now.
             httpx.RequestError: the connection failed.
         """
         listed = await fetch(http, f"{self.url}/models", PROBE_SECONDS)
@@ -166,18 +122,18 @@ class Endpoint:
                 f"{self.url}: no list of models at /models (status {listed.status}); "
                 "where it is an OpenAI-compatible server, name the model with --model"
             )
-        told = _version(await fetch(http, f"{self.root}/version", PROBE_SECONDS))
-        return _identity(self.url, served, model, revision, told or version or UNKNOWN)
+        own_version = _version(await fetch(http, f"{self.root}/version", PROBE_SECONDS))
+        return _identity(self.url, served, model, revision, own_version or version or UNKNOWN)
 
     async def healthy(self, http: httpx.AsyncClient) -> bool:
-        """Whether the server answers; one without /health (404) counts as well, one whose engine died (5xx) does not."""
+        """Check that the server answers; one without /health (404) counts as well, one whose engine died (5xx) does not."""
         try:
             return (await fetch(http, f"{self.root}/health", PROBE_SECONDS)).status < 500
         except httpx.RequestError:
             return False
 
     async def observe(self, http: httpx.AsyncClient) -> None:
-        """Read /metrics, where there is one: adapt to the queue, add up what the prefix cache did."""
+        """Read /metrics, where there is one, and add up the hits and queries of the prefix cache."""
         if not self.has_metrics:
             return
         try:
@@ -188,24 +144,20 @@ class Endpoint:
         except httpx.RequestError:
             return  # busy, perhaps
         self.has_metrics = answer.status < 400 or answer.status >= 500
-        metrics = _metrics(answer.text) if answer.status == 200 else {}
-        waiting = metrics.get("num_requests_waiting", MOST_COUNTED)
-        if waiting <= MOST_WAITING:
-            self.window.queued(waiting, self.under_way)
-        else:
-            self.window.has_queue = False
-        self.prefix_hits += self._growth(metrics, "prefix_cache_hits_total")
-        self.prefix_queries += self._growth(metrics, "prefix_cache_queries_total")
+        counters = _counters(answer.text) if answer.status == 200 else {}
+        self.prefix_hits += self._growth(counters, HITS)
+        self.prefix_queries += self._growth(counters, QUERIES)
 
     def lose(self) -> None:
-        """Take it for gone until it is healthy again."""
+        """Regard it as gone until it is healthy again."""
         self.down_since = self.down_since or time.monotonic()
 
-    def takes_requests(self) -> bool:
-        return not self.down_since and time.monotonic() >= self.paused_until and self.under_way < self.window.size
+    def seconds_closed(self) -> float:
+        """Return the seconds until it may be sent a request: 0 for now, infinity while it is gone."""
+        return math.inf if self.down_since else max(0.0, self.paused_until - time.monotonic())
 
     def out_of_patience(self) -> bool:
-        """Return True for a server that has been gone, or has refused everything, for longer than it is waited for."""
+        """Return True for a server that has been gone, or has refused everything, for longer than `patience`."""
         since = self.down_since or self.refused_since
         return since is not None and time.monotonic() - since >= self.patience
 
@@ -214,29 +166,27 @@ class Endpoint:
 
         Raises:
             TryAgain: connection failed, time-out, 5xx, an answer that is no chat completion.
-            Busy: 429, 503, or another failure that names the time after which to come back.
-            Refused: any other status; the server's own words are in it.
+            Busy: 429, 503, or another failure with a Retry-After.
+            Refused: any other status; the server's own message is quoted.
         """
-        started = time.monotonic()
         try:
             answer = await fetch(http, f"{self.url}/chat/completions", self.timeout, request.body(without))
         except httpx.ConnectTimeout as error:
             self.lose()
             raise TryAgain(f"{self.url}: no connection in time") from error
         except httpx.TimeoutException as error:
-            self.window.overloaded()
-            raise TryAgain(f"{self.url}: no answer within {self.timeout:g} s") from error
+            late = f"{self.url}: no answer within {self.timeout:g} s (a lower --concurrency gives it fewer at a time)"
+            raise TryAgain(late) from error
         except httpx.DecodingError as error:
             raise TryAgain(f"{self.url}: its answer cannot be decoded, or is too large") from error
         except httpx.RequestError as error:
             self.lose()
             raise TryAgain(f"{self.url}: connection failed ({type(error).__name__})") from error
         if answer.status in BUSY or (answer.status >= 500 and "retry-after" in answer.headers):
-            self.window.overloaded()
             raise self._pause(answer)
         if answer.status >= 500 or answer.status in PASSING:
             if answer.status in (502, 504):
-                self.lose()  # a gateway whose server is gone, perhaps; /health will tell
+                self.lose()  # of a gateway whose server may be gone; /health shows
             reason = f" ({answer.reason})" if answer.body else ""
             raise TryAgain(f"{self.url}: status {answer.status}{reason}")
         if answer.status != 200:
@@ -250,38 +200,37 @@ class Endpoint:
         except ValueError as error:
             raise TryAgain(f"{self.url}: its answer is no chat completion ({answer.reason})") from error
         self.refused_since, self.refusals = None, 0
-        self.window.answered(time.monotonic() - started)
         return response
 
     def _pause(self, answer: Reply) -> Busy:
-        """Leave it alone for as long as it asks for, or longer from one refusal to the next; within the patience."""
+        """Pause for the time that it asks for, or longer from one refusal to the next; within the patience."""
         reason = f"busy (status {answer.status}: {shown(answer.reason, 100)})"
         now = time.monotonic()
         self.refused_since = self.refused_since or now
-        if now >= self.paused_until:  # else a refusal of the same moment
+        if now >= self.paused_until:  # else it belongs to the same burst of refusals
             self.refusals += 1
         wanted = retry_after(answer.headers)
         wait = max(wanted, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.refusals - 1, 10)))
         left = self.refused_since + self.patience - now
         wait = min(wait, left) if left > 0 else min(wait, LONGEST_PAUSE)
         self.paused_until = max(self.paused_until, now + wait)
-        if now - self.said_at >= SAY_AGAIN_SECONDS:
-            self.said_at = now
+        if now - self.logged_at >= LOG_AGAIN_SECONDS:
+            self.logged_at = now
             asks = f" asks for {wanted:,.0f} s;" if wanted > wait else ""
             log.warning("%s: %s;%s waiting %.1f s, at most %.0f s in all", self.url, reason, asks, wait, self.patience)
         return Busy(f"{self.url}: {reason}")
 
-    def _growth(self, metrics: dict[str, float], name: str) -> float:
-        """How much a counter grew since the last look; the first look counts nothing, a restart begins at 0."""
-        if name not in metrics:
+    def _growth(self, counters: dict[str, float], name: str) -> float:
+        """Compute a counter's growth since the last reading; the first one counts nothing, a restart begins at 0."""
+        if name not in counters:
             return 0.0
-        now, before = metrics[name], self.counters.get(name, metrics[name])
+        now, before = counters[name], self.counters.get(name, counters[name])
         self.counters[name] = now
         return now - before if now >= before else now
 
 
 def _served(listed: Reply) -> list[str] | None:
-    """The names of the models in the answer to /models; None: it is no such list."""
+    """Read the names of the models from the answer to /models; None where it is no such list."""
     try:
         content = listed.json()
         return [str(card["id"]) for card in (content if isinstance(content, list) else content["data"])]
@@ -301,7 +250,7 @@ def _identity(url: str, served: list[str] | None, model: str | None, revision: s
 
 
 def _version(answer: Reply) -> str | None:
-    """vLLM's version; None: it is not vLLM."""
+    """Read vLLM's version; None from other servers."""
     try:
         version = answer.json()["version"]
     except (ValueError, KeyError, TypeError):
@@ -309,23 +258,21 @@ def _version(answer: Reply) -> str | None:
     return shown(version, 100) if isinstance(version, str) and version.strip() else None
 
 
-def _metrics(text: str) -> dict[str, float]:
-    """vLLM's counters and gauges by name (without "vllm:"), summed over their labels; without those that are nonsense."""
+def _counters(text: str) -> dict[str, float]:
+    """Parse the counters of vLLM's prefix cache in a page of metrics, summed over their labels; without absurd values."""
+    lines = [line for line in text.splitlines() if line.startswith(COUNTERS) and len(line) <= MOST_LINE][:MOST_LINES]
     sums: dict[str, float] = {}
-    for name, number in re.findall(r"^vllm:(\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
-        sums[name] = sums.get(name, 0.0) + _number(number)
+    try:
+        for family in text_string_to_metric_families("\n".join(lines)):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    except (ValueError, IndexError, OverflowError):  # damaged, a label without a name, a number of many digits
+        return {}
     return {name: value for name, value in sums.items() if 0 <= value <= MOST_COUNTED}  # not so for NaN
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
 def _refusal(answer: Reply) -> str:
-    """The words of a refusal, without what it may repeat of the request: OpenAI's form, FastAPI's form, or all of it."""
+    """Extract the message of a refusal, without parts of the request that it may repeat: in OpenAI's form, FastAPI's, or all."""
     try:
         content = answer.json()
         if isinstance(content.get("detail"), list):
@@ -336,11 +283,11 @@ def _refusal(answer: Reply) -> str:
 
 
 def _refused_fields(answer: Reply, body: dict[str, Any]) -> list[str]:
-    """The optional fields of a request that a refusal (400, 422) names, unless it is about the size of max_tokens."""
+    """List the optional fields of a request that a refusal (400, 422) names, unless it is about the size of max_tokens."""
     if answer.status not in (400, 422):
         return []
     words = _refusal(answer)
     named = [name for name, pattern in OPTIONAL_FIELDS.items() if name in body and pattern.search(words)]
-    if "max_tokens" in named and ITS_SIZE.search(words) and "max_completion_tokens" not in words:
+    if "max_tokens" in named and SIZE_PROBLEM.search(words) and "max_completion_tokens" not in words:
         named.remove("max_tokens")
     return named

@@ -13,7 +13,9 @@ from harness.symptoms.options import ApiKey, ApiKeyFile, read_key
 def serve(
     model: Annotated[str, typer.Argument(help="a directory with weights, or a model's name on the hub")],
     arguments: Annotated[list[str] | None, typer.Argument(help="further options of vLLM, after --")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="how many; by default what the two next ones say")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="their number; by default the product of the next two")
+    ] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the model is spread over")] = 1,
     data_parallel: Annotated[int | None, typer.Option(min=1, help="copies of the model")] = None,
     host: Annotated[

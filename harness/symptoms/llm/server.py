@@ -1,4 +1,4 @@
-"""Start vLLM's OpenAI-compatible server in its own environment, watch it come up, and end it whatever happens to us.
+"""Start vLLM's OpenAI-compatible server in its own environment, wait for it, and end it with this process in any case.
 
     vipbench serve MODEL [--gpus N --tensor-parallel N --data-parallel N --port P] [-- further options of vLLM]
 
@@ -22,7 +22,6 @@ from typing import Self
 import httpx
 
 from harness.errors import UserError
-from harness.symptoms.llm import watch
 from harness.symptoms.llm.transport import LOOPBACK
 from harness.symptoms.options import KEY_ADVICE
 from harness.system.files import digest_file, digest_json
@@ -30,7 +29,7 @@ from harness.system.progress import Progress
 
 PYTHON_VARIABLE = "VIPBENCH_SERVE_PYTHON"
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
-# vLLM's options that say where it listens and what it requires, and ours in their place.
+# Options of vLLM for its address and its key, with our own in their place.
 OURS = {
     "--host": "give --host before the --",
     "--port": "give --port before the --",
@@ -41,6 +40,8 @@ OURS = {
 OWN_ENVIRONMENT = Path(".venv-serve/bin/python")
 TAIL_LINES = 15
 LOOK_SECONDS = 1.0
+WATCHER = Path(__file__).with_name("watch.py")
+GRACE_SECONDS = 20.0  # between the request to end and the kill
 NOT_INHERITED = (
     "PYTHONPATH",
     "PYTHONHOME",
@@ -61,17 +62,17 @@ class Server:
         python: the interpreter that has vLLM; None looks for one (see `interpreter`).
         host: the address to listen on; other than loopback it takes an API key.
         port: None takes a free one.
-        gpus: how many; they are split into `data_parallel` copies of `tensor_parallel` GPUs each.
+        gpus: their number; they are split into `data_parallel` copies of `tensor_parallel` GPUs each.
         tensor_parallel: GPUs that one copy of the model is spread over.
         data_parallel: copies of the model; None: as many as the GPUs hold (1 when `gpus` is None).
         revision: of a model on the hub (branch, tag or commit); None is its main branch.
         api_key: to be required; None: $VLLM_API_KEY, which vLLM reads itself, or none.
-        arguments: further options for vLLM's own command line; not those that say where it listens and what it requires.
+        arguments: further options for vLLM's own command line; not those for its address and its key.
         patience: seconds until the server must be up (weights may have to be downloaded first).
 
     Attributes:
-        url: where it is reached from this machine.
-        api_key: what it requires, or None.
+        url: its address for this machine.
+        api_key: the key that it requires, or None.
         name: the model's name in requests: the directory's, or the one on the hub.
         revision: commit on the hub, or a digest of the directory's files. It is served as NAME@REVISION, too.
         log: the file with its output; removed after a clean end.
@@ -109,9 +110,9 @@ class Server:
         self.command += ["--model", model, *pinned]
         self.command += ["--served-model-name", self.name, f"{self.name}@{self.revision}"]
         self.command += ["--tensor-parallel-size", str(tensor_parallel), "--data-parallel-size", str(copies)]
-        # else a model's generation_config.json changes what sampling a request means
+        # else a model's generation_config.json changes the sampling of requests
         self.command += ["--generation-config", "vllm", *arguments]
-        # last, so that nothing before, nor a file named by --config, says otherwise
+        # last, so that they override all before them and a file named by --config
         self.command += ["--port", str(self.port), "--host", host]
 
     def __enter__(self) -> Self:
@@ -120,12 +121,12 @@ class Server:
         self.log = Path(name)
         with os.fdopen(handle, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, watch.__file__, *self.command],
+                [sys.executable, str(WATCHER), str(GRACE_SECONDS), *self.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(self.python, self.api_key),
-                start_new_session=True,  # Ctrl-C is for us; we end the server in order
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
             )
         try:
             self._wait_until_healthy()
@@ -145,18 +146,18 @@ class Server:
     def stop(self) -> None:
         """End the server and all its processes."""
         assert self.process.stdin is not None
-        self.process.stdin.close()  # what the watcher waits for
+        self.process.stdin.close()  # the signal for the watcher
         try:
-            self.process.wait(watch.GRACE_SECONDS + 10)
+            self.process.wait(GRACE_SECONDS + 10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
     def wait(self) -> None:
-        """Wait as long as it runs.
+        """Wait until it ends.
 
         Raises:
-            UserError: it ended by itself; the end of its log is shown first.
+            UserError: it ended by itself; the end of its log is printed first.
         """
         status = self.process.wait()
         raise self._died(status)
@@ -184,7 +185,7 @@ class Server:
 
 
 def interpreter(python: Path | None = None) -> Path:
-    """The interpreter that has vLLM: the one given, $VIPBENCH_SERVE_PYTHON, .venv-serve here, or our own.
+    """Find the interpreter that has vLLM: the one given, $VIPBENCH_SERVE_PYTHON, .venv-serve here, or our own.
 
     Raises:
         UserError: there is none.
@@ -205,7 +206,7 @@ def interpreter(python: Path | None = None) -> Path:
 
 
 def identify(model: str, revision: str | None) -> tuple[str, str, list[str]]:
-    """A model's name in requests, its revision, and the options that pin vLLM to this revision.
+    """Determine a model's name in requests, its revision, and the options that pin vLLM to this revision.
 
     Raises:
         UserError: there is no such directory, nor such a model on the hub or in its local cache.
@@ -228,7 +229,7 @@ def identify(model: str, revision: str | None) -> tuple[str, str, list[str]]:
 
 
 def _digest(path: Path) -> str:
-    """40 hex digits over the names and contents of the files that make the model."""
+    """Hash the names and contents of the model's files to 40 hex digits."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     files = [file for file in files if not file.name.startswith(".") and file.suffix != ".md"]
     with Progress("digest the model's files", len(files), "files") as progress:
@@ -260,7 +261,7 @@ def _environment(python: Path, api_key: str | None) -> dict[str, str]:
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["VLLM_NO_USAGE_STATS"] = "1"  # nothing leaves this machine
     if api_key:
-        environment[VLLM_KEY_VARIABLE] = api_key  # not on the command line, which everybody can see
+        environment[VLLM_KEY_VARIABLE] = api_key  # not on the command line, which all users can read
     return environment
 
 

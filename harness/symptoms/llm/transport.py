@@ -1,4 +1,4 @@
-"""HTTP to a server that nothing is known of: one deadline for a whole request, a bound on its answer's size, its pauses.
+"""HTTP to a server that is not trusted: one deadline for a whole request, a bound on its answer's size, Retry-After.
 
 A server may drip a byte a second, answer without an end, or ask to be left alone until tomorrow; none of it takes more
 time or memory here than stated.
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON. Raises ValueError where it is none."""
+        """Parse the body as JSON. Raises ValueError where it is none."""
         return parse_json(self.body)
 
     @property
@@ -46,7 +46,7 @@ class Reply(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The server's own words for why it refused, as one short line."""
+        """The server's own reason for a refusal, as one short line."""
         try:
             return shown(self.json()["error"]["message"], 300)
         except (ValueError, KeyError, TypeError):
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
 
 def base_url(url: str) -> httpx.URL:
-    """A server's base URL without a slash at its end; one without a path gets /v1.
+    """Normalise a server's base URL: no slash at its end; one without a path gets /v1.
 
     Raises:
         UserError: it is no such URL, or holds a user name, a password or a query, which would end in records and logs
@@ -75,21 +75,21 @@ def base_url(url: str) -> httpx.URL:
 
 
 def without_secrets(url: str) -> str:
-    """A URL, or what was meant as one, without user name, password, query and fragment, as one short line."""
+    """Remove user name, password, query and fragment from a URL, even a malformed one; returns one short line."""
     front, secret, address = url.partition("?")[0].partition("#")[0].rpartition("@")
     scheme, slashes, _ = front.partition("//")
     return shown(f"{scheme}{slashes}{address}" if secret and slashes else address, 200)
 
 
 def shown(value: object, most: int) -> str:
-    """Put the words of a server or a file into one line of at most `most` printable characters."""
+    """Shorten a text of a server or a file to one line of at most `most` printable characters."""
     text = " ".join(str(value)[: 10 * most].split())
     text = "".join(sign if sign.isprintable() else "?" for sign in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds that the server asks to be left alone: a number or an HTTP date (against its own clock); 0: it says nothing."""
+    """Parse Retry-After in seconds: a number or an HTTP date (against the server's own clock); 0 without one."""
     text = headers.get("retry-after", "").strip()
     try:
         seconds = float(text)
@@ -100,7 +100,7 @@ def retry_after(headers: httpx.Headers) -> float:
 
 
 def connect(url: httpx.URL, api_key: str | None, most: int, timeout: httpx.Timeout) -> httpx.AsyncClient:
-    """Connections for one event loop, for `most` requests at a time.
+    """Open connections for one event loop, for `most` requests at a time.
 
     To this machine itself no proxy from the environment is used; redirects are not followed, as they would take the key along.
     """
@@ -112,7 +112,7 @@ def connect(url: httpx.URL, api_key: str | None, most: int, timeout: httpx.Timeo
 
 
 async def fetch(http: httpx.AsyncClient, url: str, seconds: float, body: Any = None) -> Reply:
-    """GET, or POST of a JSON body.
+    """Send a GET, or a POST with a JSON body.
 
     Args:
         seconds: for all of it, from the connection to the last byte.
@@ -135,7 +135,7 @@ async def fetch(http: httpx.AsyncClient, url: str, seconds: float, body: Any = N
 
 
 class _Spread(httpx.AsyncBaseTransport):
-    """Deals requests out to small pools in turn, since a pool looks at each of its connections for each request."""
+    """Distributes requests over small pools in turn, since a pool checks each of its connections for each request."""
 
     def __init__(self, pools: int) -> None:
         context = httpx.create_ssl_context()
