@@ -157,6 +157,6 @@ def _pieces(word: str) -> int:
 
 @lru_cache(maxsize=1)
 def _tokenizer():  # type: ignore[no-untyped-def]  # open_clip gives no types
-    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip import SimpleTokenizer
 
     return SimpleTokenizer()
