@@ -80,6 +80,7 @@ def test_features_and_logits_equal_transformers(repositories: dict[str, tuple[Pa
     assert float(backbone.logit_bias) == (0 if kind.startswith("clip") else -3.25)
     assert torch.equal((logits - backbone.logit_bias).softmax(-1).argmax(-1), logits.softmax(-1).argmax(-1))
     assert backbone.dim == expected.image_embeds.shape[-1]
+    assert torch.equal(backbone.text.tokenizer(TEXTS), transformers_tokens(kind, model))
 
 
 @pytest.mark.parametrize("kind", ["clip", "clip argmax", "siglip", "siglip2"])
