@@ -160,11 +160,11 @@ def lay_out(cache: Path, name: str, folder: Path, revision: str = "main") -> str
 
 @contextmanager
 def hub_server(repositories: dict[str, dict[str, Path]]) -> Iterator[tuple[str, list[str]]]:
-    """Serve repositories, folders by name and revision, by the hub's file API on loopback; yields its URL and what was asked.
+    """Serve repositories, folders by name and revision, by the hub's file API on loopback; yields its URL and the requests.
 
     The API is the part that downloads use: /api/models/NAME[/revision/R], /api/models/NAME/tree/R and /NAME/resolve/R/FILE.
     """
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -172,7 +172,7 @@ def hub_server(repositories: dict[str, dict[str, Path]]) -> Iterator[tuple[str, 
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            asked.append(f"{self.command} {path}")
+            requests.append(f"{self.command} {path}")
             for name, revisions in repositories.items():
                 commits = {commit_of(folder): folder for folder in revisions.values()}
                 known = {**revisions, **commits}
@@ -220,7 +220,7 @@ def hub_server(repositories: dict[str, dict[str, Path]]) -> Iterator[tuple[str, 
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()

@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face hub, pinned to one commit and read from the hub's cache.
 
-A repository is asked for once; what is read of it after that is of the commit that was found then, even where its branch moves
-on meanwhile. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` have their usual meaning.
+The commit of a branch is looked up once; all files are then of that commit, even where the branch moves on meanwhile.
+`HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` have their usual meaning.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Repository:
 
     Attributes:
         name: "organisation/name".
-        revision: the branch, tag or commit that was asked for.
+        revision: the requested branch, tag or commit.
         commit: 40 hex digits.
         folder: its files so far, in the hub's cache.
         others: repositories that it names, as for a text tower's config and tokenizer.

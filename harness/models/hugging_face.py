@@ -85,7 +85,7 @@ POOLED_QUERY = "vision_model.head.attention.in_proj_"
 
 @dataclass
 class Converted:
-    """A repository as open_clip is asked for it.
+    """A repository in open_clip's terms.
 
     Attributes:
         config: open_clip's model config; for SigLIP without the image tower's timm model, which `trunk` describes.
@@ -129,7 +129,7 @@ class Converted:
 
 
 def is_repository(folder: Path) -> bool:
-    """Return whether a folder has a config of transformers that names its model type."""
+    """Return True for a folder with a config of transformers that names its model type."""
     file = folder / CONFIG_FILE
     content = read_json(file) if file.is_file() else None
     return isinstance(content, dict) and "model_type" in content

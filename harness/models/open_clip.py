@@ -56,10 +56,10 @@ TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
 
 @dataclass
 class Source:
-    """A model as open_clip is asked for it.
+    """A model in open_clip's terms.
 
     Attributes:
-        name: open_clip's, or of a config that was made known to it.
+        name: open_clip's, or of a config that was registered with it.
         weights: a tag or a file; None for random weights, or those of `converted`.
         config: the model config: embed_dim, vision_cfg, text_cfg and perhaps quick_gelu.
         architecture: what the digest covers of it; `config` is the same object, or part of it, but for hub repositories.
@@ -181,7 +181,7 @@ def _converted(folder: Path, weights: list[Path], files: ExitStack) -> Source:
 def _described(
     path: Path, weights: str | None, tokenizer: Path | None = None, repository: Repository | None = None
 ) -> Source:
-    """A model that a JSON file describes, made known to open_clip under a name that says nothing of where the file lies.
+    """A model that a JSON file describes, registered with open_clip under a name that does not depend on the file's place.
 
     Args:
         tokenizer: the folder that holds the model's own tokenizer, where it has one.
@@ -202,7 +202,7 @@ def _described(
 
 
 def _registered(path: Path, built: dict[str, Any]) -> str:
-    """Make a model config known to open_clip; returns its name there."""
+    """Register a model config with open_clip; returns its name there."""
     _refuse_coca(str(path), built)
     name = f"vipbench-{digest_json(built)[:12]}"
     with tempfile.TemporaryDirectory() as folder:
@@ -231,8 +231,7 @@ def _local_text(folder: Path, described: dict[str, Any], built: dict[str, Any]) 
         given = described.get(key)
         if isinstance(given, str) and given and (folder / given).exists():
             path = (folder / given).resolve()
-            if (path / "config.json").is_file():
-                check_numbers(path / "config.json", "", read_json(path / "config.json"))
+            _check_text(path)
             built[key] = str(path)
             described[key] = _content(path)
 
@@ -242,11 +241,28 @@ def _pin_text(repository: Repository, built: dict[str, Any]) -> None:
     for key in TEXT_SOURCES:
         given = built.get(key)
         if isinstance(given, str) and given and not Path(given).is_dir():
-            built[key] = str(repository.pin_named(given).folder)
+            folder = repository.pin_named(given).folder
+            _check_text(folder)
+            built[key] = str(folder)
+
+
+def _check_text(folder: Path) -> None:
+    """Refuse a text tower's repository whose numbers no model has, or that needs code of its own, for which transformers asks."""
+    from transformers import CONFIG_MAPPING
+
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        content = mapping(file, read_json(file), "config of transformers") if file.is_file() else {}
+        if name == "config.json":
+            check_numbers(file, "", content)
+        if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(
+                f"{file}: auto_map: code of a repository is never run, and transformers has no class of its own"
+            )
 
 
 def _content(path: Path) -> str:
-    """Digest of a local Hugging Face config and tokenizer: their small text files, whatever they lie beside."""
+    """Digest of a local Hugging Face config and tokenizer: their small text files alone."""
     files = [path]
     if path.is_dir():
         found = (file for file in path.iterdir() if file.suffix in TOKENIZER_SUFFIXES)
@@ -330,7 +346,7 @@ def _check(name: str, model: Any) -> None:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"backbone {name!r}: {bad} of {tensor.numel()} weights in {key} are NaN or infinite; get its file anew"
+                f"backbone {name!r}: {bad} of {tensor.numel()} weights in {key} are NaN or infinite; download its file again"
             )
 
 

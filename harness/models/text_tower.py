@@ -209,7 +209,7 @@ def text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
 def _ids(tokenizer: Any, text: str, pad: int) -> list[int]:
     """Token numbers of a text with start and end tokens, without padding."""
     plain = isinstance(tokenizer, HFTokenizer) and not (tokenizer.tokenizer_mode or tokenizer.strip_sep_token)
-    if plain:  # asked without padding, since an end token may be the padding token too
+    if plain:  # called without padding, since an end token may be the padding token too
         return list(tokenizer.tokenizer(tokenizer.clean_fn(text), verbose=False).input_ids)
     ids = tokenizer([text], context_length=UNTRUNCATED)[0].tolist()
     while ids and ids[-1] == pad:

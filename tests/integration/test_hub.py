@@ -62,13 +62,13 @@ def test_every_family_by_its_id_offline_and_from_a_server(repositories: dict[str
     (newer / "README.md").write_text("a newer commit of the same model")
     served = {name: {"main": folder} for name, folder in repositories.items()}
     served["tiny/clip"] = {"main": newer, "v1": repositories["tiny/clip"]}
-    with hub_server(served) as (endpoint, asked):
+    with hub_server(served) as (endpoint, requests):
         home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0"}
         online = load([*names, "tiny/clip@v1", pinned], tmp_path, HF_HUB_DISABLE_PROGRESS_BARS="1", **home)
     assert {name: online[name]["digest"] for name in names} == {name: offline[name]["digest"] for name in names}
     assert online["tiny/clip"]["commit"] == commit_of(newer)
     assert online["tiny/clip@v1"]["commit"] == online[pinned]["commit"] == commits["tiny/clip"]
-    assert not any("README.md" in request for request in asked), "only what is read is fetched"
-    weights = [request for request in asked if request.startswith("GET") and request.endswith("model.safetensors")]
+    assert not any("README.md" in request for request in requests), "only what is read is fetched"
+    weights = [request for request in requests if request.startswith("GET") and request.endswith("model.safetensors")]
     assert all("/resolve/main/" not in request for request in weights), "files are fetched by their commit"
     assert weights

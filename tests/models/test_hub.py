@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from harness.config.schema import BackboneConfig
 from harness.errors import UserError
@@ -28,7 +29,8 @@ def test_the_newest_commit_of_a_branch_and_a_pinned_one(hub_cache: Path, tmp_pat
     assert old.source == {"repository": "tiny/clip", "revision": "main", "commit": first}
     assert old.digest == load_backbone(BackboneConfig(name=str(folder))).digest
 
-    transformers_repository(folder, "clip", "gelu")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"logit_scale": weights["logit_scale"] + 1}, folder / "model.safetensors")
     second = lay_out(hub_cache, "tiny/clip", folder)
     lay_out(hub_cache, "tiny/clip", folder, revision="v2")
     new, pinned, tagged = load("tiny/clip"), load(f"tiny/clip@{first}"), load("tiny/clip@v2")
@@ -62,6 +64,22 @@ def test_what_a_text_tower_names_is_pinned_too(hub_cache: Path, tmp_path: Path, 
     backbone = load("tiny/biomed")
     assert backbone.source["text"] == [{"repository": "tiny/bert", "revision": "main", "commit": bert}]
     assert backbone.text.encode_texts(["round"]).shape == (1, 512)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_text_towers_repository_is_not_run(
+    hub_cache: Path, tmp_path: Path, model_folder: Path, file: str
+) -> None:
+    """Nor is anybody asked for leave to run it, as transformers would at a terminal."""
+    bert = shutil.copytree(model_folder / "bert", tmp_path / "bert")
+    own = {"auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.T", "own.T"]}, "model_type": "own"}
+    (bert / file).write_text(json.dumps(json.loads((bert / file).read_text()) | own))
+    (bert / "own.py").write_text("raise SystemExit('code of a repository was run')")
+    lay_out(hub_cache, "tiny/bert", bert)
+    open_clip_repository(tmp_path / "b", "bert", model_folder, hf_model_name="tiny/bert", hf_tokenizer_name="tiny/bert")
+    lay_out(hub_cache, "tiny/b", tmp_path / "b")
+    with pytest.raises(UserError, match=f"{file}: auto_map: code of a repository is never run"):
+        load("tiny/b")
 
 
 def test_shards_of_weights_come_one_by_one(hub_cache: Path, tmp_path: Path) -> None:

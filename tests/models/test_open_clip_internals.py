@@ -1,4 +1,4 @@
-"""The internals of open_clip that are read: where a new version lacks one, its name and the file that reads it are told here."""
+"""The internals of open_clip that are read: where a new version lacks one, its name and the reading file are reported here."""
 
 import ast
 import inspect
