@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from harness.config.schema import BackboneConfig
 from harness.models.backbone import Backbone
 from harness.models.known import Expected, expected_of
+from harness.system.devices import to_device
 
 TEXT = "a photo of a melanoma"
 # By the names of modules in open_clip, timm and transformers; torch's GELU has its approximation as an attribute.
@@ -54,7 +55,8 @@ def describe(config: BackboneConfig, backbone: Backbone) -> dict[str, str]:
     }
     resize = how[preprocessing.resize_mode].format(backbone.image_size)
     with torch.inference_mode():
-        image = backbone.image(backbone.eval_transform(drawn_image())[None].to(backbone.logit_scale.device))[0].float()
+        pixels = to_device(backbone.eval_transform(drawn_image())[None], backbone.logit_scale.device)
+        image = backbone.image(pixels)[0].float()
         words = text.encode_texts([TEXT])[0]
     cosine = float(nn.functional.cosine_similarity(image, words, dim=0))
     inner = getattr(text.tokenizer, "tokenizer", text.tokenizer)

@@ -201,8 +201,10 @@ def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Query, key and value projections as one tensor each; those of SigLIP's pooling head as a query and a key-value one."""
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if match := re.search(r"\.self_attn\.[qkv]_proj\.(weight|bias)$", name):
-            front, kind = name[: match.start()], match[1]
+        if match := re.search(r"\.self_attn\.([qkv])_proj\.(weight|bias)$", name):
+            front, part, kind = name[: match.start()], *match.groups()
+            if part != "q":  # joined where the query is met
+                continue
             parts = [weights[key] for letter in "qkv" if (key := f"{front}.self_attn.{letter}_proj.{kind}") in weights]
             result[f"{front}.self_attn.qkv.{kind}"] = torch.cat(parts)
         elif name.startswith(POOLED_QUERY):
