@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from harness.data import cli as data_cli
 from harness.data.choices import OnError
 from harness.demo import cli as demo_cli
+from harness.models import cli as models_cli
 from harness.report import cli as report_cli
 from harness.runs import bank_cli
 from harness.symptoms import cli as symptoms_cli
@@ -57,6 +58,7 @@ app.command()(report_cli.table)
 app.command()(demo_cli.demo)
 app.add_typer(sweep_cli.app, name="sweep")
 app.add_typer(bank_cli.app, name="bank")
+app.add_typer(models_cli.app, name="backbone")
 app.command()(serve_cli.serve)
 app.add_typer(symptoms_cli.app, name="symptoms")
 

@@ -18,7 +18,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import typer
-from open_clip.model import CLIP
+from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset

@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.modified_resnet import AttentionPool2d
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
 from harness.config.schema import BackboneConfig
 from harness.errors import UserError
+from harness.models.hub import PREFIX, pin
 from harness.models.open_clip import create, digest
+from harness.models.open_clip_internals import (
+    CLIP,
+    AttentionPool2d,
+    CustomTextCLIP,
+    PreprocessCfg,
+    image_transform_v2,
+)
 from harness.models.text_tower import TextTower, text_tower
 
 log = logging.getLogger(__name__)
@@ -30,20 +35,33 @@ class Backbone(nn.Module):
         image: the image tower, pixels [B, 3, H, W] -> un-normalised features [B, d].
         text: the text tower.
         logit_scale: float32 scalar tensor, already exponentiated.
+        logit_bias: float32 scalar tensor that SigLIP adds to every logit, 0 elsewhere; a softmax over classes, and so every
+            method here, is the same without it.
         dim: d. image_size: pixels per side. mean, std: of the three channels.
         eval_transform: the model's own preprocessing, PIL image -> float32 [3, H, W].
+        preprocessing: the settings of that.
         digest: SHA-256 over architecture, preprocessing and every weight.
+        source: repository, revision and commit of a hub model; empty elsewhere.
     """
 
     logit_scale: Tensor
+    logit_bias: Tensor
 
-    def __init__(self, model: CLIP | CustomTextCLIP, tokenizer: Any, architecture: Any) -> None:
+    def __init__(
+        self,
+        model: CLIP | CustomTextCLIP,
+        tokenizer: Any,
+        architecture: Any,
+        source: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.digest = digest(model, architecture)
+        self.digest, self.source = digest(model, architecture), source or {}
         self.image = model.visual
         self.text = text_tower(model, tokenizer)
         self.register_buffer("logit_scale", model.logit_scale.detach().exp().float().reshape(()))
-        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        bias = torch.zeros(()) if model.logit_bias is None else model.logit_bias.detach().float().reshape(())
+        self.register_buffer("logit_bias", bias, persistent=False)
+        preprocess = self.preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
         size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
         self.image_size, self.mean, self.std = size, tuple(preprocess.mean), tuple(preprocess.std)
         self.eval_transform = image_transform_v2(preprocess, is_train=False)
@@ -80,16 +98,18 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
     """Build a backbone and load its weights.
 
     `config.name` is an open_clip name ("ViT-B-16"; `pretrained` is a tag or a checkpoint file, OpenAI's own .pt files among
-    them), an "hf-hub:" id, a folder with open_clip_config.json and weights, or a model JSON of one's own (`pretrained` is its
-    weights file). Without `pretrained` a named or JSON model gets random weights, the same ones each time. Whether it has
-    QuickGELU follows from the tag, or OpenAI's file; otherwise from its name or config. Files are read as safetensors, with
-    torch's weights-only reader, or by harness/models/openai_file.py; nothing is unpickled.
+    them), an "hf-hub:" id, "@revision" behind it or not, a folder in the hub's layout (of open_clip, or of transformers' CLIP
+    and SigLIP), or a model JSON of one's own (`pretrained` is its weights file). Without `pretrained` a named or JSON model
+    gets random weights, the same ones each time. Whether it has QuickGELU follows from the tag, or OpenAI's file; otherwise
+    from its name or config. Files are read as safetensors, with torch's weights-only reader, or by
+    harness/models/openai_file.py; nothing is unpickled.
 
     Raises:
         UserError: no such model, tag or file, or one that is damaged, does not fit, or is of a kind that is not supported.
     """
     try:
-        backbone = Backbone(*create(config))
+        repository = pin(config.name) if config.name.startswith(PREFIX) and not config.pretrained else None
+        backbone = Backbone(*create(config, repository), repository.source if repository else None)
     except UserError:
         raise
     except (

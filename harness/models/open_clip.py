@@ -1,4 +1,6 @@
-"""Build open_clip models and load their weights: by name and tag, hub id, folder, or a model JSON and a file.
+"""Build open_clip models and load their weights: by name and tag, hub repository, folder, or a model JSON and a file.
+
+Repositories of transformers are converted by harness/models/hugging_face.py.
 
 What a backbone's digest covers beside its weights is made here: the architecture as it was built, its activation function
 included, and the content of the files that it came from, never where they lie.
@@ -10,18 +12,26 @@ import hashlib
 import json
 import logging
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 
 from harness.config.schema import BackboneConfig
-from harness.errors import UserError, shortened
+from harness.errors import UserError
+from harness.models import hugging_face
+from harness.models.hub import PREFIX, Repository
+from harness.models.limits import check_numbers, mapping
+from harness.models.open_clip_internals import (
+    CLIP,
+    CustomTextCLIP,
+    convert_to_custom_text_state_dict,
+    get_pretrained_cfg,
+)
 from harness.models.openai_file import is_torchscript, read_openai
 from harness.system.files import digest_file, digest_json, read_json
 
@@ -40,21 +50,21 @@ WEIGHTS_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
-MOST_LAYERS, MOST_NUMBER = 1000, 1 << 24  # in a model's config
 MOST_PARAMETERS = 2 * 10**10  # four times those of open_clip's largest
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
 
 
 @dataclass
 class Source:
-    """A model as open_clip is asked for it.
+    """A model in open_clip's terms.
 
     Attributes:
-        name: open_clip's, or of a config that was made known to it; a hub id begins with "hf-hub:" and brings its weights.
-        weights: a tag or a file; None for random weights, or those of the hub.
+        name: open_clip's, or of a config that was registered with it.
+        weights: a tag or a file; None for random weights, or those of `converted`.
         config: the model config: embed_dim, vision_cfg, text_cfg and perhaps quick_gelu.
-        architecture: what the digest covers of it; `config` is the same object, or part of it.
+        architecture: what the digest covers of it; `config` is the same object, or part of it, but for hub repositories.
         preprocessing: fields of open_clip's PreprocessCfg that are not the default.
+        converted: a repository of transformers, with the files of its weights.
     """
 
     name: str
@@ -62,42 +72,45 @@ class Source:
     config: dict[str, Any]
     architecture: Any
     preprocessing: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def from_hub(self) -> bool:
-        return self.name.startswith("hf-hub:")
+    converted: tuple[hugging_face.Converted, list[Path]] | None = None
 
 
-def create(config: BackboneConfig) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
+def create(config: BackboneConfig, repository: Repository | None = None) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
     """Build a model and load its weights; returns model, tokenizer and architecture. See `harness.models.backbone.load_backbone`.
+
+    Args:
+        repository: the hub repository that an "hf-hub:" name stands for.
 
     Raises:
         UserError: no such model, tag or file, a file that is damaged or does not fit the model, weights that are not finite,
             images that are not square, or a name that contradicts the activation function of the weights.
     """
-    source = _source(config)
-    openai = _openai_weights(config.name, source.weights)
-    quick = _quick_gelu(config, source.config.get("quick_gelu"), openai is not None)
-    if quick:
-        source.config["quick_gelu"] = True
-    with torch.random.fork_rng(devices=[]):  # the CPU's generator alone: nothing starts CUDA for it
-        torch.manual_seed(0)
-        model = open_clip.create_model(
-            source.name,
-            source.weights,
-            load_weights=openai is None,
-            force_quick_gelu=quick,
-            pretrained_image=False,
-            pretrained_text=False,
-            require_pretrained=source.from_hub,
-            weights_only=True,
-            force_preprocess_cfg=source.preprocessing,
-        )
-        tokenizer = open_clip.get_tokenizer(source.name)
-    if openai is not None:
+    with ExitStack() as files:
+        source = _source(config, repository, files)
+        openai = _openai_weights(config.name, source.weights)
+        quick = _quick_gelu(config, source.config.get("quick_gelu"), openai is not None)
+        if quick:
+            source.config["quick_gelu"] = True
+        with torch.random.fork_rng(devices=[]):  # the CPU's generator alone: nothing starts CUDA for it
+            torch.manual_seed(0)
+            model = open_clip.create_model(
+                source.name,
+                source.weights,
+                load_weights=openai is None,
+                force_quick_gelu=quick,
+                pretrained_image=False,
+                pretrained_text=False,
+                weights_only=True,
+                force_preprocess_cfg=source.preprocessing,
+            )
+            tokenizer = source.converted[0].tokenizer if source.converted else open_clip.get_tokenizer(source.name)
+    if source.converted:
+        converted, weights = source.converted
+        converted.load(model, weights)
+    elif openai is not None:
         custom = isinstance(model, CustomTextCLIP)
         model.load_state_dict(convert_to_custom_text_state_dict(openai) if custom else openai)
-    if not source.from_hub and not source.weights:
+    elif not source.weights:
         log.warning("backbone %s: no pretrained weights named, so its weights are random", config.name)
     _check(config.name, model)
     return model, tokenizer, source.architecture
@@ -113,15 +126,15 @@ def digest(model: CLIP | CustomTextCLIP, architecture: Any) -> str:
     return result.hexdigest()
 
 
-def _source(config: BackboneConfig) -> Source:
+def _source(config: BackboneConfig, repository: Repository | None, files: ExitStack) -> Source:
     path, name = Path(config.name), config.name
-    if config.pretrained and (name.startswith("hf-hub:") or path.is_dir()):
+    if config.pretrained and (name.startswith(PREFIX) or path.is_dir()):
         raise UserError(f"backbone.pretrained: {name} brings its weights; leave pretrained out")
-    if name.startswith("hf-hub:"):
-        model_config = open_clip.get_model_config(name)
-        quick = bool(model_config.get("quick_gelu"))
-        return Source(name, None, model_config, [name, {"quick_gelu": True}] if quick else name)
+    if repository:
+        return _hub_source(repository, files)
     if path.is_dir():
+        if not (path / CONFIG_FILE).is_file() and hugging_face.is_repository(path):
+            return _converted(path, hugging_face.weights_in(path), files)
         return _described(path / CONFIG_FILE, str(_weights_file(path)), tokenizer=path)
     if path.suffix == ".json":
         return _described(path, config.pretrained)
@@ -130,14 +143,49 @@ def _source(config: BackboneConfig) -> Source:
         raise UserError(
             f"backbone.name: {name!r} is no open_clip model, hf-hub: id, folder or model JSON; {_nearest(name)}"
         )
+    _refuse_coca(name, model_config)
     return Source(name, config.pretrained, model_config, model_config)
 
 
-def _described(path: Path, weights: str | None, tokenizer: Path | None = None) -> Source:
-    """A model that a JSON file describes, made known to open_clip under a name that says nothing of where the file lies.
+def _hub_source(repository: Repository, files: ExitStack) -> Source:
+    """A repository of the hub, which open_clip or transformers wrote; where both did, open_clip's files are read."""
+    folder, name = repository.folder, PREFIX + repository.name
+    if (folder / CONFIG_FILE).is_file():
+        weights = repository.first_of(WEIGHTS_FILES)
+        source = _described(folder / CONFIG_FILE, str(weights), repository=repository)
+        # Not the content, so that the digest of a hub model is what it always was; its weights are covered anyway.
+        source.architecture = [name, {"quick_gelu": True}] if source.config.get("quick_gelu") else name
+        return source
+    if hugging_face.is_repository(folder):
+        return _converted(folder, hugging_face.weights_in(folder, repository), files)
+    raise UserError(
+        f"backbone {name!r} cannot be loaded: Failed to download file ({CONFIG_FILE}), and there is no "
+        f"{hugging_face.CONFIG_FILE} of transformers either, at commit {repository.commit}"
+    )
+
+
+def _converted(folder: Path, weights: list[Path], files: ExitStack) -> Source:
+    """A repository of transformers. What timm must find on the disk for it lies in `files` while the model is built."""
+    converted = hugging_face.describe(folder)
+    built = copy.deepcopy(converted.config)
+    if converted.trunk:
+        place = Path(files.enter_context(tempfile.TemporaryDirectory()))
+        trunk = {"architecture": hugging_face.TRUNK, "model_args": converted.trunk, "pretrained_cfg": {}}
+        (place / "config.json").write_text(json.dumps(trunk))
+        built["vision_cfg"]["timm_model_name"] = f"local-dir:{place}"
+    name = _registered(folder / hugging_face.CONFIG_FILE, built)
+    architecture, preprocessing = converted.architecture, converted.preprocessing
+    return Source(name, None, converted.config, architecture, preprocessing, (converted, weights))
+
+
+def _described(
+    path: Path, weights: str | None, tokenizer: Path | None = None, repository: Repository | None = None
+) -> Source:
+    """A model that a JSON file describes, registered with open_clip under a name that does not depend on the file's place.
 
     Args:
         tokenizer: the folder that holds the model's own tokenizer, where it has one.
+        repository: that the file is of; those that its text tower names are pinned too.
     """
     content = read_json(path)
     model_config = _model_config(path, content)
@@ -146,15 +194,23 @@ def _described(path: Path, weights: str | None, tokenizer: Path | None = None) -
     if tokenizer and text.get("hf_tokenizer_name"):
         text["hf_tokenizer_name"] = str(tokenizer.resolve())
     _local_text(path.parent, text, built["text_cfg"])
+    if repository:
+        _pin_text(repository, built["text_cfg"])
+    # The size is the image tower's.
+    preprocessing = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key != "size"}
+    return Source(_registered(path, built), weights, model_config, content, preprocessing)
+
+
+def _registered(path: Path, built: dict[str, Any]) -> str:
+    """Register a model config with open_clip; returns its name there."""
+    _refuse_coca(str(path), built)
     name = f"vipbench-{digest_json(built)[:12]}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.json"
         file.write_text(json.dumps(built))
         open_clip.add_model_config(file)
     _check_size(path, name)
-    # The size is the image tower's.
-    preprocessing = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key != "size"}
-    return Source(name, weights, model_config, content, preprocessing)
+    return name
 
 
 def _weights_file(folder: Path) -> Path:
@@ -175,14 +231,38 @@ def _local_text(folder: Path, described: dict[str, Any], built: dict[str, Any]) 
         given = described.get(key)
         if isinstance(given, str) and given and (folder / given).exists():
             path = (folder / given).resolve()
-            if (path / "config.json").is_file():
-                _check_numbers(path / "config.json", "", read_json(path / "config.json"))
+            _check_text(path)
             built[key] = str(path)
             described[key] = _content(path)
 
 
+def _pin_text(repository: Repository, built: dict[str, Any]) -> None:
+    """Make folders of the hub ids of a text tower's config and tokenizer, each at one commit."""
+    for key in TEXT_SOURCES:
+        given = built.get(key)
+        if isinstance(given, str) and given and not Path(given).is_dir():
+            folder = repository.pin_named(given).folder
+            _check_text(folder)
+            built[key] = str(folder)
+
+
+def _check_text(folder: Path) -> None:
+    """Refuse a text tower's repository whose numbers no model has, or that needs code of its own, for which transformers asks."""
+    from transformers import CONFIG_MAPPING
+
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        content = mapping(file, read_json(file), "config of transformers") if file.is_file() else {}
+        if name == "config.json":
+            check_numbers(file, "", content)
+        if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(
+                f"{file}: auto_map: code of a repository is never run, and transformers has no class of its own"
+            )
+
+
 def _content(path: Path) -> str:
-    """Digest of a local Hugging Face config and tokenizer: their small text files, whatever they lie beside."""
+    """Digest of a local Hugging Face config and tokenizer: their small text files alone."""
     files = [path]
     if path.is_dir():
         found = (file for file in path.iterdir() if file.suffix in TOKENIZER_SUFFIXES)
@@ -192,25 +272,14 @@ def _content(path: Path) -> str:
 
 def _model_config(path: Path, content: Any) -> dict[str, Any]:
     """The model config in a JSON file, which is all of it or under model_cfg. Raises UserError where it is none."""
-    model_config = _mapping(path, _mapping(path, content).get("model_cfg", content))
+    model_config = mapping(path, mapping(path, content).get("model_cfg", content))
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_config]
     if missing:
         raise UserError(f"{path}: no open_clip model config: {', '.join(missing)} missing")
     for key in ("vision_cfg", "text_cfg"):
-        _check_numbers(path, key, _mapping(path, model_config[key]))
-    _check_numbers(path, "embed_dim", model_config["embed_dim"])
+        check_numbers(path, key, mapping(path, model_config[key]))
+    check_numbers(path, "embed_dim", model_config["embed_dim"])
     return model_config
-
-
-def _check_numbers(path: Path, place: str, value: Any) -> None:
-    """Refuse numbers that no model has; with a billion layers a model is never built to its end."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_numbers(path, f"{place}.{key}", inner)
-    elif isinstance(value, int | float):
-        most = MOST_LAYERS if "layers" in place else MOST_NUMBER
-        if not -most <= value <= most:  # so for NaN
-            raise UserError(f"{path}: {shortened(place)}: at most {most} is expected; found {shortened(value)}")
 
 
 def _check_size(path: Path, name: str) -> None:
@@ -224,10 +293,12 @@ def _check_size(path: Path, name: str) -> None:
         raise UserError(f"{path}: the model would have {count:,} parameters; at most {MOST_PARAMETERS:,} are expected")
 
 
-def _mapping(path: Path, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: no open_clip model config: a mapping is expected; found {type(value).__name__}")
-    return value
+def _refuse_coca(name: str, config: dict[str, Any]) -> None:
+    if "multimodal_cfg" in config:
+        raise UserError(
+            f"backbone.name: {name!r} is a CoCa; only CLIP and CustomTextCLIP are supported, since CoCa reads its text feature "
+            "at an embedding of its own behind the padding, for which prompts have no place"
+        )
 
 
 def _openai_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
@@ -275,7 +346,7 @@ def _check(name: str, model: Any) -> None:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"backbone {name!r}: {bad} of {tensor.numel()} weights in {key} are NaN or infinite; get its file anew"
+                f"backbone {name!r}: {bad} of {tensor.numel()} weights in {key} are NaN or infinite; download its file again"
             )
 
 

@@ -31,7 +31,7 @@ DESCRIPTION_BYTES = 64 * 2**20  # of data.pkl, at most; OpenAI's are below 1 MiB
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# Buffers of OpenAI's modules that are numbers about the model. No other archive has them, so they tell whose it is.
+# Buffers of OpenAI's modules that are numbers about the model. No other archive has them, so they identify OpenAI's.
 OPENAI_BUFFERS = {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -68,7 +68,7 @@ class Module:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return whether a file is a TorchScript archive: a ZIP file with compiled constants beside the data."""
+    """Return True for a TorchScript archive: a ZIP file with compiled constants beside the data."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -110,7 +110,7 @@ class _Reader:
             raise ValueError("its records are compressed or overlap")
 
     def read(self) -> Module:
-        """The model, as its description says."""
+        """Build the model from its description."""
         record = self.archive.getinfo(f"{self.root}/data.pkl")
         if record.file_size > DESCRIPTION_BYTES:
             raise ValueError(f"data.pkl has {record.file_size} bytes")

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from harness.models.open_clip_internals import ResidualAttentionBlock
 from harness.models.prompts import Prompts
 from harness.system.devices import to_device
 

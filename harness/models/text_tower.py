@@ -8,19 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.errors import UserError
+from harness.models.open_clip_internals import CLIP, CustomTextCLIP, HFTextEncoder, HFTokenizer, TextTransformer
 from harness.models.packed_text import encode_eot, supports
 from harness.models.prompts import PromptBatch, Prompts
 
 UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
 TEXTS_PER_PASS = 1024
-# What autograd keeps of a token, per block and unit of width: about ten fp32 numbers, as tests/test_text_stack.py measures.
+# Memory that autograd keeps of a token, per block and unit of width: about ten fp32 numbers, as the tests measure.
 BYTES_PER_ACTIVATION = 48
 
 
@@ -32,10 +30,10 @@ class TextTower(nn.Module):
         context_length: the most tokens that a prompt may have, start and end included.
         start, end: the special tokens around every text.
         pad: the token that fills up short prompts.
-        pads_to_context_length: whether padding takes part in attention, so that it must be what the model saw.
-        layers: how many blocks it has.
+        pads_to_context_length: True where padding takes part in attention, so that it must be what the model saw.
+        layers: number of blocks.
         memory_bytes: about how much the activations of one pass may take.
-        forward_override: who takes the prompts instead, while several runs share a pass (harness/pack.py).
+        forward_override: what encodes prompts instead, while several runs share a pass (harness/training/packing.py).
     """
 
     width: int
@@ -48,7 +46,7 @@ class TextTower(nn.Module):
     def __init__(self, tokenizer: Any, pad: int) -> None:
         super().__init__()
         self.tokenizer, self.pad = tokenizer, pad
-        # What surrounds a text: what "" and "a" have in common in front, and what "" has after that.
+        # Start tokens are those that "" and "a" have in common in front; end tokens are the rest of "".
         empty, letter = self._ids(""), self._ids("a")
         shared = [left == right for left, right in zip(empty, letter, strict=False)]
         self.start = empty[: shared.index(False) if False in shared else len(shared)]
@@ -56,7 +54,7 @@ class TextTower(nn.Module):
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens of a prompt are start and end tokens."""
+        """Count of a prompt's tokens that are start and end tokens."""
         return len(self.start) + len(self.end)
 
     @property
@@ -98,7 +96,7 @@ class TextTower(nn.Module):
 
     @property
     def bytes_per_token(self) -> int:
-        """About how much a token's activations take until the backward pass."""
+        """Estimate of the memory that a token's activations take until the backward pass."""
         return self.layers * self.width * BYTES_PER_ACTIVATION
 
     @torch.no_grad()
@@ -170,10 +168,10 @@ class ClipTextTower(TextTower):
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
 
     def _ids(self, text: str) -> list[int]:
+        if self.eot is None:
+            return _ids(self.tokenizer, text, self.pad)
         ids = self.tokenizer([text], context_length=UNTRUNCATED)[0].tolist()
-        if self.eot is not None:  # open_clip's own tokenizer pads with 0, which is also a token
-            return ids[: ids.index(self.eot) + 1]
-        return _without_padding(ids, self.pad)
+        return ids[: ids.index(self.eot) + 1]  # open_clip's own tokenizer pads with 0, which is also a token
 
 
 class HuggingFaceTextTower(TextTower):
@@ -197,7 +195,7 @@ class HuggingFaceTextTower(TextTower):
         return self.proj(self.pooler(output, mask))
 
     def _ids(self, text: str) -> list[int]:
-        return _without_padding(self.tokenizer([text], context_length=UNTRUNCATED)[0].tolist(), self.pad)
+        return _ids(self.tokenizer, text, self.pad)
 
 
 def text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
@@ -208,8 +206,12 @@ def text_tower(model: CLIP | CustomTextCLIP, tokenizer: Any) -> TextTower:
     return HuggingFaceTextTower(model.text, tokenizer)
 
 
-def _without_padding(ids: list[int], pad: int) -> list[int]:
-    length = len(ids)
-    while length and ids[length - 1] == pad:
-        length -= 1
-    return ids[:length]
+def _ids(tokenizer: Any, text: str, pad: int) -> list[int]:
+    """Token numbers of a text with start and end tokens, without padding."""
+    plain = isinstance(tokenizer, HFTokenizer) and not (tokenizer.tokenizer_mode or tokenizer.strip_sep_token)
+    if plain:  # called without padding, since an end token may be the padding token too
+        return list(tokenizer.tokenizer(tokenizer.clean_fn(text), verbose=False).input_ids)
+    ids = tokenizer([text], context_length=UNTRUNCATED)[0].tolist()
+    while ids and ids[-1] == pad:
+        ids.pop()
+    return ids

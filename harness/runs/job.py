@@ -27,6 +27,8 @@ class Job:
         self.config, self.inputs, self.topology, self.directory = config, inputs, topology, directory
         self.provenance = Provenance(inputs.dataset, inputs.digests, topology)
         self.provenance.add(seeds=config.seeds)
+        if inputs.backbone.source:
+            self.provenance.add(backbone=inputs.backbone.source)
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.data = RunData(config, inputs, topology, type(self.method))
         self._note_training_samples()

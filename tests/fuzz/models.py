@@ -16,6 +16,7 @@ from harness.system.files import write_json
 from tests.conftest import MODELS
 from tests.fuzz.kind import Kind, Sound, each
 from tests.openai_clip import openai_weights, transformers_clip, write_archive
+from tests.repositories import transformers_repository
 
 
 def _make_models(sound: Sound, folder: Path) -> None:
@@ -34,6 +35,15 @@ def _make_models(sound: Sound, folder: Path) -> None:
         "resize_mode": "shortest",
     }
     write_json(folder / "hub" / "open_clip_config.json", {"model_cfg": MODELS["vit"], "preprocess_cfg": preprocess})
+
+
+def _make_repositories(sound: Sound, folder: Path) -> None:
+    for family in ("clip", "siglip"):
+        transformers_repository(folder / family, family, "quick_gelu")
+
+
+def _use_repositories(sound: Sound, folder: Path, rng: Random) -> None:
+    each(lambda: _use_backbone(folder / "clip"), lambda: _use_backbone(folder / "siglip"))
 
 
 def _use_backbone(name: Path, weights: Path | None = None) -> None:
@@ -61,4 +71,5 @@ KINDS = {
         _make_models, ("vit.json", "resnet.json", "bert.json", "bert/*", "hub/*.json"), _use_architectures
     ),
     "weights": Kind(_make_models, ("*.safetensors", "*.pt"), _use_weights),
+    "repositories": Kind(_make_repositories, ("*/*.json", "*/*.safetensors"), _use_repositories),
 }

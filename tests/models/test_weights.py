@@ -25,6 +25,7 @@ from harness.runs.inputs import build_method
 from harness.runs.resolve import resolve_config
 from tests.conftest import BERT, MODELS
 from tests.openai_clip import features, openai_weights, transformers_clip, write_archive
+from tests.repositories import lay_out
 
 TEXTS = ["a photo of a melanoma.", "round", "a very irregular border with three colours, some of them blue"]
 
@@ -298,37 +299,30 @@ def test_a_folder_that_lacks_something_and_a_cut_file_are_one_line(places: Path,
         assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def hub(places: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | None]:
-    """A hub that is not asked: what a download of a file gives, None for a failure."""
-    files: dict[str, Path | None] = {
-        "open_clip_config.json": places / "hub" / "open_clip_config.json",
-        "open_clip_model.safetensors": places / "weights.safetensors",
-    }
-
-    def download(model: str, filename: str = "open_clip_model.safetensors", **options: Any) -> str:
-        if files[filename] is None:
-            raise FileNotFoundError(f"Failed to download file ({filename}) for {model}")
-        return str(files[filename])
-
-    monkeypatch.setattr("open_clip.factory.download_pretrained_from_hf", download)
-    return files
+def repository(hub: Path, config: Path | None, weights: Path | None) -> BackboneConfig:
+    """The hub's cache with a repository of these files; the same one with every call, at another commit."""
+    folder = hub / "made" / str(len(list(hub.rglob("*"))))
+    folder.mkdir(parents=True)
+    (folder / "README.txt").write_text("a model")
+    for file, name in ((config, "open_clip_config.json"), (weights, "open_clip_model.safetensors")):
+        if file:
+            shutil.copy(file, folder / name)
+    lay_out(hub, "some/model", folder)
+    return BackboneConfig(name="hf-hub:some/model")
 
 
-def test_a_hub_model_has_its_configs_activation(clip: Any, places: Path, hub: dict[str, Path | None]) -> None:
-    quick = load_backbone(BackboneConfig(name="hf-hub:some/model"))
+def test_a_hub_model_has_its_configs_activation(clip: Any, places: Path, hub_cache: Path) -> None:
+    weights = places / "weights.safetensors"
+    quick = load_backbone(repository(hub_cache, places / "hub" / "open_clip_config.json", weights))
     assert difference(quick, clip) < 1e-5
-    hub["open_clip_config.json"] = places / "plain.json"
-    assert load_backbone(BackboneConfig(name="hf-hub:some/model")).digest != quick.digest
+    assert load_backbone(repository(hub_cache, places / "plain.json", weights)).digest != quick.digest
 
 
-def test_a_hub_model_without_weights_is_not_a_random_one(hub: dict[str, Path | None]) -> None:
-    hub["open_clip_model.safetensors"] = None
+def test_a_hub_model_without_weights_is_not_a_random_one(places: Path, hub_cache: Path) -> None:
     with pytest.raises(UserError, match="Required pretrained weights"):
-        load_backbone(BackboneConfig(name="hf-hub:some/model"))
-    hub["open_clip_config.json"] = None
+        load_backbone(repository(hub_cache, places / "hub" / "open_clip_config.json", None))
     with pytest.raises(UserError, match=r"cannot be loaded: Failed to download file \(open_clip_config.json\)"):
-        load_backbone(BackboneConfig(name="hf-hub:some/model"))
+        load_backbone(repository(hub_cache, None, None))
 
 
 def test_a_local_text_tower_is_known_by_its_content(model_folder: Path, tmp_path: Path) -> None:
