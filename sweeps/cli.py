@@ -10,8 +10,8 @@ import typer
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from sweeps.executors.base import Executor
     from sweeps.status import RunState
-    from sweeps.units import Executor
 
 app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
 
@@ -21,7 +21,7 @@ Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]
 
 
 class Kind(StrEnum):
-    """What runs a sweep."""
+    """Names of executors."""
 
     local = "local"
     torchrun = "torchrun"
@@ -102,7 +102,7 @@ def run(
 
 @app.command()
 def status(out: Sweep) -> None:
-    """Say where each run of a sweep stands."""
+    """Show the state of each run of a sweep."""
     from sweeps.status import sweep_status
 
     states = sweep_status(out)
@@ -114,8 +114,9 @@ def status(out: Sweep) -> None:
 @app.command()
 def cancel(out: Sweep) -> None:
     """Take a sweep's jobs out of Slurm's queue; those that run stop at a checkpoint."""
-    from sweeps.jobs import JOBS, cancel
-    from sweeps.status import planned
+    from sweeps.executors.submissions import cancel
+    from sweeps.plan import planned
+    from sweeps.units import JOBS
 
     planned(out)
     count = cancel(out / JOBS)
@@ -142,10 +143,10 @@ def retry(
 
 def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
     """The executor that options describe. Raises UserError for an option of another one."""
-    from sweeps.local import LocalExecutor
-    from sweeps.profile import Profile
-    from sweeps.ranks import TorchrunExecutor
-    from sweeps.slurm import SlurmExecutor
+    from sweeps.executors.local import LocalExecutor
+    from sweeps.executors.profile import Profile
+    from sweeps.executors.slurm import SlurmExecutor
+    from sweeps.executors.torchrun import TorchrunExecutor
 
     options = {of: {name: value for name, value in those.items() if value is not None} for of, those in given.items()}
     for of, those in options.items():
@@ -179,7 +180,7 @@ def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":
 
 
 def _end(states: "list[RunState]") -> None:
-    """Show where all stand; exit with 0 when all are done or on their way as jobs, else with 1."""
+    """Show the states of runs; exit with 0 when all are done or on their way as jobs, else with 1."""
     _show(states)
     raise typer.Exit(0 if all(state.state == "done" or state.queued for state in states) else 1)
 
@@ -188,5 +189,11 @@ def _show(states: "list[RunState]") -> None:
     for state in states:
         if state.state != "done":
             typer.echo(f"{state.state:8} {state.name}" + (f"  {state.reason}" if state.reason else ""))
-    counts = {kind: sum(state.state == kind for state in states) for kind in ("done", "running", "pending", "failed")}
-    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    kinds = [
+        "done",
+        "running",
+        "pending",
+        "failed",
+        *(["damaged"] if any(s.state == "damaged" for s in states) else []),
+    ]
+    typer.echo(", ".join(f"{sum(state.state == kind for state in states)} {kind}" for kind in kinds))

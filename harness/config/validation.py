@@ -1,6 +1,6 @@
 """Validate plain values against typed sections; what is wrong becomes one line that says where and what would be right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,9 +28,21 @@ class Section(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+LONG = 80  # characters of a text in a message, which is shown shortened, without quotes
 
 
-def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
+def validate(model: type[Model], values: Any, prefix: str = "", where: str = "config") -> Model:
+    """A section from plain values.
+
+    Args:
+        prefix: of keys in messages, with the dot.
+        where: what holds the values, in messages.
+
+    Raises:
+        UserError: not a mapping, an unknown or misspelt key, or a wrong value.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: should be a mapping of keys; found {shortened(values)}")
     try:
         return model(**values)
     except ValidationError as error:
@@ -38,7 +50,7 @@ def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") ->
         first, *more = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         parts = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained"))]
         key = ".".join([*filter(None, [prefix.rstrip(".")]), *parts])
-        text = f"config: {key}: {_explain(model, first)}"
+        text = f"{where}: {key}: {_explain(model, first)}"
         raise UserError(text + (f" (and {len(more)} more)" if _distinct(error) > 1 else "")) from error
 
 
@@ -48,9 +60,8 @@ def _distinct(error: ValidationError) -> int:
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
-        for part in detail["loc"][:-1]:
-            model = _section(model, str(part))
-        return f"unknown key; {did_you_mean(str(detail['loc'][-1]), list(model.model_fields))}"
+        *path, key = detail["loc"]
+        return f"unknown key; {did_you_mean(str(key), _keys(model, path))}"
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error":  # of a validator of ours, which says it all
@@ -59,10 +70,20 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "credentials":
         return message
     found = detail["input"]
-    return f"{message}; found {shortened(found if isinstance(found, int) else repr(found))}"
+    quoted = isinstance(found, str) and len(found) < LONG
+    return f"{message}; found {repr(found) if quoted else shortened(found)}"
 
 
-def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
-    annotation = model.model_fields[name].annotation
-    candidates = [annotation, *get_args(annotation)]
-    return next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+def _keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The keys of the section at a place within a model; of all sections that may stand there."""
+    sections = [model]
+    for part in path:  # places in lists and names of variants stand between the keys
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [inner for field in fields for inner in _sections(field.annotation)] or sections
+    return [key for section in sections for key in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -180,8 +180,8 @@ def generate(
 
 def _submit(context: typer.Context, source: Source, profile: Path | None, options: dict[str, Any]) -> None:
     """Have a Slurm job give the same command. What it records (the answers) is how it goes on when it is requeued."""
-    from sweeps.profile import Profile
-    from sweeps.slurm import submit
+    from sweeps.executors.profile import Profile
+    from sweeps.executors.slurm import submit
     from sweeps.units import Unit
 
     if source.serve is None:

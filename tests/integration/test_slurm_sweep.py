@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.system.files import read_json
-from sweeps.jobs import slurm
+from sweeps.executors.submissions import slurm
 from sweeps.status import RunState, sweep_status
 from tests.integration.launching import PYTHON, SCRIPTS, assert_same_run, run
 

@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
+from harness.runs.directory import ALWAYS
 from sweeps import runner
-from sweeps.local import LocalExecutor, run_locally
+from sweeps.executors.local import LocalExecutor, run_locally
+from sweeps.plan import plan_units
 from sweeps.runner import retry, run_sweep
 from sweeps.status import sweep_status
-from sweeps.units import FAILED, PLAN, RUNS, Unit, record_end, why
+from sweeps.units import FAILED, PLAN, RUNS, Unit, failure_reason, record_end
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -35,7 +37,8 @@ if content["seed"] == 2 and (here / "broken").exists():
     sys.exit("no luck today")
 run = pathlib.Path(content["run"]["out"]) / config.stem
 run.mkdir(parents=True)
-(run / "metrics.json").write_text("{}")
+for name in ("config.yaml", "provenance.json", "predictions.parquet", "metrics.json"):
+    (run / name).write_text("{}")
 """
 
 
@@ -88,7 +91,7 @@ def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str],
 def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) -> None:
     codes = {"killed": "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)", "well": "print('bye')"}
     tasks = [Unit((name,), (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
-    reasons = {task.names[0]: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
+    reasons = {task.names[0]: failure_reason(status, task.log) for task, status in run_locally(tasks, jobs=1)}
     assert reasons["killed"] == "killed by SIGKILL; it said last: step 3"
     assert reasons["well"].startswith("it ended without an error but left no run directory")
 
@@ -194,7 +197,7 @@ def test_a_sweep_that_was_interrupted_while_it_planned(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(runner, "plan", interrupted)
+    monkeypatch.setattr(runner, "write_plan", interrupted)
     result = CliRunner().invoke(app, ["sweep", "run", str(grid), "--out", str(out)])
     assert result.exit_code == 130
     assert result.output.splitlines() == [
@@ -239,10 +242,10 @@ def test_what_failed_is_not_packed_again(grid: Path, stand_in: tuple[str, str], 
     out = tmp_path / "out"
     run_sweep(grid, out, command=stand_in, overrides=["run.device=cpu"])
     names = [state.name for state in sweep_status(out)]
-    units = runner._units(out, names, stand_in, pack=True)
+    units = plan_units(out, names, stand_in, pack=True)
     assert [unit.names for unit in units] == [(names[0],), tuple(names[1:])]
     (out / FAILED / f"{names[2]}.json").write_text("{}")
-    units = runner._units(out, names, stand_in, pack=True)
+    units = plan_units(out, names, stand_in, pack=True)
     assert [unit.names for unit in units] == [(names[0],), (names[1], names[3]), (names[2],)]
 
 
@@ -254,7 +257,8 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, content
     damaged.parent.mkdir(parents=True)
     damaged.write_text(content)
     (tmp_path / RUNS / "c").mkdir(parents=True)
-    (tmp_path / RUNS / "c" / "metrics.json").write_text("{}")
+    for name in ALWAYS:
+        (tmp_path / RUNS / "c" / name).write_text("{}")
     states = sweep_status(tmp_path)
     assert [state.state for state in states] == ["pending", "failed", "done"]
     assert "damaged" in states[1].reason and str(damaged) in states[1].reason
