@@ -29,17 +29,17 @@ def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
     if not pack:
         return [[name] for name in configs]
     groups: dict[str, list[list[str]]] = defaultdict(list)
-    alone: dict[tuple[str, str], int] = defaultdict(int)
+    alone: dict[tuple[str, str], None] = {}  # in order
     for name, config in configs.items():
         reason = not_packed(config)
         if reason:
-            alone[config.method.name, reason] += 1
+            alone[config.method.name, reason] = None
         same = groups[name if reason else json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER))]
         if not same or len(same[-1]) == MOST:
             same.append([])
         same[-1].append(name)
-    for (method, reason), runs in alone.items():
-        log.info("--pack: %d runs of %s are not packed: %s", runs, method, reason)
+    for method, reason in alone:
+        log.info("--pack: %s runs alone: %s", method, reason)
     return [names for same in groups.values() for names in same]
 
 
