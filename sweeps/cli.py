@@ -66,7 +66,7 @@ def run(
     max_parallel: Annotated[int | None, typer.Option(min=1, help="jobs at a time", rich_help_panel=SLURM)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all jobs have ended", rich_help_panel=SLURM)] = False,
 ) -> None:
-    """Run what is missing of a grid, or submit it. Exits with 1 when a run failed, 130 when interrupted."""
+    """Run the missing runs of a grid, or submit them. Exits with 1 when a run failed, 130 when interrupted."""
     given: dict[Kind, dict[str, Any]] = {
         Kind.local: {"jobs": jobs, "gpus": gpus.split(",") if gpus else None},
         Kind.torchrun: {"rdzv_endpoint": rdzv_endpoint, "nnodes": nnodes, "nproc_per_node": nproc_per_node},
@@ -130,7 +130,7 @@ def retry(
     out: Sweep,
     failed: Annotated[bool, typer.Option("--failed", help="only what failed, not all that is missing")] = False,
 ) -> None:
-    """Run what is missing of a sweep again, in the way it was run last."""
+    """Run the missing runs of a sweep, in the way it was run last."""
     try:
         from sweeps.runner import retry as again
 

@@ -47,7 +47,7 @@ class Grid(Section):
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
-    """The resolved config of each combination, in the grid's order: the last axis varies fastest, then what is included.
+    """The resolved config of each combination, in the grid's order: the last axis varies fastest; included runs come last.
 
     `overrides` (key=value) change every run. Combinations may resolve to the same config: zero-shot ignores seed and shots.
 

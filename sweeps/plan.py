@@ -89,11 +89,12 @@ def plan_units(out: Path, names: Sequence[str], command: Sequence[str] = RUN_COM
     """The units of planned runs. With `pack` those train together that can; one that failed runs alone, so that neither it nor
     the others fail again because of each other.
     """
-    from harness.runs.resolve import load_config
-    from sweeps.packing import group
-
     failed = {name for name in names if (out / FAILED / f"{name}.json").is_file()}
     together = [name for name in names if pack and name not in failed]
-    groups = group({name: load_config(out / CONFIGS / f"{name}.yaml") for name in together})
-    groups += [[name] for name in names if name not in together]
+    groups = [[name] for name in names if name not in together]
+    if together:
+        from harness.runs.resolve import load_config
+        from sweeps.packing import group
+
+        groups = group({name: load_config(out / CONFIGS / f"{name}.yaml") for name in together}) + groups
     return [unit(out, members, command) for members in groups]

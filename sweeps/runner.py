@@ -1,4 +1,4 @@
-"""Run a grid: plan it and have what is missing of it run here, over an allocation, or as jobs of a cluster.
+"""Run a grid: plan it and have its missing runs run here, over an allocation, or as jobs of a cluster.
 
     vipbench sweep run sweeps/few_shot.yaml --out DIR --jobs 2
     vipbench sweep status DIR
@@ -63,7 +63,7 @@ def run_sweep(
     command: Sequence[str] = RUN_COMMAND,
     pack: bool = False,
 ) -> list[RunState]:
-    """Run what a grid plans and is neither finished nor at work; returns the states of the runs of this grid.
+    """Run the runs of a grid that are neither finished nor at work; returns the states of all runs of this grid.
 
     Args:
         executor: None: this machine, one run at a time.
@@ -87,7 +87,7 @@ def run_sweep(
 
 
 def retry(out: Path, only_failed: bool, command: Sequence[str] = RUN_COMMAND) -> list[RunState]:
-    """Run what is missing of a sweep, or what failed of it, in the way it was run last; returns the states of all planned runs.
+    """Run the missing runs of a sweep, or those that failed, in the way it was run last; returns the states of all its runs.
 
     Raises:
         UserError: there is no sweep at `out`, nothing of it was planned yet, or another process works on it.

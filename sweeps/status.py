@@ -57,7 +57,7 @@ def sweep_status(out: Path, names: Sequence[str] | None = None) -> list[RunState
 
 
 def _state_or_damage(out: Path, name: str, job: JobState | None) -> RunState:
-    """The state of a run; what cannot be read of it is the reason, and the other runs are shown all the same."""
+    """The state of a run, or "failed" with the file that cannot be read as the reason, so that the other runs are shown."""
     try:
         return _state(out, name, job)
     except UserError as error:  # names the file

@@ -10,7 +10,7 @@ from harness.runs.directory import failure, is_finished, is_running
 from harness.system.console import INTERRUPTED
 from harness.system.files import write_json
 
-# In the folder of a sweep; sweeps/runner.py has what each is for.
+# Names in the folder of a sweep, explained in sweeps/runner.py.
 PLAN, CONFIGS, RUNS, LOGS, FAILED, CLAIMS, JOBS, DAMAGED = (
     "sweep.json",
     "configs",
@@ -33,7 +33,7 @@ NOT_FAILED = (*STOPPED, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # the lat
 
 @dataclass(frozen=True)
 class Unit:
-    """A command to be started for runs (several: they train together), and the file for what it prints."""
+    """A command to be started for runs (several: they train together), and the file for its output."""
 
     names: tuple[str, ...]
     command: tuple[str, ...]
@@ -86,7 +86,7 @@ def end_of(path: Path) -> bytes:
 
 
 def last_line(path: Path) -> str:
-    """The last line that is not empty of a log, without what a launcher adds around an error of ours."""
+    """The last line that is not empty of a log, without the lines that a launcher adds around an error of ours."""
     text = end_of(path).decode("utf-8", "replace") if path.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("error: ")]

@@ -191,7 +191,7 @@ def _record_failure(partial: Path, error: Exception) -> None:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run directory is whole."""
+    """Check that a run directory is that of a finished run."""
     return not path.name.endswith(PARTIAL) and (path / METRICS).is_file()
 
 
@@ -207,7 +207,7 @@ def failure(path: Path) -> str | None:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a process works on a run: on this machine, or on any where the file system shares locks (NFS 4 does)."""
+    """Check for a process that works on a run: on this machine, or on any where the file system shares locks (NFS 4 does)."""
     try:
         with _lock_file(path).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that those who ask do not see each other

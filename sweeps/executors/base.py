@@ -15,7 +15,7 @@ class Executor(Section):
 
     @property
     def exclusive(self) -> bool:
-        """Whether it keeps all other commands off a sweep while it works; otherwise they are kept off only while it plans."""
+        """True where all other commands are kept off a sweep while it works; otherwise they are only while it plans."""
         return True
 
     def run(self, out: Path, units: Sequence[Unit]) -> None:

@@ -1,8 +1,8 @@
 """Claims on the runs of a sweep, by which processes on any number of nodes share its units through the file system alone.
 
 A claim is a file lock under DIR/claims/, held while a unit works. The system frees it when the process that holds it ends in
-whatever way, so another process goes on with what a dead one left, without a word between them. The run itself holds the lock of
-its run directory, but only from when it has loaded; the claim covers the time before that.
+whatever way; another process then goes on with the unit from its checkpoint. The run itself holds the lock of its run directory
+too, but only once it has loaded: the claim covers the time before that.
 """
 
 import logging
@@ -37,7 +37,7 @@ def claimed(out: Path, names: Iterable[str]) -> Iterator[bool]:
 
 
 def at_work(out: Path, name: str) -> bool:
-    """Whether a process works on a run, or has claimed it to start it."""
+    """Check for a process that works on a run, or has claimed it to start it."""
     if is_running(out / RUNS / name):
         return True
     if not _claim(out, name).is_file():
@@ -51,7 +51,7 @@ def _claim(out: Path, name: str) -> Path:
 
 
 def failure_times(out: Path, names: Iterable[str]) -> dict[str, int]:
-    """Times (ns since 1970) at which the failures of runs were recorded; of those that have failed."""
+    """Times (ns since 1970) at which runs were recorded as failed, by name; runs that have not failed are left out."""
     records = {name: out / FAILED / f"{name}.json" for name in names}
     return {name: record.stat().st_mtime_ns for name, record in records.items() if record.is_file()}
 
@@ -65,7 +65,7 @@ def work_through(
 ) -> None:
     """Run the units that no other process has claimed, one after the other, until all are over; waits for those of others.
 
-    A unit is over when each of its runs is finished or has failed. What this process ran is over for it however it ended.
+    A unit is over when each of its runs is finished or has failed, and for the process that ran it however it ended.
 
     Args:
         run: runs a unit; returns its exit status.

@@ -41,14 +41,14 @@ def minutes(value: Any) -> Any:
 
 
 class Profile(Section):
-    """The settings of a job; what is None takes the cluster's default.
+    """The settings of a job; None takes the cluster's default.
 
     Attributes:
         time: of one start of a job, in minutes (written in any of Slurm's ways); a run that needs longer is requeued.
         gpus_per_run, cpus_per_run, processes_per_run: on all nodes of a run together. Processes: one per GPU, or per node.
         mem: of each node, such as 32G.
         max_parallel: jobs of a sweep at a time.
-        seconds_to_save: how long before its end a job is told of it, to write a checkpoint.
+        seconds_to_save: time between the signal to write a checkpoint and the end of a job.
         max_requeues: how often a job that ran out of time is put into the queue again.
         setup: shell commands that come first on each job.
         options: further options of sbatch, by their long names.
@@ -75,7 +75,7 @@ class Profile(Section):
         """Read a profile, or take the defaults; options that are None are not given.
 
         Raises:
-            UserError: no such file, unknown or misspelt key, wrong value, or what cannot be split among the nodes.
+            UserError: no such file, unknown or misspelt key, wrong value, or a count that cannot be split among the nodes.
         """
         given = {key: value for key, value in options.items() if value is not None}
         profile = validate(cls, (read_yaml(path) if path else {}) | given, where=str(path or "options"))

@@ -24,7 +24,7 @@ from sweeps.executors.submissions import slurm
 from sweeps.units import RUNS, STOPPED, Unit, record_end
 
 SECONDS_BETWEEN_LOOKS = 0.5
-REQUEUE = signal.SIGUSR2  # what submitit asks Slurm to send before the end
+REQUEUE = signal.SIGUSR2  # submitit has Slurm send it before the end
 ASKS = (signal.SIGTERM, signal.SIGUSR1, REQUEUE)
 RESTARTS = "SLURM_RESTART_COUNT"  # not set at the first start
 FIRST_PORT, PORTS = 20000, 10000
@@ -114,7 +114,7 @@ class SlurmJob:
     def _ask_to_end(self, process: "subprocess.Popen[bytes]") -> bool:
         """Signal the processes of the run, past torchrun, which would die of it; returns whether there are any yet.
 
-        Another command than a run ends at once: what it has done so far is kept anyway.
+        Any command but a run ends at once: its results so far are kept anyway.
         """
         number = signal.SIGUSR1 if self.unit.names else signal.SIGTERM
         started = psutil.Process(process.pid)

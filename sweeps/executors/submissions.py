@@ -111,7 +111,7 @@ def _read(lines: Iterable[str]) -> dict[tuple[str, int], JobState]:
 
 
 def cancel(folder: Path) -> int:
-    """Take all that was submitted from a folder out of the queue, and end what runs; returns how many jobs that were.
+    """Take the jobs that were submitted from a folder out of the queue, and end those that run; returns their number.
 
     Raises:
         UserError: Slurm does not answer.

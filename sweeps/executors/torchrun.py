@@ -30,8 +30,8 @@ from sweeps.units import Unit, unit
 
 log = logging.getLogger(__name__)
 
-OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OF_TORCHRUN_TOO = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # what begins like this
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # of further variables that torchrun sets
 MOST_RESTARTS = 3  # of the processes of a node of which one died
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -66,7 +66,7 @@ class TorchrunExecutor(Executor):
             meeting += ["--nnodes", str(self.nnodes)]
         meeting += ["--nproc-per-node", str(self.nproc_per_node), "--max-restarts", str(MOST_RESTARTS)]
         environment = {"OMP_NUM_THREADS": str(threads_each(self.nproc_per_node)), **os.environ}
-        # All nodes write this before any process starts: torchrun starts them together.
+        # Every node gets here before any process starts: torchrun starts them together.
         task = {"units": [unit.names for unit in units], "failures": _failure_times(out, units)}
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file, stop_signals_interrupt():
             json.dump(task, file)
@@ -96,7 +96,7 @@ def _failure_times(out: Path, units: Sequence[Unit]) -> dict[str, int]:
 
 
 def _pass_on(printed: IO[bytes], asked: threading.Event) -> None:
-    """Show what torchrun and its processes print, until we ask them to end: torchrun answers that with a traceback."""
+    """Show the output of torchrun and its processes, until we ask them to end: torchrun answers that with a traceback."""
     for line in printed:
         if not asked.is_set():
             sys.stderr.buffer.write(line)
@@ -119,23 +119,12 @@ def work(out: Path, task: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without what torchrun added, with the GPU that is this process's among those of its node."""
+    """This process's environment without the variables of torchrun, with its own one of the node's GPUs."""
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in OF_TORCHRUN and not name.startswith(OF_TORCHRUN_TOO)
+        name: value for name, value in os.environ.items() if name not in VARIABLES and not name.startswith(PREFIXES)
     }
-    gpu = _own_gpu()
-    return environment if gpu is None else environment | {"CUDA_VISIBLE_DEVICES": gpu}
-
-
-def _own_gpu() -> str | None:
-    """This process's GPU among those of its node, as CUDA_VISIBLE_DEVICES names it; None where there is no GPU."""
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = given.split(",") if given else [str(place) for place in range(torch.cuda.device_count())]
-    return visible[int(os.environ["LOCAL_RANK"]) % len(visible)] if visible else None
+    gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")  # one, without a name, where there is none
+    return environment | {"CUDA_VISIBLE_DEVICES": gpus[int(os.environ["LOCAL_RANK"]) % len(gpus)]}
 
 
 def _run(unit: Unit, environment: Mapping[str, str]) -> int:

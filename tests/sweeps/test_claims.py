@@ -155,7 +155,6 @@ def test_a_process_starts_its_units_on_its_own_gpu(
         return 143
 
     monkeypatch.setattr(torchrun, "_run", run)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     configs = {name: str(out / CONFIGS / f"{name}.yaml") for name in "abc"}
     planned = [
