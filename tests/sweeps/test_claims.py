@@ -5,7 +5,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,20 @@ def test_a_unit_that_another_process_ends_is_not_run_again(out: Path) -> None:
         assert record_end(out, planned[1], 1) == 1
     worker.join(10)
     assert not worker.is_alive() and ran == []
+
+
+def test_a_unit_that_ends_just_before_it_is_claimed_is_not_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    @contextmanager
+    def after_its_end(out: Path, names: tuple[str, ...]) -> Iterator[bool]:
+        finish(out, names[0])
+        with claimed(out, names) as mine:
+            yield mine
+
+    monkeypatch.setattr(claims, "claimed", after_its_end)
+    work_through(out, units(out, "a"), finishing(out, ran))
+    assert ran == []
 
 
 def test_a_run_that_an_orphan_writes_is_waited_for(out: Path) -> None:
