@@ -1,5 +1,6 @@
 """The sweep verbs: `vipbench sweep run GRID --out DIR`, and `status`, `cancel` and `retry` of that DIR."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -189,11 +190,6 @@ def _show(states: "list[RunState]") -> None:
     for state in states:
         if state.state != "done":
             typer.echo(f"{state.state:8} {state.name}" + (f"  {state.reason}" if state.reason else ""))
-    kinds = [
-        "done",
-        "running",
-        "pending",
-        "failed",
-        *(["damaged"] if any(s.state == "damaged" for s in states) else []),
-    ]
-    typer.echo(", ".join(f"{sum(state.state == kind for state in states)} {kind}" for kind in kinds))
+    counts = Counter[str](state.state for state in states)
+    kinds = ["done", "running", "pending", "failed"] + ["damaged"] * bool(counts["damaged"])
+    typer.echo(", ".join(f"{counts[kind]} {kind}" for kind in kinds))

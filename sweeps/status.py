@@ -69,12 +69,9 @@ def _state_or_damage(out: Path, name: str, job: JobState | None) -> RunState:
 def _state(out: Path, name: str, job: JobState | None) -> RunState:
     run = out / RUNS / name
     if is_finished(run):
-        damage = quick_damage(run)
-        return (
-            RunState(name, "damaged", f"{damage}; `vipbench sweep retry` runs it again")
-            if damage
-            else RunState(name, "done")
-        )
+        if damage := quick_damage(run):
+            return RunState(name, "damaged", f"{damage}; `vipbench sweep retry` runs it again")
+        return RunState(name, "done")
     if job and job.state in WAITING:
         why = job.reason if job.reason not in ("", "None") else job.state
         return RunState(name, "pending", f"in the queue ({why})", queued=True)

@@ -44,7 +44,7 @@ def write_grid(folder: Path, base: dict[str, Any], **parts: Any) -> Path:
 
 
 def sweep(*words: object, status: int = 0) -> str:
-    """What `vipbench sweep WORDS` prints."""
+    """Run `vipbench sweep WORDS`; returns its output."""
     result = CliRunner().invoke(app, ["sweep", *map(str, words)])
     assert result.exit_code == status, result.output
     return result.output

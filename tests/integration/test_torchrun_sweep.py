@@ -49,7 +49,7 @@ def workers(folder: Path) -> list[int]:
 
 
 def on_two_nodes(*words: str) -> list[tuple[str, str]]:
-    """What two nodes say that give the same command, for a sweep of which one run fails."""
+    """Give the same command on two nodes, for a sweep of which one run fails; returns their outputs and errors."""
     with ExitStack() as stack:
         nodes = [stack.enter_context(node(*words)) for _ in range(2)]
         said = [process.communicate(timeout=400) for process in nodes]
