@@ -1,1 +1,1 @@
-"""Grids of runs, and the runner that works through them."""
+"""Sweeps: grids of runs in YAML, their plans, and the executors that work through them."""

@@ -1,5 +1,6 @@
 """The sweep verbs: `vipbench sweep run GRID --out DIR`, and `status`, `cancel` and `retry` of that DIR."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +11,8 @@ import typer
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from sweeps.executors.base import Executor
     from sweeps.status import RunState
-    from sweeps.units import Executor
 
 app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
 
@@ -21,7 +22,7 @@ Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="a sweep's --out")]
 
 
 class Kind(StrEnum):
-    """What runs a sweep."""
+    """Names of executors."""
 
     local = "local"
     torchrun = "torchrun"
@@ -66,7 +67,7 @@ def run(
     max_parallel: Annotated[int | None, typer.Option(min=1, help="jobs at a time", rich_help_panel=SLURM)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all jobs have ended", rich_help_panel=SLURM)] = False,
 ) -> None:
-    """Run what is missing of a grid, or submit it. Exits with 1 when a run failed, 130 when interrupted."""
+    """Run the missing runs of a grid, or submit them. Exits with 1 when a run failed, 130 when interrupted."""
     given: dict[Kind, dict[str, Any]] = {
         Kind.local: {"jobs": jobs, "gpus": gpus.split(",") if gpus else None},
         Kind.torchrun: {"rdzv_endpoint": rdzv_endpoint, "nnodes": nnodes, "nproc_per_node": nproc_per_node},
@@ -102,7 +103,7 @@ def run(
 
 @app.command()
 def status(out: Sweep) -> None:
-    """Say where each run of a sweep stands."""
+    """Show the state of each run of a sweep."""
     from sweeps.status import sweep_status
 
     states = sweep_status(out)
@@ -114,8 +115,9 @@ def status(out: Sweep) -> None:
 @app.command()
 def cancel(out: Sweep) -> None:
     """Take a sweep's jobs out of Slurm's queue; those that run stop at a checkpoint."""
-    from sweeps.jobs import JOBS, cancel
-    from sweeps.status import planned
+    from sweeps.executors.submissions import cancel
+    from sweeps.plan import planned
+    from sweeps.units import JOBS
 
     planned(out)
     count = cancel(out / JOBS)
@@ -129,7 +131,7 @@ def retry(
     out: Sweep,
     failed: Annotated[bool, typer.Option("--failed", help="only what failed, not all that is missing")] = False,
 ) -> None:
-    """Run what is missing of a sweep again, in the way it was run last."""
+    """Run the missing runs of a sweep, in the way it was run last."""
     try:
         from sweeps.runner import retry as again
 
@@ -142,10 +144,10 @@ def retry(
 
 def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
     """The executor that options describe. Raises UserError for an option of another one."""
-    from sweeps.local import LocalExecutor
-    from sweeps.profile import Profile
-    from sweeps.ranks import TorchrunExecutor
-    from sweeps.slurm import SlurmExecutor
+    from sweeps.executors.local import LocalExecutor
+    from sweeps.executors.profile import Profile
+    from sweeps.executors.slurm import SlurmExecutor
+    from sweeps.executors.torchrun import TorchrunExecutor
 
     options = {of: {name: value for name, value in those.items() if value is not None} for of, those in given.items()}
     for of, those in options.items():
@@ -179,7 +181,7 @@ def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":
 
 
 def _end(states: "list[RunState]") -> None:
-    """Show where all stand; exit with 0 when all are done or on their way as jobs, else with 1."""
+    """Show the states of runs; exit with 0 when all are done or on their way as jobs, else with 1."""
     _show(states)
     raise typer.Exit(0 if all(state.state == "done" or state.queued for state in states) else 1)
 
@@ -188,5 +190,6 @@ def _show(states: "list[RunState]") -> None:
     for state in states:
         if state.state != "done":
             typer.echo(f"{state.state:8} {state.name}" + (f"  {state.reason}" if state.reason else ""))
-    counts = {kind: sum(state.state == kind for state in states) for kind in ("done", "running", "pending", "failed")}
-    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    counts = Counter[str](state.state for state in states)
+    kinds = ["done", "running", "pending", "failed"] + ["damaged"] * bool(counts["damaged"])
+    typer.echo(", ".join(f"{counts[kind]} {kind}" for kind in kinds))

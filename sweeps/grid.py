@@ -16,12 +16,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from harness.config.overrides import override, set_key
 from harness.config.schema import Config
-from harness.config.validation import Model, Section
-from harness.errors import UserError, did_you_mean, shortened
+from harness.config.validation import Section, validate
+from harness.errors import UserError, did_you_mean
 from harness.runs.directory import flatten
 from harness.runs.resolve import resolve_config
 from harness.system.files import read_yaml
@@ -47,14 +47,14 @@ class Grid(Section):
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
-    """The resolved config of each combination, in the grid's order: the last axis varies fastest, then what is included.
+    """The resolved config of each combination, in the grid's order: the last axis varies fastest; included runs come last.
 
     `overrides` (key=value) change every run. Combinations may resolve to the same config: zero-shot ignores seed and shots.
 
     Raises:
         UserError: the file or one of its configs is wrong, or `adjust` or `exclude` name what no combination has.
     """
-    grid = validated(Grid, read_yaml(path), str(path))
+    grid = validate(Grid, read_yaml(path), where=str(path))
     base = read_yaml(Path(grid.base).expanduser()) if isinstance(grid.base, str) else grid.base
     count = prod(len(values) for values in grid.axes.values())
     if count > MOST_COMBINATIONS:
@@ -70,24 +70,6 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     if not kept:
         raise UserError(f"{path}: the grid is empty; give axes or include, and exclude less")
     return [resolve_config(override(mapping, overrides)) for mapping in kept]
-
-
-def validated(model: type[Model], content: Any, where: str) -> Model:
-    """A section from what a file says, its keys checked. Raises UserError that begins with `where`."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"{where}: should be a mapping of keys; found {shortened(content)}")
-    keys = list(model.model_fields)
-    for key in content:
-        if key not in keys:
-            raise UserError(f"{where}: {shortened(key)}: unknown key; {did_you_mean(str(key), keys)}")
-    try:
-        return model(**content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        found = "" if first["type"] == "missing" else f"; found {shortened(first['input'])}"
-        raise UserError(f"{where}: {shortened(place)}: {problem}{found}") from error
 
 
 def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Which runs of a sweep can train together in one process (harness/pack.py)."""
+"""Grouping of runs that can train together in one process (harness/pack.py)."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from harness.config.schema import Config
 from harness.methods.registry import method_class
 from harness.runs.tracking import ONE_RUN_PER_PROCESS
+
+log = logging.getLogger(__name__)
 
 MOST = 16  # runs in a process: enough to fill a GPU, few enough to lose little when one dies
 MAY_DIFFER: dict[str, Any] = {
@@ -18,20 +21,35 @@ MAY_DIFFER: dict[str, Any] = {
 
 
 def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
-    """Names of runs, those together that one process works on, in the order of the plan.
+    """Group the names of runs that one process trains together, in the order of the plan.
 
-    Runs that differ only in seed, shots or learning rate (and what follows from them) train together. Methods that train
-    nothing or read images, fp16, whose loss scaling belongs to one run, and trackers that follow one run per process stay alone.
+    Runs that differ only in seed, shots or learning rate (and what follows from them) train together, unless `not_packed` has a
+    reason against it, which is logged once for each method.
     """
     if not pack:
         return [[name] for name in configs]
     groups: dict[str, list[list[str]]] = defaultdict(list)
+    alone: dict[tuple[str, str], None] = {}  # in order
     for name, config in configs.items():
-        method = method_class(config.method.name)
-        packs = method.trains and method.needs == "features" and config.precision != "fp16"
-        packs = packs and not set(config.run.tracking) & set(ONE_RUN_PER_PROCESS)
-        same = groups[json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER)) if packs else name]
+        reason = not_packed(config)
+        if reason:
+            alone[config.method.name, reason] = None
+        same = groups[name if reason else json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER))]
         if not same or len(same[-1]) == MOST:
             same.append([])
         same[-1].append(name)
+    for method, reason in alone:
+        log.info("--pack: %s runs alone: %s", method, reason)
     return [names for same in groups.values() for names in same]
+
+
+def not_packed(config: Config) -> str:
+    """The reason why a run does not train together with others; "" where it may."""
+    method = method_class(config.method.name)
+    if not method.trains:
+        return "it has no training loop"
+    if config.precision == "fp16":
+        return "the loss scaling of fp16 belongs to one run"
+    if trackers := sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS)):
+        return f"{trackers[0]} follows one run per process"
+    return method.not_packed(config.method)

@@ -1,14 +1,15 @@
-"""Plan a grid and have what is missing of it run: here, over an allocation, or as jobs of a cluster.
+"""Run a grid: plan it and have its missing runs run here, over an allocation, or as jobs of a cluster.
 
     vipbench sweep run sweeps/few_shot.yaml --out DIR --jobs 2
     vipbench sweep status DIR
 
-All state is files under DIR: sweep.json (the plans), configs/, runs/ (the run directories), logs/, failed/ (why a run failed),
-how.json (which executor, for `retry`) and jobs/ (what was submitted to Slurm).
+All state is files under DIR: sweep.json (the plans), configs/, runs/ (the run directories), logs/, failed/ (reasons of failures),
+claims/ (locks of the units at work), launch.json (the executor, for `retry`), jobs/ (submissions to Slurm) and damaged/ (finished
+runs that were damaged since, and run again).
 """
 
-import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,31 +19,40 @@ from typing import Annotated
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from harness.config.validation import Section
+from harness.config.validation import Section, validate
 from harness.errors import UserError
-from harness.runs.directory import is_finished, is_running
-from harness.runs.resolve import load_config
-from harness.system.files import disk_errors, read_json, write_json, write_text
-from sweeps.grid import validated
-from sweeps.jobs import JOBS, entries
-from sweeps.local import LocalExecutor
-from sweeps.ranks import TorchrunExecutor
-from sweeps.slurm import SlurmExecutor
-from sweeps.status import Plan, RunState, planned, plans, sweep_status
-from sweeps.units import CONFIGS, FAILED, LOCK, LOGS, PLAN, RUN_COMMAND, RUNS, Executor, Unit, unit
+from harness.runs.directory import is_finished
+from harness.system.files import disk_errors, read_json, write_json
+from sweeps.executors.base import Executor
+from sweeps.executors.claims import at_work
+from sweeps.executors.local import LocalExecutor
+from sweeps.executors.slurm import SlurmExecutor
+from sweeps.executors.submissions import job_states
+from sweeps.executors.torchrun import TorchrunExecutor
+from sweeps.plan import plan_units, planned, write_plan
+from sweeps.status import RunState, quick_damage, sweep_status
+from sweeps.units import CLAIMS, CONFIGS, DAMAGED, FAILED, JOBS, LOCK, LOGS, RUN_COMMAND, RUNS, Unit
 
 log = logging.getLogger(__name__)
 
-HOW = "how.json"
+LAUNCH, EARLIER_LAUNCH = "launch.json", "how.json"  # the latter in sweeps of earlier versions
 SECONDS_TO_PLAN = 1800.0  # that the other nodes of an allocation wait for one that plans
 SECONDS_TO_END = 30.0  # for runs whose runner was killed, to end at a checkpoint
 
 
-class How(Section):
-    """How a sweep was run last."""
+class LaunchRecord(Section):
+    """The way in which a sweep was run last."""
 
     executor: Annotated[LocalExecutor | TorchrunExecutor | SlurmExecutor, Field(discriminator="kind")]
     pack: bool
+
+    @classmethod
+    def read(cls, out: Path) -> "LaunchRecord":
+        """Read the record of a sweep. Raises UserError where there is none, or a damaged one."""
+        for path in (out / LAUNCH, out / EARLIER_LAUNCH):
+            if path.is_file():
+                return validate(cls, read_json(path), where=str(path))
+        raise UserError(f"{out}: nothing was planned here yet; give the same `vipbench sweep run` again")
 
 
 def run_sweep(
@@ -53,10 +63,10 @@ def run_sweep(
     command: Sequence[str] = RUN_COMMAND,
     pack: bool = False,
 ) -> list[RunState]:
-    """Run what a grid plans and is neither finished nor at work; returns where each run of this grid stands.
+    """Run the runs of a grid that are neither finished nor at work; returns the states of all runs of this grid.
 
     Args:
-        executor: what runs it; None: this machine, one run at a time.
+        executor: None: this machine, one run at a time.
         pack: train runs together that differ only in seed, shots or learning rate.
         command: starts one run when a config file is added to it.
 
@@ -68,42 +78,40 @@ def run_sweep(
     names: list[str] = []
 
     def missing() -> list[Unit]:
-        names.extend(plan(grid, out, overrides))
-        write_json(out / HOW, {"executor": executor.model_dump(mode="json"), "pack": pack})
-        return _units(out, _missing(out, names), command, pack)
+        names.extend(write_plan(grid, out, overrides))
+        write_json(out / LAUNCH, {"executor": executor.model_dump(mode="json"), "pack": pack})
+        return plan_units(out, _missing(out, names), command, pack)
 
     _work(out, executor, missing)
     return sweep_status(out, names)
 
 
 def retry(out: Path, only_failed: bool, command: Sequence[str] = RUN_COMMAND) -> list[RunState]:
-    """Run what is missing of a sweep, or what failed of it, in the way it was run last; returns where every planned run stands.
+    """Run the missing runs of a sweep, or those that failed, in the way it was run last; returns the states of all its runs.
 
     Raises:
         UserError: there is no sweep at `out`, nothing of it was planned yet, or another process works on it.
     """
     names = planned(out)
-    if not (out / HOW).is_file():
-        raise UserError(f"{out}: nothing was planned here yet; give the same `vipbench sweep run` again")
-    how = validated(How, read_json(out / HOW), str(out / HOW))
+    launch = LaunchRecord.read(out)
 
     def missing() -> list[Unit]:
-        failed = {state.name for state in sweep_status(out) if state.state == "failed"}
+        failed = {state.name for state in sweep_status(out) if state.state in ("failed", "damaged")}
         wanted = [name for name in _missing(out, names) if name in failed or not only_failed]
-        return _units(out, wanted, command, how.pack)
+        return plan_units(out, wanted, command, launch.pack)
 
-    _work(out, how.executor, missing)
+    _work(out, launch.executor, missing)
     return sweep_status(out)
 
 
 def _work(out: Path, executor: Executor, find: Callable[[], list[Unit]]) -> None:
-    """Find what there is to do on a sweep and do it, together with other commands only where the executor is made for that."""
+    """Find the units to run of a sweep and run them; other commands may work on it too where the executor shares it with them."""
     with disk_errors(out):
         with _locked(out, executor):
             units = find()
-            if executor.alone:
+            if executor.exclusive:
                 executor.run(out, units)
-        if not executor.alone:
+        if not executor.exclusive:
             executor.run(out, units)
 
 
@@ -116,7 +124,7 @@ def _locked(out: Path, executor: Executor) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK).acquire(timeout=0 if executor.alone else SECONDS_TO_PLAN)
+        lock = FileLock(out / LOCK).acquire(timeout=0 if executor.exclusive else SECONDS_TO_PLAN)
     except Timeout as error:
         raise UserError(
             f"{out}: another process is working on this sweep; see `vipbench sweep status {out}`"
@@ -125,7 +133,7 @@ def _locked(out: Path, executor: Executor) -> Iterator[None]:
         raise _not_writable(out, error) from error
     with lock:
         try:
-            for folder in (CONFIGS, RUNS, LOGS, FAILED, JOBS):
+            for folder in (CONFIGS, RUNS, LOGS, FAILED, CLAIMS, JOBS):
                 (out / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise _not_writable(out, error) from error
@@ -138,80 +146,38 @@ def _not_writable(out: Path, error: OSError) -> UserError:
 
 def _missing(out: Path, names: Sequence[str]) -> list[str]:
     """Planned runs that are neither finished, nor a cluster's job that waits or runs, nor at work in another process here."""
+    _set_aside_damaged(out, names)
     left = [name for name in names if not is_finished(out / RUNS / name)]
-    submitted = {name for name, entry in entries(out / JOBS).items() if entry.active}
+    submitted = {name for name, job in job_states(out / JOBS).items() if job.active}
     missing = [name for name in left if name not in submitted]
     log.info("%d of them are finished already", len(names) - len(left))
     if len(missing) < len(left):
         log.info("%d of them are jobs already, waiting or running", len(left) - len(missing))
-    busy = _at_work(out, missing)
+    busy = _busy(out, missing)
     if busy:
         log.warning("%d of them are at work in other processes: not started again", len(busy))
     return [name for name in missing if name not in busy]
 
 
-def _at_work(out: Path, names: Sequence[str]) -> set[str]:
-    """Runs that other processes are working on, after a while in which those that a killed runner left end by themselves."""
+def _set_aside_damaged(out: Path, names: Sequence[str]) -> None:
+    """Move finished runs that were damaged since to DIR/damaged/, so that they are missing from here on."""
+    for name in names:
+        run, kept = out / RUNS / name, out / DAMAGED / name
+        damage = quick_damage(run) if is_finished(run) else None
+        if damage:
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(exist_ok=True)
+            run.rename(kept)
+            log.warning("%s; the run is moved to %s and run again", damage, kept)
+
+
+def _busy(out: Path, names: Sequence[str]) -> set[str]:
+    """Runs that other processes work on, after a while in which those that a killed runner left end by themselves."""
     deadline = time.monotonic() + SECONDS_TO_END
-    busy = {name for name in names if is_running(out / RUNS / name)}
+    busy = {name for name in names if at_work(out, name)}
     if busy:
         log.info("%d of them are at work in other processes; waiting for their end", len(busy))
     while busy and time.monotonic() < deadline:
         time.sleep(0.5)
-        busy = {name for name in busy if is_running(out / RUNS / name)}
+        busy = {name for name in busy if at_work(out, name)}
     return busy
-
-
-def _units(out: Path, names: Sequence[str], command: Sequence[str], pack: bool) -> list[Unit]:
-    """The units of planned runs. With `pack` those train together that can; what has failed runs alone, so that neither it nor
-    the others fail again because of each other.
-    """
-
-    from sweeps.packing import group
-
-    failed = {name for name in names if (out / FAILED / f"{name}.json").is_file()}
-    together = [name for name in names if pack and name not in failed]
-    groups = group({name: load_config(out / CONFIGS / f"{name}.yaml") for name in together})
-    groups += [[name] for name in names if name not in together]
-    return [unit(out, members, command) for members in groups]
-
-
-def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
-    from harness.config.identity import Digests, run_name
-    from harness.config.schema import Config
-    from harness.data.info import DatasetInfo
-    from harness.models.backbone import backbone_digest
-    from harness.symptoms.sets import load_sets, sets_digest
-    from sweeps.grid import read_grid
-
-    configs = read_grid(
-        grid, [*overrides, f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"]
-    )  # quoted: overrides are YAML
-    datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
-    symptoms = {files: sets_digest(load_sets(files)) for files in {config.symptoms for config in configs}}
-    backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
-    runs: dict[str, Config] = {}
-    for config in configs:
-        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms])
-        runs.setdefault(run_name(config, digests), config)
-    for name, config in runs.items():
-        write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())
-    log.info("%d combinations are %d different runs", len(configs), len(runs))
-    _add_plan(out, Plan(grid=str(grid), runs=tuple(runs)))
-    return list(runs)
-
-
-def _add_plan(out: Path, new: Plan) -> None:
-    """Put a plan beside those that the sweep has; one whose runs are all in the new one is replaced."""
-    others = [plan for plan in plans(out) if not set(plan.runs) <= set(new.runs)]
-    for other in others:
-        log.warning(
-            "%s: planned here before, from %s: %d runs, which stay; status and table show both, this command works on the new",
-            out,
-            other.grid,
-            len(other.runs),
-        )
-    everything = dict.fromkeys(name for plan in (*others, new) for name in plan.runs)
-    written = [plan.model_dump(mode="json") for plan in (*others, new)]
-    write_json(out / PLAN, {"runs": list(everything), "plans": written})

@@ -1,6 +1,4 @@
-"""Plans of a sweep and the state of each run: from files and, where it was submitted, from Slurm. No process of ours
-is asked.
-"""
+"""States of the runs of a sweep, from files and, where they were submitted, from Slurm. No process of ours is asked."""
 
 import logging
 import re
@@ -11,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.config.schema import TrainConfig
-from harness.config.validation import Section
 from harness.errors import UserError, shortened
-from harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, is_finished, is_running
+from harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, find_damage, is_finished, is_running
 from harness.system.files import read_json, read_yaml
 from harness.training.schedule import total_steps
-from sweeps.grid import validated
-from sweeps.jobs import JOBS, WAITING, Entry, entries
-from sweeps.units import FAILED, LOCK, LOGS, PLAN, RUNS, end_of, last_line
+from sweeps.executors.submissions import WAITING, JobState, job_states
+from sweeps.plan import planned
+from sweeps.units import FAILED, JOBS, LOGS, RUNS, end_of, last_line
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +28,12 @@ ENDED = {
     "DEADLINE": "missed its deadline",
 }
 
-State = Literal["done", "failed", "running", "pending"]
-
-
-class Plan(Section):
-    """The runs, each once, that a grid came to."""
-
-    grid: str = ""
-    runs: tuple[str, ...]
+State = Literal["done", "failed", "running", "pending", "damaged"]
+SMALL_FILE = 1 << 20  # bytes; the content of larger files of finished runs is not checked here
 
 
 class RunState(NamedTuple):
-    """Where a planned run stands, what is to be said of it (why it failed or waits, how far it is), and whether it is a job."""
+    """The state of a planned run, its reason (of failing or waiting) or progress, and whether it is a job in Slurm's queue."""
 
     name: str
     state: State
@@ -58,68 +49,50 @@ def sweep_status(out: Path, names: Sequence[str] | None = None) -> list[RunState
     """
     names = planned(out) if names is None else names
     try:
-        submitted = entries(out / JOBS)
+        submitted = job_states(out / JOBS)
     except UserError as error:
         log.warning("%s; what follows is from files alone", error)
         submitted = {}
     return [_state_or_damage(out, name, submitted.get(name)) for name in names]
 
 
-def planned(out: Path) -> list[str]:
-    """The names of all runs that were ever planned for a sweep; none where its planning was interrupted.
-
-    Raises:
-        UserError: there is no sweep, or its plan is damaged.
-    """
-    if not (out / PLAN).is_file() and not (out / LOCK).is_file():
-        raise UserError(
-            f"{out}: no sweep here (it has no {PLAN}); start one with `vipbench sweep run GRID --out {out}`"
-        )
-    return list(dict.fromkeys(name for plan in plans(out) for name in plan.runs))
-
-
-def plans(out: Path) -> list[Plan]:
-    """The plans of a sweep, the oldest first. Raises UserError where their file is damaged."""
-    path = out / PLAN
-    if not path.is_file():
-        return []
-    content = read_json(path)
-    found = content.get("plans", [content]) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not all(isinstance(plan, dict) for plan in found):
-        raise UserError(f"{path}: should hold plans; found {shortened(content)}")
-    return [validated(Plan, plan, str(path)) for plan in found]
-
-
-def _state_or_damage(out: Path, name: str, entry: Entry | None) -> RunState:
-    """The state of a run; what cannot be read of it is the reason, and the other runs are shown all the same."""
+def _state_or_damage(out: Path, name: str, job: JobState | None) -> RunState:
+    """The state of a run, or "failed" with the file that cannot be read as the reason, so that the other runs are shown."""
     try:
-        return _state(out, name, entry)
+        return _state(out, name, job)
     except UserError as error:  # names the file
         return RunState(name, "failed", f"damaged: {error}")
     except (OSError, LookupError, TypeError) as error:
         return RunState(name, "failed", f"damaged: {out / RUNS / name}: {error!r}")
 
 
-def _state(out: Path, name: str, entry: Entry | None) -> RunState:
+def _state(out: Path, name: str, job: JobState | None) -> RunState:
     run = out / RUNS / name
     if is_finished(run):
+        if damage := quick_damage(run):
+            return RunState(name, "damaged", f"{damage}; `vipbench sweep retry` runs it again")
         return RunState(name, "done")
-    if entry and entry.state in WAITING:
-        why = entry.reason if entry.reason not in ("", "None") else entry.state
+    if job and job.state in WAITING:
+        why = job.reason if job.reason not in ("", "None") else job.state
         return RunState(name, "pending", f"in the queue ({why})", queued=True)
-    queued = bool(entry and entry.active)
+    queued = bool(job and job.active)
     if queued or is_running(run):
         return RunState(name, "running", progress(run.with_name(run.name + PARTIAL)), queued)
     record = out / FAILED / f"{name}.json"
     reason = _recorded(record) if record.is_file() else failure(run)
-    if entry and entry.state in ENDED:
-        return RunState(name, "failed", f"{ENDED[entry.state]}; {reason or _said_last(out, name)}")
+    if job and job.state in ENDED:
+        return RunState(name, "failed", f"{ENDED[job.state]}; {reason or _last_output(out, name)}")
     if reason:
         return RunState(name, "failed", reason)
-    if entry and entry.state != "CANCELLED":
-        ended = f"ended ({entry.state})" if entry.state else "is gone from Slurm's queue"
-        return RunState(name, "failed", f"its job {entry.job} {ended} and left no reason; {_said_last(out, name)}")
-    return RunState(name, "pending", "cancelled" if entry else "")
+    if job and job.state != "CANCELLED":
+        ended = f"ended ({job.state})" if job.state else "is gone from Slurm's queue"
+        return RunState(name, "failed", f"its job {job.job} {ended} and left no reason; {_last_output(out, name)}")
+    return RunState(name, "pending", "cancelled" if job else "")
+
+
+def quick_damage(run: Path) -> str | None:
+    """The damage of a finished run in one line, as far as its small files show it, so that thousands are checked in seconds."""
+    return find_damage(run, SMALL_FILE)
 
 
 def _recorded(record: Path) -> str:
@@ -129,12 +102,12 @@ def _recorded(record: Path) -> str:
     return str(content["error"])
 
 
-def _said_last(out: Path, name: str) -> str:
+def _last_output(out: Path, name: str) -> str:
     return f"it said last: {last_line(out / LOGS / f'{name}.log')}"
 
 
 def progress(partial: Path) -> str:
-    """How far a run at work has come, and about how long it will still train: from its log of steps and the times of its files.
+    """The steps that a run at work has done and about how long it will still train, from its log of steps and its files' times.
 
     The rate is that since the run was started or went on, its set-up included.
     """

@@ -18,8 +18,8 @@ def submit_command(
     Raises:
         UserError: the settings are wrong, or Slurm refuses.
     """
-    from sweeps.profile import Profile  # submitit takes long to import
-    from sweeps.slurm import submit
+    from sweeps.executors.profile import Profile  # submitit takes long to import
+    from sweeps.executors.slurm import submit
     from sweeps.units import Unit
 
     settings = Profile.load(profile, options | {"nodes_per_run": 1, "processes_per_run": 1})

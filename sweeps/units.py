@@ -1,4 +1,4 @@
-"""What one process, or one launch of several, works on: a run, or runs that train together; and how its end is recorded."""
+"""Units: the runs that one process, or one launch of several, works on (one, or several that train together), and their ends."""
 
 import signal
 import sys
@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config.validation import Section
 from harness.runs.directory import failure, is_finished, is_running
 from harness.system.console import INTERRUPTED
 from harness.system.files import write_json
 
-PLAN, CONFIGS, RUNS, LOGS, FAILED = "sweep.json", "configs", "runs", "logs", "failed"
+# Names in the folder of a sweep, explained in sweeps/runner.py.
+PLAN, CONFIGS, RUNS, LOGS, FAILED, CLAIMS, JOBS, DAMAGED = (
+    "sweep.json",
+    "configs",
+    "runs",
+    "logs",
+    "failed",
+    "claims",
+    "jobs",
+    "damaged",
+)
 LOCK = ".lock"
 HARNESS = Path(__file__).parents[1] / "harness"
 RUN_COMMAND = (sys.executable, str(HARNESS / "run.py"))
@@ -24,7 +33,7 @@ NOT_FAILED = (*STOPPED, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # the lat
 
 @dataclass(frozen=True)
 class Unit:
-    """A command to be started for runs (several: they train together), and the file for what it prints."""
+    """A command to be started for runs (several: they train together), and the file for its output."""
 
     names: tuple[str, ...]
     command: tuple[str, ...]
@@ -42,19 +51,6 @@ def unit(out: Path, names: Sequence[str], command: Sequence[str] = RUN_COMMAND) 
     return Unit(tuple(names), (*start, *files), out / LOGS / f"{names[0]}.log")
 
 
-class Executor(Section):
-    """What works through units, or has them worked through. Its settings are plain values, so that a sweep can keep them."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether one command at a time may work on a sweep with it."""
-        return True
-
-    def run(self, out: Path, units: Sequence[Unit]) -> None:
-        """Work through units of the sweep at `out`. A run that fails is recorded, and the rest go on."""
-        raise NotImplementedError
-
-
 def record_end(out: Path, unit: Unit, status: int, reason: str | None = None) -> int:
     """Record which runs of a unit failed and why, after its command ended with `status`; returns how many.
 
@@ -67,13 +63,13 @@ def record_end(out: Path, unit: Unit, status: int, reason: str | None = None) ->
             record.unlink(missing_ok=True)
         elif reason or not (status in NOT_FAILED or is_running(out / RUNS / name)):
             failures += 1
-            error = reason or failure(out / RUNS / name) or why(status, unit.log)
+            error = reason or failure(out / RUNS / name) or failure_reason(status, unit.log)
             write_json(record, {"error": error, "exit_status": status, "log": str(unit.log)})
     return failures
 
 
-def why(status: int, log_file: Path) -> str:
-    """Why a run that left no result ended, in one line: what it said last, and how it ended where that says more."""
+def failure_reason(status: int, log_file: Path) -> str:
+    """The reason why a run that left no result ended, in one line: its last output, and its end where that tells more."""
     line = last_line(log_file)
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; it said last: {line}"
@@ -90,7 +86,7 @@ def end_of(path: Path) -> bytes:
 
 
 def last_line(path: Path) -> str:
-    """The last line that is not empty of a log, without what a launcher adds around an error of ours."""
+    """The last line that is not empty of a log, without the lines that a launcher adds around an error of ours."""
     text = end_of(path).decode("utf-8", "replace") if path.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("error: ")]

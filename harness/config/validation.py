@@ -28,11 +28,18 @@ class Section(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+LONG = 80  # characters of a text in a message, which is shown shortened, without quotes
 
 
-def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
-    """Validate a part of a config, whose keys begin with `prefix`. Raises UserError."""
-    return parse(model, dict(values), "config", [part for part in prefix.split(".") if part])
+def validate(model: type[Model], values: Any, prefix: str = "", where: str = "config") -> Model:
+    """Validate a section of keys, which begin with `prefix` in messages.
+
+    Raises:
+        UserError: not a mapping, an unknown or misspelt key, or a wrong value.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: should be a mapping of keys; found {shortened(values)}")
+    return parse(model, dict(values), where, [part for part in prefix.split(".") if part])
 
 
 def parse(model: type[Model], content: Any, where: str, above: Sequence[str] = ()) -> Model:
@@ -68,10 +75,8 @@ def _first_problem(model: type[BaseModel], error: ValidationError, above: Sequen
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
-        *sections, key = detail["loc"]
-        for part in sections:
-            model = model if isinstance(part, int) else _section(model, part)
-        return f"unknown key; {did_you_mean(str(key), list(model.model_fields))}"
+        *path, key = detail["loc"]
+        return f"unknown key; {did_you_mean(str(key), _keys(model, path))}"
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error":  # of a validator of ours, which is complete
@@ -80,11 +85,20 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "credentials":
         return message
     found = detail["input"]
-    return f"{message}; found {shortened(found if isinstance(found, int) else repr(found))}"
+    quoted = isinstance(found, str) and len(found) < LONG
+    return f"{message}; found {repr(found) if quoted else shortened(found)}"
 
 
-def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """The section that a key of `model` holds: alone, in a list, or as a member of a union."""
-    annotation = model.model_fields[name].annotation
-    candidates = [annotation, *get_args(annotation)]
-    return next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+def _keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The keys of the section at a place within a model; of all sections that may stand there."""
+    sections = [model]
+    for part in path:  # places in lists and names of variants stand between the keys
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [inner for field in fields for inner in _sections(field.annotation)] or sections
+    return [key for section in sections for key in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -1,12 +1,12 @@
 """The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.data.choices import Format, Leaks, OnError
+from harness.system.processes import available_cores
 
 if TYPE_CHECKING:
     from harness.data.info import DatasetInfo
@@ -82,7 +82,7 @@ def prepare(
         leaks=leaks,
         overwrite=overwrite,
         hold_out=hold_out,
-        workers=workers or _cores(),
+        workers=workers or available_cores(),
     )
     _show(info, out)
 
@@ -134,11 +134,6 @@ def inspect(
     _show(DatasetInfo.load(folder), folder)
     verify(folder)
     typer.echo("all checksums are right")
-
-
-def _cores() -> int:
-    """How many cores this process may use; not all of the machine's under Slurm or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(info: "DatasetInfo", folder: str | Path) -> None:

@@ -19,7 +19,7 @@ def demo(
     from harness.demo.benchmark import make_dataset
     from harness.report.tables import load_runs, make_table, to_markdown
     from harness.system.files import disk_errors, write_text
-    from sweeps.local import LocalExecutor
+    from sweeps.executors.local import LocalExecutor
     from sweeps.runner import run_sweep
 
     data, sweep, file = out / "data", out / "sweep", out / "table.md"

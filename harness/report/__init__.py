@@ -1,1 +1,1 @@
-"""From run directories to tables."""
+"""Reports: from run directories to tables."""

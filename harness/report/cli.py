@@ -8,7 +8,7 @@ import typer
 
 
 class Format(StrEnum):
-    """How a table is written."""
+    """Formats of a table."""
 
     md = "md"
     csv = "csv"

@@ -1,4 +1,4 @@
-"""From runs to a comparison table: mean and sample standard deviation over seeds, as Markdown, CSV or LaTeX.
+"""Comparison tables of runs: mean and sample standard deviation over seeds, as Markdown, CSV or LaTeX.
 
 vipbench table DIR --rows method --columns shots --metric accuracy --format md
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
-NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL)  # where things lie; their digests tell what they hold
+NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL)  # paths; the digests stand for the content
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
 LOWER_IS_BETTER = ("ece",)
@@ -64,7 +64,7 @@ class Table:
     damaged: int = 0
 
     def is_best(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> bool:
-        """Whether a cell has the best mean of its column."""
+        """Check that a cell has the best mean of its column."""
         means = [cell.mean for (_, where), cell in self.cells.items() if where == column and not math.isnan(cell.mean)]
         best = min if column[0] in LOWER_IS_BETTER else max
         return bool(means) and self.cells[row, column].mean == best(means)
@@ -132,7 +132,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
             doubtful = int(group[DOUBTFUL].sum()) if DOUBTFUL in group else 0
             cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values), doubtful)
     row_keys = list(dict.fromkeys(row for row, _ in cells))
-    column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_place, key)])
+    column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_sort_key, key)])
     table_columns = [(metric, *column) for metric in metrics for column in column_keys]
     return Table([*map(_short, row_names)], [*map(_short, column_names)], row_keys, table_columns, cells, damaged)
 
@@ -180,7 +180,7 @@ FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
 def _note(table: Table) -> str:
-    """Say how to read a table, which cells to doubt, and how many damaged runs it leaves out."""
+    """Note on reading a table: the cells to doubt, and how many damaged runs it leaves out."""
     sentences = [NOTE]
     if any(cell.doubtful for cell in table.cells.values()):
         sentences.append(DOUBTS)
@@ -226,7 +226,7 @@ def _resolve(name: str, runs: pd.DataFrame) -> str:
 
 
 def _short(name: str) -> str:
-    """The last part of a dotted name that says something: "shots" of data.shots, "backbone" of backbone.name."""
+    """The last part of a dotted name that distinguishes it: "shots" of data.shots, "backbone" of backbone.name."""
     return name.removesuffix(".name").rpartition(".")[2]
 
 
@@ -247,7 +247,7 @@ def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
 
 
 def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
-    """What to say where the runs of a cell read different datasets, backbones or symptom sets."""
+    """Describe a cell whose runs read different datasets, backbones or symptom sets."""
     name = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms"}[kind]
     places = list(dict.fromkeys(_show(value) for value in group[name]))
     if len(places) > 1:
@@ -255,7 +255,7 @@ def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
     return f"cell {where} would mix runs before and after {name}={places[0]} changed in content; remove those before"
 
 
-def _place(value: Any) -> tuple[int, float, str]:
+def _sort_key(value: Any) -> tuple[int, float, str]:
     """Numbers in order, then words, then "all"."""
     if isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value)):
         return 0, float(value), ""

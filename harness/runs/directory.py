@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind.
+"""The run directory: all that a run leaves behind.
 
     <method>_<shots>_seed<seed>_<12 hex digits>/
         config.yaml           the resolved config
@@ -6,10 +6,10 @@
         steps.jsonl           learning rate and loss by step, validation accuracy by epoch
         predictions.parquet   id, label, logits of every test sample: the record from which metrics derive
         metrics.json          see harness/evaluation/metrics.py
-        prompts.safetensors   what was learned
-        logs/rank-0.log ...   what each process had to say
+        prompts.safetensors   the learned tensors
+        logs/rank-0.log ...   messages of each process
         checkpoints/          see harness/training/checkpoint.py; until the run is finished
-        tracking/             what trackers wrote, where any were asked for
+        tracking/             files of trackers, where any were asked for
         files.json            SHA-256 of each file above (not of those in folders): written last, checked when a run is read
 
 While a run works, its directory ends in ".partial"; the name without it means that the run is whole. One that was interrupted
@@ -65,7 +65,9 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # are told each row of steps, and the metrics
+        self.listeners: list[
+            Callable[[Mapping[str, Any]], None]
+        ] = []  # called with each row of steps, and with the metrics
 
     @property
     def checkpoints(self) -> Path:
@@ -79,7 +81,7 @@ class RunDirectory:
         """Append one line to the log of steps."""
         with (self.path / STEPS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._tell(row)
+        self._notify(row)
 
     def rewind(self, step: int) -> None:
         """Cut the log of steps after a step, from which the run goes on; lines that are not whole, or damaged, go too."""
@@ -97,7 +99,7 @@ class RunDirectory:
                 temporary.write_bytes(b"".join(kept))
 
     def flush_steps(self) -> None:
-        """Have the log of steps on the disk, where a crash of the machine does not reach it."""
+        """Flush the log of steps to the disk, so that it outlives a crash of the machine."""
         if (self.path / STEPS).is_file():
             with (self.path / STEPS).open("rb") as file:
                 os.fsync(file.fileno())
@@ -107,7 +109,7 @@ class RunDirectory:
 
         from harness.system.devices import to_host
 
-        with atomic_path(self.path / PROMPTS) as temporary:  # save_file would not say which error of the system it met
+        with atomic_path(self.path / PROMPTS) as temporary:  # save_file hides which error of the system it met
             temporary.write_bytes(save({name: to_host(tensor).contiguous() for name, tensor in tensors.items()}))
 
     def write_evaluation(self, predictions: "Predictions", classes: list[str], provenance: Mapping[str, Any]) -> None:
@@ -117,9 +119,9 @@ class RunDirectory:
         metrics = predictions.metrics(classes)
         write_json(self.path / METRICS, metrics)
         write_json(self.path / PROVENANCE, dict(provenance))
-        self._tell({f"test/{name}": value for name, value in metrics.items()})
+        self._notify({f"test/{name}": value for name, value in metrics.items()})
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
+    def _notify(self, row: Mapping[str, Any]) -> None:
         for listener in self.listeners:
             listener(row)
 
@@ -189,12 +191,12 @@ def _record_failure(partial: Path, error: Exception) -> None:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run directory is whole."""
+    """Check that a run directory is that of a finished run."""
     return not path.name.endswith(PARTIAL) and (path / METRICS).is_file()
 
 
 def failure(path: Path) -> str | None:
-    """Why a run failed, in its own words; None where it did not say."""
+    """The reason that a run recorded as it failed; None where there is none."""
     record = path.with_name(path.name + PARTIAL) / FAILED
     if not record.is_file():
         return None
@@ -205,7 +207,7 @@ def failure(path: Path) -> str | None:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a process on this machine is working on a run."""
+    """Check for a process that works on a run: on this machine, or on any where the file system shares locks (NFS 4 does)."""
     try:
         with _lock_file(path).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that those who ask do not see each other
@@ -240,24 +242,38 @@ def check_run(run: Path) -> None:
     """
     if not is_finished(run):
         raise UserError(f"{run}: no finished run; a run directory holds {METRICS} and does not end in {PARTIAL}")
-    digests = _read_digests(run)
-    for name in digests or ALWAYS:
-        if not (run / name).is_file():
-            raise UserError(f"{run / name}: missing; {AGAIN}")
-    for name, digest in digests.items():
-        if digest_file(run / name) != digest:
-            raise UserError(f"{run / name}: damaged: it is not what the run wrote ({FILES}); {AGAIN}")
-    if not digests:
+    if damage := find_damage(run):
+        raise UserError(f"{damage}; {AGAIN}")
+    if not (run / FILES).is_file():
         _check_by_content(run)
 
 
+def find_damage(run: Path, most_bytes: int | None = None) -> str | None:
+    """The first file of a finished run that is missing or not as it was written, in one line; None where there is none.
+
+    Args:
+        most_bytes: of the files whose content is compared; larger ones only have to be there. None: of all.
+    """
+    has_digests = (run / FILES).is_file()  # a run of an earlier version has none
+    try:
+        digests = _read_digests(run) if has_digests else {}
+    except UserError as error:
+        return str(error)
+    for name in digests or ALWAYS:
+        if not (run / name).is_file():
+            return f"{run / name}: missing"
+    for name, digest in digests.items():
+        small = most_bytes is None or (run / name).stat().st_size <= most_bytes
+        if small and digest_file(run / name) != digest:
+            return f"{run / name}: damaged: it is not what the run wrote ({FILES})"
+    return None
+
+
 def _read_digests(run: Path) -> dict[str, Any]:
-    """SHA-256 of a run's files by name; empty for a run of an earlier version."""
-    if not (run / FILES).is_file():
-        return {}
+    """SHA-256 of a run's files by name."""
     digests = read_json(run / FILES)
     if not isinstance(digests, dict) or not set(ALWAYS) <= set(digests) or any(Path(n).name != n for n in digests):
-        raise UserError(f"{run / FILES}: damaged: it is no list of a run's files; {AGAIN}")
+        raise UserError(f"{run / FILES}: damaged: it is no list of a run's files")
     return digests
 
 

@@ -1,7 +1,6 @@
-"""Where a result comes from: versions, commit, digests, hardware and times."""
+"""Provenance of a result: versions, commit, digests, hardware and times."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import time
@@ -13,6 +12,7 @@ from harness import __version__
 from harness.config.identity import RESULT_VERSION, Digests
 from harness.data.reader import Dataset
 from harness.distributed.topology import Topology
+from harness.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "transformers", "numpy", "pillow", "webdataset")
 
@@ -76,4 +76,4 @@ def machine() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0] if models else name
-    return {"cpu": name, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    return {"cpu": name, "cores": available_cores()}

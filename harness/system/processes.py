@@ -1,4 +1,4 @@
-"""End a process when the one that started it is gone, so that nothing goes on as an orphan after a SIGKILL."""
+"""Count the cores that processes may use, and end a process when the one that started it is gone, even by SIGKILL."""
 
 import os
 import signal
@@ -6,6 +6,11 @@ import threading
 import time
 
 SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use: under Slurm or in a container not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:

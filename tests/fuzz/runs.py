@@ -19,8 +19,8 @@ from harness.runs.job import Job
 from harness.runs.resolve import load_config
 from harness.system.files import digest_file, digest_json, read_json, write_json
 from harness.training.checkpoint import FORMAT
+from sweeps.executors.profile import Profile
 from sweeps.grid import read_grid
-from sweeps.profile import Profile
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.system.files import read_json
-from sweeps.jobs import slurm
+from sweeps.executors.submissions import slurm
 from sweeps.status import RunState, sweep_status
 from tests.integration.launching import PYTHON, SCRIPTS, assert_same_run, run
 
@@ -44,7 +44,7 @@ def write_grid(folder: Path, base: dict[str, Any], **parts: Any) -> Path:
 
 
 def sweep(*words: object, status: int = 0) -> str:
-    """What `vipbench sweep WORDS` prints."""
+    """Run `vipbench sweep WORDS`; returns its output."""
     result = CliRunner().invoke(app, ["sweep", *map(str, words)])
     assert result.exit_code == status, result.output
     return result.output

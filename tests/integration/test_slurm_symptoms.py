@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.symptoms.sets import SymptomSet
-from sweeps.jobs import slurm
+from sweeps.executors.submissions import slurm
 from tests.symptoms.test_server import FAKE, interpreter_with
 
 SECRET = "sk-very-secret"

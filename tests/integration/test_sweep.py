@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.runs.collect import read_runs
-from sweeps.local import LocalExecutor
+from sweeps.executors.local import LocalExecutor
 from sweeps.runner import run_sweep
 from sweeps.status import sweep_status
 
@@ -218,9 +218,10 @@ time.sleep(120)
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from sweeps import local, units
+from sweeps import units
+from sweeps.executors import local, processes
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
-local.SECONDS_TO_STOP = 1.0
+processes.SECONDS_TO_STOP = 1.0
 folder = Path(sys.argv[1])
 task = units.Unit(("stubborn",), (sys.executable, str(folder / "stubborn.py"), str(folder), "child"), folder / "log")
 list(local.run_locally([task], jobs=1))

@@ -1,5 +1,6 @@
-"""Runs of a sweep dealt over the processes that torchrun starts, on one node and on two."""
+"""Runs of a sweep shared by the processes that torchrun starts, on one node and on two."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -41,11 +42,17 @@ def processes_of(folder: Path) -> str:
     return subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False).stdout
 
 
+def workers(folder: Path) -> list[int]:
+    """The processes of torchrun's that share a sweep."""
+    found = subprocess.run(["pgrep", "-f", f" -u -m sweeps.executors.worker {folder}"], capture_output=True, check=True)
+    return [int(number) for number in found.stdout.split()]
+
+
 def on_two_nodes(*words: str) -> list[tuple[str, str]]:
-    """What two nodes say that give the same command, for a sweep of which one run fails."""
+    """Give the same command on two nodes, for a sweep of which one run fails; returns their outputs and errors."""
     with ExitStack() as stack:
         nodes = [stack.enter_context(node(*words)) for _ in range(2)]
-        said = [process.communicate(timeout=240) for process in nodes]
+        said = [process.communicate(timeout=400) for process in nodes]
     assert [process.returncode for process in nodes] == [1, 1], said
     return said
 
@@ -77,6 +84,7 @@ def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
+    """Also after one of the processes was killed, whose run and those of the others go on at a checkpoint."""
     run = {**base_config["run"], "bank": False}  # which would first fill itself for all these epochs
     endless = {**base_config, "method": "coop", "train": {"epochs": 100000, "batch_size": 5}, "run": run}
     grid, out = tmp_path / "grid.yaml", tmp_path / "out"
@@ -86,6 +94,12 @@ def test_an_end_ends_the_runs_too(base_config: dict[str, Any], tmp_path: Path, n
         while len(list(out.glob("runs/*.partial/steps.jsonl"))) < 2:
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
             time.sleep(0.1)
+        if number == signal.SIGTERM:
+            logs = list(out.glob("logs/*.log"))
+            os.kill(min(workers(out)), signal.SIGKILL)
+            while not all("goes on after step" in log.read_text() for log in logs):
+                assert sweep.poll() is None and time.monotonic() < deadline + 60, [log.read_text() for log in logs]
+                time.sleep(0.1)
         sweep.send_signal(number)
         _, said = sweep.communicate(timeout=90)
     if number == signal.SIGKILL:  # each process ends a moment after the one that started it

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
-from sweeps.profile import Profile
+from sweeps.executors.profile import Profile
 
 
 @pytest.mark.parametrize(

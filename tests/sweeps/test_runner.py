@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
+from harness.runs.directory import ALWAYS, check_run, write_digests
 from sweeps import runner
-from sweeps.local import LocalExecutor, run_locally
-from sweeps.runner import retry, run_sweep
+from sweeps.executors.local import LocalExecutor, run_locally
+from sweeps.plan import plan_units
+from sweeps.runner import LAUNCH, LaunchRecord, retry, run_sweep
 from sweeps.status import sweep_status
-from sweeps.units import FAILED, PLAN, RUNS, Unit, record_end, why
+from sweeps.units import CLAIMS, FAILED, PLAN, RUNS, Unit, failure_reason, record_end
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -35,7 +37,8 @@ if content["seed"] == 2 and (here / "broken").exists():
     sys.exit("no luck today")
 run = pathlib.Path(content["run"]["out"]) / config.stem
 run.mkdir(parents=True)
-(run / "metrics.json").write_text("{}")
+for name in ("config.yaml", "provenance.json", "predictions.parquet", "metrics.json"):
+    (run / name).write_text("{}")
 """
 
 
@@ -88,7 +91,7 @@ def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str],
 def test_the_reason_says_how_a_run_ended_where_its_log_does_not(tmp_path: Path) -> None:
     codes = {"killed": "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)", "well": "print('bye')"}
     tasks = [Unit((name,), (sys.executable, "-c", code), tmp_path / name) for name, code in codes.items()]
-    reasons = {task.names[0]: why(status, task.log) for task, status in run_locally(tasks, jobs=1)}
+    reasons = {task.names[0]: failure_reason(status, task.log) for task, status in run_locally(tasks, jobs=1)}
     assert reasons["killed"] == "killed by SIGKILL; it said last: step 3"
     assert reasons["well"].startswith("it ended without an error but left no run directory")
 
@@ -194,7 +197,7 @@ def test_a_sweep_that_was_interrupted_while_it_planned(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(runner, "plan", interrupted)
+    monkeypatch.setattr(runner, "write_plan", interrupted)
     result = CliRunner().invoke(app, ["sweep", "run", str(grid), "--out", str(out)])
     assert result.exit_code == 130
     assert result.output.splitlines() == [
@@ -226,6 +229,9 @@ def test_a_run_at_work_elsewhere_is_neither_started_nor_failed(
     name = run_sweep(grid, out, command=stand_in)[2].name
     (tmp_path / "calls").unlink()
     monkeypatch.setattr(runner, "SECONDS_TO_END", 0.5)
+    with FileLock(out / CLAIMS / f"{name}.lock"):  # it is being started
+        run_sweep(grid, out, command=stand_in)
+    assert not (tmp_path / "calls").exists()
     with FileLock(out / RUNS / f".{name}.lock"):
         assert [state.state for state in run_sweep(grid, out, command=stand_in)][2] == "running"
         assert record_end(out, Unit((name,), (), tmp_path / "log"), 2) == 0
@@ -239,10 +245,10 @@ def test_what_failed_is_not_packed_again(grid: Path, stand_in: tuple[str, str], 
     out = tmp_path / "out"
     run_sweep(grid, out, command=stand_in, overrides=["run.device=cpu"])
     names = [state.name for state in sweep_status(out)]
-    units = runner._units(out, names, stand_in, pack=True)
+    units = plan_units(out, names, stand_in, pack=True)
     assert [unit.names for unit in units] == [(names[0],), tuple(names[1:])]
     (out / FAILED / f"{names[2]}.json").write_text("{}")
-    units = runner._units(out, names, stand_in, pack=True)
+    units = plan_units(out, names, stand_in, pack=True)
     assert [unit.names for unit in units] == [(names[0],), (names[1], names[3]), (names[2],)]
 
 
@@ -254,7 +260,8 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, content
     damaged.parent.mkdir(parents=True)
     damaged.write_text(content)
     (tmp_path / RUNS / "c").mkdir(parents=True)
-    (tmp_path / RUNS / "c" / "metrics.json").write_text("{}")
+    for name in ALWAYS:
+        (tmp_path / RUNS / "c" / name).write_text("{}")
     states = sweep_status(tmp_path)
     assert [state.state for state in states] == ["pending", "failed", "done"]
     assert "damaged" in states[1].reason and str(damaged) in states[1].reason
@@ -274,3 +281,85 @@ def test_a_damaged_record_of_a_submission_is_named(tmp_path: Path, caplog: pytes
     (tmp_path / "jobs" / "x.json").write_text('{"name": 5}')
     assert [state.state for state in sweep_status(tmp_path)] == ["pending"]
     assert f"{tmp_path / 'jobs' / 'x.json'}: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "command"), [("changed", "run"), ("missing", "retry"), ("no list", "retry --failed")]
+)
+def test_a_finished_run_that_is_damaged_is_shown_and_run_again(
+    grid: Path, stand_in: tuple[str, str], tmp_path: Path, damage: str, command: str
+) -> None:
+    out, calls = tmp_path / "out", tmp_path / "calls"
+    name = run_sweep(grid, out, command=stand_in)[1].name
+    run = out / RUNS / name
+    write_digests(run)
+    assert [state.state for state in sweep_status(out)] == ["done"] * 4
+    if damage == "missing":
+        (run / "provenance.json").unlink()
+    else:
+        (run / {"changed": "predictions.parquet", "no list": "files.json"}[damage]).write_text("[]")
+    state = sweep_status(out)[1]
+    file = {
+        "changed": "predictions.parquet: damaged",
+        "missing": "provenance.json: missing",
+        "no list": "files.json: dam",
+    }
+    assert state.state == "damaged" and state.reason.startswith(f"{run}/{file[damage]}"), state
+    assert state.reason.endswith("; `vipbench sweep retry` runs it again")
+    result = CliRunner().invoke(app, ["sweep", "status", str(out)])
+    assert f"damaged  {name}  {run}" in result.output
+    assert result.output.splitlines()[-1] == "3 done, 0 running, 0 pending, 0 failed, 1 damaged"
+
+    calls.unlink()
+    if command == "run":
+        run_sweep(grid, out, command=stand_in)
+    else:
+        retry(out, only_failed=command == "retry --failed", command=stand_in)
+    assert calls.read_text().split() == ["1"], "no other run is run again"
+    assert [state.state for state in sweep_status(out)] == ["done"] * 4
+    assert (out / "damaged" / name / "metrics.json").is_file(), "the damaged one is kept"
+
+
+def test_large_files_are_not_read_for_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of runs are shown in seconds; `vipbench table` reads every byte."""
+    run = tmp_path / RUNS / "a"
+    run.mkdir(parents=True)
+    for name in ALWAYS:
+        (run / name).write_text(name)
+    write_digests(run)
+    (tmp_path / PLAN).write_text(json.dumps({"runs": ["a"]}))
+    (run / "predictions.parquet").write_text("x" * len("predictions.parquet"))
+    assert sweep_status(tmp_path)[0].state == "damaged"
+    monkeypatch.setattr("sweeps.status.SMALL_FILE", len("predictions.parquet") - 1)
+    assert sweep_status(tmp_path)[0].state == "done"
+    with pytest.raises(UserError, match=r"predictions\.parquet: damaged"):
+        check_run(run)
+
+
+def test_a_sweep_of_an_earlier_version_is_retried(grid: Path, stand_in: tuple[str, str], tmp_path: Path) -> None:
+    """Its record of the launch has another name."""
+    out = tmp_path / "out"
+    (tmp_path / "broken").touch()
+    run_sweep(grid, out, LocalExecutor(jobs=2), command=stand_in)
+    (out / LAUNCH).rename(out / "how.json")
+    assert LaunchRecord.read(out).executor == LocalExecutor(jobs=2)
+    (tmp_path / "broken").unlink()
+    assert [state.state for state in retry(out, only_failed=True, command=stand_in)] == ["done"] * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"executor": {"kind": "torchrun", "nproc_per_nod": 2}, "pack": False},
+            "unknown key; did you mean 'nproc_per_node'",
+        ),
+        ({"executor": {"kind": "cloud"}, "pack": False}, "executor: .*'local', 'torchrun', 'slurm'"),
+        ({"executor": {"kind": "local"}}, "pack: is missing"),
+        ([], "should be a mapping of keys"),
+    ],
+)
+def test_a_damaged_record_of_a_launch_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / LAUNCH).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"^{tmp_path / LAUNCH}: .*{message}"):
+        LaunchRecord.read(tmp_path)

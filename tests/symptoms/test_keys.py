@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.errors import UserError
 from harness.symptoms.generate_cli import Source
 from harness.symptoms.options import read_key
-from sweeps.profile import Profile
+from sweeps.executors.profile import Profile
 from sweeps.units import Unit
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
 
@@ -73,7 +73,7 @@ def test_a_jobs_command_and_pickle_hold_no_key(tmp_path: Path, monkeypatch: pyte
         return "7"
 
     (tmp_path / "key").write_text(SECRET)
-    monkeypatch.setattr("sweeps.slurm.submit", submit)
+    monkeypatch.setattr("sweeps.executors.slurm.submit", submit)
     result = generate(tmp_path, "--serve", "m", "--executor", "slurm", "--api-key-file", str(tmp_path / "key"))
     assert result.exit_code == 0 and "job 7 is in the queue" in result.output, result.exception
     (job,) = submitted

@@ -1,6 +1,6 @@
-"""What a Slurm job does: start a unit, with torchrun for several processes, and go back into the queue when its time ends.
+"""A Slurm job: start a unit, with torchrun for several processes, and go back into the queue when its time ends.
 
-The run, not this process, knows how to go on: it writes a checkpoint when it is asked to end.
+The run, not this process, goes on from where it was: it writes a checkpoint when it is asked to end.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from submitit.helpers import DelayedSubmission
 
 from harness.errors import UserError
 from harness.runs.directory import is_finished
-from sweeps.jobs import slurm
-from sweeps.local import threads
+from sweeps.executors.processes import threads_each
+from sweeps.executors.submissions import slurm
 from sweeps.units import RUNS, STOPPED, Unit, record_end
 
 SECONDS_BETWEEN_LOOKS = 0.5
-REQUEUE = signal.SIGUSR2  # what submitit asks Slurm to send before the end
+REQUEUE = signal.SIGUSR2  # submitit has Slurm send it before the end
 ASKS = (signal.SIGTERM, signal.SIGUSR1, REQUEUE)
 RESTARTS = "SLURM_RESTART_COUNT"  # not set at the first start
 FIRST_PORT, PORTS = 20000, 10000
@@ -45,7 +45,7 @@ class SlurmJob:
     processes: int
 
     def __call__(self) -> None:
-        """Run the unit; record what failed. Leaves with the command's status, so that Slurm knows it too."""
+        """Run the unit; record what failed. Leaves with the command's status, for Slurm to record too."""
         asked: list[int] = []
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -60,9 +60,9 @@ class SlurmJob:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab" if os.environ.get(RESTARTS) else "wb") as file:
             process = self._start(file.fileno())
-        told = False
+        passed_on = False
         while process.poll() is None:
-            told = told or bool(asked and self._ask_to_end(process))
+            passed_on = passed_on or bool(asked and self._ask_to_end(process))
             time.sleep(SECONDS_BETWEEN_LOOKS)
         status = process.returncode
         if self._done(status) or (node and status == 0):
@@ -79,18 +79,18 @@ class SlurmJob:
         raise SystemExit(status if status > 0 else 1)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What to do when the job starts again: the same."""
+        """Have the same done when the job starts again; submitit calls this to requeue it."""
         return DelayedSubmission(self)
 
     def _start(self, log: int) -> "subprocess.Popen[bytes]":
-        processes = {"OMP_NUM_THREADS": str(threads(self.processes))}
+        processes = {"OMP_NUM_THREADS": str(threads_each(self.processes))}
         return subprocess.Popen(
             self._command(),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
             env={**processes, **os.environ},
-            # Slurm may send it to all processes of a job; those of ours hear of the end from us.
+            # Slurm may send it to all processes of a job; this one passes it on to those of the run.
             preexec_fn=lambda: signal.signal(REQUEUE, signal.SIG_IGN),
         )
 
@@ -112,9 +112,9 @@ class SlurmJob:
         return [*launcher, "--nnodes", str(self.nodes), *rendezvous]
 
     def _ask_to_end(self, process: "subprocess.Popen[bytes]") -> bool:
-        """Tell the processes of the run, past torchrun, which would die of the signal; whether there are any yet.
+        """Signal the processes of the run, past torchrun, which would die of it; returns whether there are any yet.
 
-        Another command than a run ends at once: what it has done so far is kept anyway.
+        Any command but a run ends at once: its results so far are kept anyway.
         """
         number = signal.SIGUSR1 if self.unit.names else signal.SIGTERM
         started = psutil.Process(process.pid)
@@ -135,7 +135,7 @@ class SlurmJob:
 
 
 def _still_wanted() -> bool:
-    """Whether this job still counts as running: not where somebody cancelled it, nor where Slurm requeues it itself."""
+    """Check that this job still counts as running: nobody cancelled it, and Slurm does not requeue it itself."""
     try:
         state = slurm("squeue", "--noheader", f"--jobs={submitit.JobEnvironment().job_id}", "--format=%T").strip()
     except UserError as error:

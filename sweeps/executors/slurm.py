@@ -22,10 +22,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from harness.errors import UserError
 from harness.system.files import read_yaml
-from sweeps.jobs import JOBS, Submission, slurm
-from sweeps.profile import Profile
-from sweeps.slurm_job import SlurmJob
-from sweeps.units import CONFIGS, FAILED, LOGS, Executor, Unit
+from sweeps.executors.base import Executor
+from sweeps.executors.profile import Profile
+from sweeps.executors.slurm_job import SlurmJob
+from sweeps.executors.submissions import Submission, slurm
+from sweeps.units import CONFIGS, FAILED, JOBS, LOGS, Unit
 
 BANK_COMMAND = (sys.executable, "-m", "harness", "bank", "build")
 
@@ -95,9 +96,8 @@ def submit(
         array_parallelism=profile.max_parallel or len(units),
         **({"dependency": f"afterany:{after}"} if after else {}),
     )
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(io.StringIO()):  # a line that names the job
             submitted = executor.submit_array(jobs)
     except (FailedJobError, FailedSubmissionError) as error:
         (folder / f"{name}.json").unlink()

@@ -1,4 +1,4 @@
-"""What a job of a cluster asks for: a YAML profile, which options of the command line override.
+"""Profiles: the resources that a job of a cluster asks for, in YAML; options of the command line override them.
 
 partition: gpu
 account: my_group
@@ -18,17 +18,18 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from harness.config.validation import Section
-from harness.errors import UserError
+from harness.config.validation import Section, validate
+from harness.errors import UserError, shortened
 from harness.system.files import read_yaml
-from sweeps.grid import validated
 
 
 def minutes(value: Any) -> Any:
     """A time in one of Slurm's ways (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S) as whole minutes, rounded up."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(value).strip())
     if not match:
-        raise ValueError("not a time; write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+        raise ValueError(
+            f"not a time; write minutes, hours:minutes:seconds or days-hours:minutes:seconds; found {shortened(value)}"
+        )
     days, *parts = (int(part) if part is not None else None for part in match.groups())
     numbers = [part for part in parts if part is not None]
     if days is not None:
@@ -40,14 +41,14 @@ def minutes(value: Any) -> Any:
 
 
 class Profile(Section):
-    """The settings of a job; what is None is the cluster's default.
+    """The settings of a job; None takes the cluster's default.
 
     Attributes:
         time: of one start of a job, in minutes (written in any of Slurm's ways); a run that needs longer is requeued.
         gpus_per_run, cpus_per_run, processes_per_run: on all nodes of a run together. Processes: one per GPU, or per node.
         mem: of each node, such as 32G.
         max_parallel: jobs of a sweep at a time.
-        seconds_to_save: how long before its end a job is told of it, to write a checkpoint.
+        seconds_to_save: time between the signal to write a checkpoint and the end of a job.
         max_requeues: how often a job that ran out of time is put into the queue again.
         setup: shell commands that come first on each job.
         options: further options of sbatch, by their long names.
@@ -74,10 +75,10 @@ class Profile(Section):
         """Read a profile, or take the defaults; options that are None are not given.
 
         Raises:
-            UserError: no such file, unknown or misspelt key, wrong value, or what cannot be split among the nodes.
+            UserError: no such file, unknown or misspelt key, wrong value, or a count that cannot be split among the nodes.
         """
         given = {key: value for key, value in options.items() if value is not None}
-        profile = validated(cls, (read_yaml(path) if path else {}) | given, str(path or "options"))
+        profile = validate(cls, (read_yaml(path) if path else {}) | given, where=str(path or "options"))
         for name in ("gpus_per_run", "processes_per_run", "cpus_per_run"):
             if (getattr(profile, name) or 0) % profile.nodes_per_run:
                 count = getattr(profile, name)
@@ -89,7 +90,7 @@ class Profile(Section):
         return (self.processes_per_run or self.gpus_per_run or self.nodes_per_run) // self.nodes_per_run
 
     def sbatch(self) -> dict[str, Any]:
-        """As submitit's parameters. One task per node: torchrun starts the processes of a node."""
+        """Give the settings as submitit's parameters. One task per node: torchrun starts the processes of a node."""
         cpus = self.cpus_per_run // self.nodes_per_run if self.cpus_per_run else None
         parameters: dict[str, Any] = {
             "partition": self.partition,

@@ -1,7 +1,7 @@
-"""What was submitted to Slurm, as files under a sweep's jobs/, and what Slurm (squeue, sacct where it works) says of it.
+"""Submissions to Slurm, as files under a sweep's jobs/, and the states of their jobs from squeue and, where it works, sacct.
 
-A record is written before sbatch is called, under a job name that nothing else has; so a submitter that dies in between is no
-riddle, since the job is found by its name.
+A record is written before sbatch is called, under a job name that nothing else has; so where a submitter dies in between, the job
+is found by its name.
 """
 
 import logging
@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config.validation import Section
+from harness.config.validation import Section, validate
 from harness.errors import UserError
 from harness.system.files import read_json, write_json
-from sweeps.grid import validated
 
 log = logging.getLogger(__name__)
 
-JOBS = "jobs"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 SECONDS_FOR_SLURM = 60
@@ -45,8 +43,8 @@ class Submission(Section):
         write_json(folder / f"{self.name}.json", self.model_dump(mode="json"))
 
 
-class Entry(NamedTuple):
-    """What Slurm says of a job: its number, its state ("" when it no longer knows), and why it waits."""
+class JobState(NamedTuple):
+    """The state of a Slurm job: its number, Slurm's word for the state ("" once it is forgotten), and why it waits."""
 
     job: str
     state: str
@@ -59,69 +57,69 @@ class Entry(NamedTuple):
 
 def submissions(folder: Path) -> list[Submission]:
     """All that was submitted from a folder, the oldest first. Raises UserError where a record is damaged."""
-    read = [validated(Submission, read_json(path), str(path)) for path in folder.glob("*.json")]
+    read = [validate(Submission, read_json(path), where=str(path)) for path in folder.glob("*.json")]
     return sorted(read, key=lambda submission: submission.time)
 
 
-def entries(folder: Path) -> dict[str, Entry]:
-    """What Slurm says of the newest job of each run that was submitted.
+def job_states(folder: Path) -> dict[str, JobState]:
+    """The state of the newest job of each run that was submitted.
 
     Raises:
         UserError: Slurm does not answer.
     """
     submitted = submissions(folder)
-    known = ask_slurm(submitted) if submitted else {}
-    found: dict[str, Entry] = {}
+    known = _ask_slurm(submitted) if submitted else {}
+    found: dict[str, JobState] = {}
     for submission in submitted:
         for index, names in enumerate(submission.units):
-            entry = known.get((submission.name, index), Entry(submission.job or "", ""))
-            if not entry.state and submission.cancelled:
-                entry = entry._replace(state="CANCELLED")
-            found |= dict.fromkeys(names, entry)
+            state = known.get((submission.name, index), JobState(submission.job or "", ""))
+            if not state.state and submission.cancelled:
+                state = state._replace(state="CANCELLED")
+            found |= dict.fromkeys(names, state)
     return found
 
 
-def ask_slurm(submitted: Sequence[Submission]) -> dict[tuple[str, int], Entry]:
-    """What Slurm says of submissions, by name and index of the array's task. Ended jobs it may no longer know.
+def _ask_slurm(submitted: Sequence[Submission]) -> dict[tuple[str, int], JobState]:
+    """States of jobs by the name of the submission and the index of the array's task; Slurm forgets those that ended.
 
     Raises:
         UserError: squeue is missing or does not answer.
     """
     names = ",".join(submission.name for submission in submitted)
-    said = slurm("squeue", "--noheader", "--array", "--states=all", f"--name={names}", "--format=%j|%i|%T|%r")
-    known = _read(said.splitlines())
+    listed = slurm("squeue", "--noheader", "--array", "--states=all", f"--name={names}", "--format=%j|%i|%T|%r")
+    known = _read(listed.splitlines())
     numbers = [s.job for s in submitted if s.job and any((s.name, i) not in known for i in range(len(s.units)))]
     if numbers and shutil.which("sacct"):
         try:
             columns = "--format=JobName%80,JobID,State"
-            told = slurm("sacct", "--noheader", "--parsable2", "--allocations", columns, f"--jobs={','.join(numbers)}")
+            ended = slurm("sacct", "--noheader", "--parsable2", "--allocations", columns, f"--jobs={','.join(numbers)}")
         except UserError as error:
             log.debug("no accounting: %s", error)  # a cluster without it is nothing unusual
         else:
-            known = _read(told.splitlines()) | known
+            known = _read(ended.splitlines()) | known
     return known
 
 
-def _read(lines: Iterable[str]) -> dict[tuple[str, int], Entry]:
+def _read(lines: Iterable[str]) -> dict[tuple[str, int], JobState]:
     found = {}
     for line in lines:
         name, job, state, *reason = line.split("|")
         _, _, index = job.partition("_")
         if index.isdecimal() or not index:  # else a range of tasks that have not started, from sacct
-            found[name, int(index or 0)] = Entry(job, state.split(" ")[0], reason[0] if reason else "")
+            found[name, int(index or 0)] = JobState(job, state.split(" ")[0], reason[0] if reason else "")
     return found
 
 
 def cancel(folder: Path) -> int:
-    """Take all that was submitted from a folder out of the queue, and end what runs; returns how many jobs that were.
+    """Take the jobs that were submitted from a folder out of the queue, and end those that run; returns their number.
 
     Raises:
         UserError: Slurm does not answer.
     """
     submitted = submissions(folder)
-    active = {key: entry for key, entry in (ask_slurm(submitted) if submitted else {}).items() if entry.active}
+    active = {key: state for key, state in (_ask_slurm(submitted) if submitted else {}).items() if state.active}
     for submission in submitted:
-        jobs = [entry.job for (name, _), entry in active.items() if name == submission.name]
+        jobs = [state.job for (name, _), state in active.items() if name == submission.name]
         if jobs:
             submission.model_copy(update={"cancelled": True}).write(folder)
             slurm("scancel", f"--name={submission.name}")
@@ -129,7 +127,7 @@ def cancel(folder: Path) -> int:
 
 
 def slurm(*command: str) -> str:
-    """What one of Slurm's commands prints.
+    """Run one of Slurm's commands; returns its output.
 
     Raises:
         UserError: it is missing, fails or does not answer.
