@@ -58,7 +58,7 @@ def test_the_base_may_be_a_config_file(tmp_path: Path) -> None:
             {"axes": {"seed": list(range(1000)), "data.shots": list(range(1000))}},
             "axes: 1000000 combinations; a grid may",
         ),
-        ({"adjust": [{"where": {}, "sets": {}}]}, r"adjust.0.sets: unknown key; did you mean 'set'\?$"),
+        ({"adjust": [{"where": {}, "sets": {}}]}, r"adjust\[0\]\.sets: unknown key; did you mean 'set'\?$"),
         ({"axes": {"method": ["coop"], "data.shot": [1]}}, "data.shot: unknown key; did you mean 'shots'"),
         ({"axes": {"method": ["coop"]}, "exclude": [{"method.name": "coop"}]}, "the grid is empty"),
         (
