@@ -37,7 +37,7 @@ from benchmarks.measure import Result
 from harness.config.schema import BackboneConfig
 from harness.data.augment import Augmentation, TrainTransform, normalised
 from harness.data.decode import Picture
-from harness.data.importers import read_folder
+from harness.data.importers import folder as folder_importer
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
 from harness.data.views import Loading, Views
@@ -56,7 +56,7 @@ def make_shards(folder: Path) -> Path:
         target = folder / "images" / "train" / f"class{index % 2}"
         target.mkdir(parents=True, exist_ok=True)
         (target / f"{index:05d}.jpg").write_bytes(jpeg(numbers, 600, 450))
-    write_dataset(read_folder(folder / "images"), folder / "data", name="reader", shard_bytes=10 * 2**20)
+    write_dataset(folder_importer.read(folder / "images"), folder / "data", name="reader", shard_bytes=10 * 2**20)
     return folder / "data"
 
 

@@ -42,6 +42,15 @@ def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") ->
         raise UserError(text + (f" (and {len(more)} more)" if _distinct(error) > 1 else "")) from error
 
 
+def first_problem(error: ValidationError, joint: str = ".") -> str:
+    """Describe the first thing that is wrong in one line: its place, the reason, and what was found where that is short."""
+    first = error.errors()[0]
+    place = joint.join(str(part)[:50] for part in first["loc"] if part != "[key]")
+    found = f" (found {shortened(first['input'], 50)!r})" if isinstance(first["input"], str | int | float) else ""
+    reason = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {reason}{found}" if place else f"{reason}{found}"
+
+
 def _distinct(error: ValidationError) -> int:
     return len({detail["loc"][:2] for detail in error.errors()})
 

@@ -86,7 +86,7 @@ def normalised(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def reduction(box: Box, size: int) -> int:
-    """By how much an image may shrink for a crop to keep `size` pixels in both directions: 1, 2, 4 or 8."""
+    """The factor by which an image may shrink for a crop to keep `size` pixels in both directions: 1, 2, 4 or 8."""
     left, top, right, bottom = box
     return next(part for part in (8, 4, 2, 1) if part == 1 or min(right - left, bottom - top) >= part * size)
 

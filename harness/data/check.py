@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.data.images import BadImage, Normalised, normalise_file
-from harness.data.importers import Record
+from harness.data.importers.base import Record
 from harness.errors import UserError
 from harness.system.processes import end_with_parent
 from harness.system.progress import Progress

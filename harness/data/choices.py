@@ -3,16 +3,8 @@
 from enum import StrEnum
 
 
-class Format(StrEnum):
-    """How a source names its images and labels."""
-
-    folder = "folder"
-    csv = "csv"
-    coop_split = "coop-split"
-
-
 class OnError(StrEnum):
-    """What to do with an image that cannot be used."""
+    """Ways to deal with an image that cannot be used."""
 
     stop = "raise"
     skip = "skip"

@@ -27,7 +27,7 @@ SECONDS_TO_OUTLIVE = 30.0  # as long as torchrun and Slurm leave a run to write 
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are loaded: per process, images at a time and processes that decode; and what a damaged one does."""
+    """Settings for loading images: per process, images at a time and processes that decode; and the effect of a damaged one."""
 
     batch_size: int = 64
     workers: int = 0

@@ -148,7 +148,7 @@ def make_dataset(out: Path, seed: int = 0) -> None:
     """Draw the benchmark and write it as a prepared dataset at `out`, which it replaces."""
     import tempfile
 
-    from harness.data.importers import read_manifest
+    from harness.data.importers.csv import read as read_manifest
     from harness.data.shards import write_dataset
 
     with tempfile.TemporaryDirectory() as folder:

@@ -238,7 +238,7 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
+    """Raise UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
     try:
         yield
     except OSError as error:
@@ -253,7 +253,7 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where an output cannot be made: a file where a folder should be, no right to write."""
+    """Raise UserError, in one line, where an output cannot be made: a file where a folder should be, no right to write."""
     try:
         yield
     except OSError as error:

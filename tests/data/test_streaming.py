@@ -27,6 +27,9 @@ class Ranks:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world, self.device = rank, world, torch.device("cpu")
 
+    def share(self, count: int) -> slice:
+        return slice(self.rank, count, self.world)
+
 
 @pytest.fixture(scope="module")
 def samples(dataset: Path) -> Samples:
