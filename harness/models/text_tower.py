@@ -20,7 +20,7 @@ from harness.models.prompts import PromptBatch, Prompts
 
 UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
 TEXTS_PER_PASS = 1024
-# What autograd keeps of a token, per block and unit of width: about ten fp32 numbers, as tests/test_text_stack.py measures.
+# What autograd keeps of a token, per block and unit of width: about ten fp32 numbers (tests/models/test_packed_text.py).
 BYTES_PER_ACTIVATION = 48
 
 

@@ -144,6 +144,7 @@ def test_class_names_score_near_chance_and_symptoms_clearly_above(backbone: Back
     assert accuracy("symptoms") > 0.55
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path: Path) -> None:
     """A minute part of the training that made the weights: the loss falls, and the model that is written loads."""
     pixels, facts = clip_training.draw_chunk((0, 0, 64))

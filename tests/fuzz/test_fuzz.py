@@ -116,6 +116,7 @@ def test_what_is_not_damaged_ends_well(
     kind.use(sound, tmp_path / "work", Calm())
 
 
+@pytest.mark.slow
 def test_damage(
     name: str,
     case: int,

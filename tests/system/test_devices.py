@@ -80,12 +80,14 @@ def test_two_devices_raise_where_they_meet() -> None:
 
 @pytest.mark.parametrize("bank", [True, False], ids=["bank", "images"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_every_method_runs(base_config: dict[str, Any], tmp_path: Path, method: str, bank: bool) -> None:
     on_both(base_config, tmp_path, method, f"run.bank={bank}")
 
 
 @pytest.mark.parametrize("tower", ["vit", "bert", "bidirectional"])
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.slow
 def test_every_kind_of_tower_runs(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path, method: str, tower: str
 ) -> None:
@@ -102,12 +104,14 @@ def test_every_kind_of_tower_runs(
     ids=["adamw", "text in parts", "loader processes"],
 )
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.slow
 def test_every_way_to_train_runs(base_config: dict[str, Any], tmp_path: Path, method: str, settings: list[str]) -> None:
     on_both(base_config, tmp_path, method, *settings)
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
     """Autocast itself needs CUDA; what is stored, scaled and restored in half precision does not."""
     with pretended_gpu():
@@ -116,6 +120,7 @@ def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method
 
 
 @pytest.mark.parametrize("bank", [True, False], ids=["bank", "images"])
+@pytest.mark.slow
 def test_a_damaged_image_is_left_out(
     base_config: dict[str, Any], tmp_path: Path, one_damaged_image: None, bank: bool
 ) -> None:
@@ -125,6 +130,7 @@ def test_a_damaged_image_is_left_out(
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.slow
 def test_a_run_goes_on(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, optimizer: str
 ) -> None:
@@ -149,6 +155,7 @@ def test_a_run_goes_on(
 
 
 @pytest.mark.parametrize("method", ["vip", "coop"])
+@pytest.mark.slow
 def test_packed_runs(base_config: dict[str, Any], tmp_path: Path, method: str) -> None:
     def configs(device: str) -> list[Config]:
         return [configured(base_config, tmp_path, method, device, f"seed={seed}") for seed in (1, 2, 3)]
@@ -167,6 +174,7 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip"])
+@pytest.mark.slow
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, tmp_path: Path, method: str) -> None:
     from harness.runs.transfer import evaluate_run
 
@@ -176,6 +184,7 @@ def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, tm
     np.testing.assert_allclose(logits(scored), logits(run), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, symptoms: Path) -> None:
     from harness.symptoms import filters, sets
     from harness.symptoms.options import load

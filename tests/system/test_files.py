@@ -95,6 +95,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+@pytest.mark.slow
 def test_no_more_is_read_of_a_file_than_it_may_hold(tmp_path: Path, read: Callable[[Path, Path], Any]) -> None:
     file = tmp_path / "huge"
     file.touch()

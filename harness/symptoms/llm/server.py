@@ -22,7 +22,6 @@ from typing import Self
 import httpx
 
 from harness.errors import UserError
-from harness.symptoms.llm import watch
 from harness.symptoms.llm.transport import LOOPBACK
 from harness.symptoms.options import KEY_ADVICE
 from harness.system.files import digest_file, digest_json
@@ -39,6 +38,8 @@ OURS = {
     "--served-model-name": "the model goes by its own name",
 }
 OWN_ENVIRONMENT = Path(".venv-serve/bin/python")
+WATCH = Path(__file__).with_name("watch.py")  # a program that ends the server with us
+SECONDS_TO_END = 30.0  # more than it leaves the server
 TAIL_LINES = 15
 LOOK_SECONDS = 1.0
 NOT_INHERITED = (
@@ -120,7 +121,7 @@ class Server:
         self.log = Path(name)
         with os.fdopen(handle, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, watch.__file__, *self.command],
+                [sys.executable, str(WATCH), *self.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -147,7 +148,7 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.close()  # what the watcher waits for
         try:
-            self.process.wait(watch.GRACE_SECONDS + 10)
+            self.process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
