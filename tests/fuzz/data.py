@@ -14,7 +14,7 @@ from harness.data.reader import Dataset
 from harness.runs.execute import execute
 from harness.system.files import digest_file, read_json, write_json
 from tests.data.drawn_images import drawn, image_folder, save
-from tests.data.test_external import samples, write
+from tests.data.external_shards import samples, write
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
 
 
