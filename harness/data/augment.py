@@ -26,7 +26,7 @@ class Augmentation(NamedTuple):
     flip: bool = True
 
     def facts(self) -> dict[str, Any]:
-        """The settings in JSON types, for what names stored features."""
+        """The settings in JSON types, which are part of the name of stored features."""
         return {"seed": self.seed, "crop_scale": list(self.crop_scale), "flip": self.flip}
 
 
@@ -52,7 +52,7 @@ class TrainTransform:
         self.size, self.seed, self.epoch, self.scale, self.flip = size, seed, epoch, scale, flip
 
     def __call__(self, picture: Picture, key: str) -> Tensor:
-        """View of an image file: uint8 [size, size, 3], a quarter of what its numbers take; `normalised` makes them.
+        """View of an image file: uint8 [size, size, 3], a quarter of the memory of float32, to which `normalised` converts it.
 
         A JPEG is decoded at a half, a quarter or an eighth of its size where the crop still has the view's pixels then.
 

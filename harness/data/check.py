@@ -1,4 +1,4 @@
-"""Decode every image of a source once, in order, on any number of processes; what is good waits in a spool file."""
+"""Decode every image of a source once, in order, on any number of processes; good images wait in a spool file."""
 
 import os
 from collections import Counter, deque

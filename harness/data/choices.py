@@ -1,4 +1,4 @@
-"""The choices that the options of the data verbs offer; apart from what they do, which is slow to import."""
+"""The choices that the options of the data verbs offer, in a module that is quick to import."""
 
 from enum import StrEnum
 

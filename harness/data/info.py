@@ -1,4 +1,4 @@
-"""dataset.json: what a dataset is made of. Everything in it is checked before it is used, since it may come from anybody."""
+"""dataset.json, the description of a dataset. Everything in it is checked before use, since it may come from anybody."""
 
 import os
 from pathlib import Path
@@ -64,7 +64,7 @@ class SplitInfo(_Described):
 
 
 class LeakInfo(_Described):
-    """Images and patients that are there several times, and what was done about them; leaks.csv lists them.
+    """Images and patients that are there several times, and the treatment of them; leaks.csv lists them.
 
     Attributes:
         policy: refuse, keep or drop-train, as `--leaks` names them.
@@ -85,7 +85,7 @@ class DatasetInfo(_Described):
 
     Attributes:
         classes: names in the order of their labels.
-        notes: what was decided when it was prepared: splits that were made, images that were skipped or changed.
+        notes: decisions made when it was prepared: splits that were made, images that were skipped or changed.
         digest: SHA-256 (hex) of classes and samples; see `harness.data.digest`. The reader checks it.
     """
 

@@ -1,4 +1,4 @@
-"""Images and patients that are there several times: found all at once, listed in one file, and dealt with by one rule.
+"""Images and patients that are there several times: found all at once, listed in one file, and treated by one rule.
 
 A picture that is in two splits, or a patient, makes a test score too good. `--leaks` decides: `refuse` stops, `keep` leaves the
 dataset as it was published, `drop-train` leaves test as it was published, and takes out of val what test holds, and out of train

@@ -41,7 +41,7 @@ class Reading:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Extensions of what is taken as the image."""
+        """Extensions of members that are images."""
         return IMAGE_EXTENSIONS if self.image is None else (self.image,)
 
     @property

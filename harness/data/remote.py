@@ -220,7 +220,7 @@ class ShardCache:
             return True
 
     def _sweep(self, part: Path) -> None:
-        """Remove what a process left that died while it downloaded: the system then released its lock."""
+        """Remove the download of a process that died: the system then released its lock."""
         with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
             part.unlink(missing_ok=True)
 

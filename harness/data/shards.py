@@ -120,7 +120,7 @@ def verify(folder: str | Path) -> None:
 
 
 def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
-    """Compare a shard with its checksum, and each row of its index with what the shard holds."""
+    """Compare a shard with its checksum, and each row of its index with the shard's content."""
     path, index = join(folder, info.file), join(folder, info.index_file)
     table = check_index(read_index(index), index, info.samples, classes)
     rows = {row["offset"]: row for row in table.to_pylist()}

@@ -36,7 +36,7 @@ class HoldOut:
 
 
 class SplitSamples(NamedTuple):
-    """Samples by split, in the order train, val, test, without empty splits; notes on what was decided; repeated images."""
+    """Samples by split, in the order train, val, test, without empty splits; notes on decisions; repeated images."""
 
     splits: dict[str, list[Checked]]
     notes: list[str]

@@ -28,7 +28,7 @@ def main(
     device: str = "cpu",
     seed: int = 0,
 ) -> None:
-    """Draw, train, write the model and print what it can do."""
+    """Draw, train, write the model and print its accuracy by attribute."""
     torch.manual_seed(seed)
     pixels, facts = draw_pool(images, workers, seed)
     model = CLIP(**MODEL).to(device)

@@ -114,7 +114,7 @@ def log_only_to(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is given up where it cannot be written, with one line on the screen: the run decides what that means."""
+    """A log file that is given up where it cannot be written, with one line on the screen; the run decides whether it goes on."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         chosen = _only.get()
@@ -129,5 +129,5 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written, which has been said
+        with suppress(OSError):  # lines that could not be written, which has been reported
             super().close()

@@ -93,7 +93,7 @@ class _Builder:
         return {**merged, **own}
 
     def _merged(self, node: yaml.Node, path: tuple[str, ...]) -> dict[str, Any]:
-        """Return what `<<: *name` or `<<: [*name, *other]` brings in; of a key in several the first counts."""
+        """Return the pairs that `<<: *name` or `<<: [*name, *other]` brings in; of a key in several the first counts."""
         merged: dict[str, Any] = {}
         for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             mapping = self.build(part, (*path, "<<"))

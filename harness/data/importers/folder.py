@@ -13,7 +13,7 @@ from harness.errors import UserError
 def read(root: Path, classes: list[str] | None = None, image_root: Path | None = None) -> Source:
     """List ROOT/<split>/<class>/... or ROOT/<class>/... ; classes are sorted by name unless given in order.
 
-    Hidden files, what file managers leave and files that are no images are left out, and so is a link to what is listed at its
+    Hidden files, file managers' own and files that are no images are left out, and so is a link to what is listed at its
     own place; the notes count them.
     """
     if image_root:
@@ -90,7 +90,7 @@ class _ClassFolder:
         self.images = sorted(taken.values())
 
     def _files(self, folder: Path) -> Iterator[tuple[Path, Path]]:
-        """(what a name leads to, that name) of each image."""
+        """(resolved path, path) of each image."""
         folders = [folder]
         while folders:
             parent = folders.pop()
