@@ -127,6 +127,7 @@ def test_the_committed_model_is_small_and_says_what_it_is() -> None:
     assert "clinical" in card
 
 
+@pytest.mark.slow
 def test_class_names_score_near_chance_and_symptoms_clearly_above(backbone: Backbone, tmp_path: Path) -> None:
     """The premise in miniature: general visual knowledge, no medical terms."""
     make_dataset(tmp_path / "data")

@@ -82,6 +82,7 @@ def test_the_same_config_gives_the_same_bits(base_config: dict[str, Any], vip_ru
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++")
+@pytest.mark.slow
 def test_a_compiled_image_tower_gives_the_same_prompts(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
