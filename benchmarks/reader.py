@@ -131,7 +131,7 @@ def _round(samples: Samples, workers: int) -> list[tuple[float, float]]:
 
 
 def _memory(samples: Samples) -> str:
-    """What an index of a million entries takes, and whether reading makes it grow."""
+    """Measure the memory of an index of a million entries, before and after reading."""
     many = replace(samples.select(np.arange(ENTRIES) % len(samples)), rows=np.arange(ENTRIES), split_size=ENTRIES)
     arrays = (many.labels, many.rows, many.patient_codes, many.shards, many.offsets, many.sizes, many.digests)
     per_entry = (sum(array.nbytes for array in arrays) + many.names.nbytes) / ENTRIES
@@ -157,7 +157,7 @@ class Whole(Picture):
 
 
 def _decode_times() -> str:
-    """What decoding takes, by the image's size."""
+    """Measure the time of decoding, by the image's size."""
     times = (f"{width} x {height}: {_times_of(width, height)}" for width, height in SIZES)
     return f"ms for a JPEG of {'; '.join(times)}"
 
