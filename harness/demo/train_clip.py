@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 import typer
-from open_clip.model import CLIP
+from open_clip import CLIP
 
 from harness.demo.clip_training import MODEL, attribute_accuracy, draw_pool, fit, write_model
 
