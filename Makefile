@@ -1,5 +1,6 @@
 # make demo   set up .venv, then run the embedded benchmark and print its table
 # make test   set up .venv, then lint, type-check and test everything
+# make check  lint, type-check and run the quick tests: for daily work
 # make bench  set up .venv, then measure speed as ratios (about 20 minutes on two cores; nothing else should run): bench.json
 # SERVE=0 leaves out the environment with vLLM's CPU build; the tests that need it then skip with that reason.
 
@@ -8,13 +9,16 @@ SERVE ?= 1
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test bench lint serve-env-cpu clean
+.PHONY: demo test check bench lint serve-env-cpu clean
 
 demo: .venv/.installed
 	$(BIN)/vipbench demo --out demo_out --jobs $(JOBS)
 
 test: lint $(if $(filter 1,$(SERVE)),serve-env-cpu)
 	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "not slow and not integration"
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks --out bench.json

@@ -1,4 +1,4 @@
-"""Whether torch.compile pays: the text tower's blocks in a ViP step, and the image tower, eager and compiled.
+"""torch.compile and its gain: the text tower's blocks in a ViP step, and the image tower, eager and compiled.
 
 python -m benchmarks compile
 """

@@ -1,4 +1,4 @@
-"""How times are taken here, and what the machine could do at most."""
+"""Take times, and the most that the machine could do."""
 
 import statistics
 import time
@@ -52,14 +52,14 @@ def matrix_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: i
 
 
 def context() -> dict[str, Any]:
-    """What the figures belong to: hardware, threads, versions."""
+    """The context of the figures: hardware, threads, versions."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"machine": machine(), "device": device, "threads": torch.get_num_threads(), "versions": versions()}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found: rows of equal columns, and what one must know to read them."""
+    """The result of a benchmark: rows of equal columns, and notes that are needed to read them."""
 
     title: str
     rows: list[dict[str, Any]]

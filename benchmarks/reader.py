@@ -37,7 +37,7 @@ from benchmarks.measure import Result
 from harness.config.schema import BackboneConfig
 from harness.data.augment import Augmentation, TrainTransform, normalised
 from harness.data.decode import Picture
-from harness.data.importers import read_folder
+from harness.data.importers import folder as folder_importer
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
 from harness.data.views import Loading, Views
@@ -56,7 +56,7 @@ def make_shards(folder: Path) -> Path:
         target = folder / "images" / "train" / f"class{index % 2}"
         target.mkdir(parents=True, exist_ok=True)
         (target / f"{index:05d}.jpg").write_bytes(jpeg(numbers, 600, 450))
-    write_dataset(read_folder(folder / "images"), folder / "data", name="reader", shard_bytes=10 * 2**20)
+    write_dataset(folder_importer.read(folder / "images"), folder / "data", name="reader", shard_bytes=10 * 2**20)
     return folder / "data"
 
 
@@ -131,7 +131,7 @@ def _round(samples: Samples, workers: int) -> list[tuple[float, float]]:
 
 
 def _memory(samples: Samples) -> str:
-    """What an index of a million entries takes, and whether reading makes it grow."""
+    """Measure the memory of an index of a million entries, before and after reading."""
     many = replace(samples.select(np.arange(ENTRIES) % len(samples)), rows=np.arange(ENTRIES), split_size=ENTRIES)
     arrays = (many.labels, many.rows, many.patient_codes, many.shards, many.offsets, many.sizes, many.digests)
     per_entry = (sum(array.nbytes for array in arrays) + many.names.nbytes) / ENTRIES
@@ -157,7 +157,7 @@ class Whole(Picture):
 
 
 def _decode_times() -> str:
-    """What decoding takes, by the image's size."""
+    """Measure the time of decoding, by the image's size."""
     times = (f"{width} x {height}: {_times_of(width, height)}" for width, height in SIZES)
     return f"ms for a JPEG of {'; '.join(times)}"
 

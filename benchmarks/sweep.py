@@ -25,7 +25,7 @@ from benchmarks import textbook
 from benchmarks.measure import Result
 from benchmarks.training_step import BATCH, CLASSES, SYMPTOMS
 from harness.config.schema import BackboneConfig
-from harness.data.importers import read_folder
+from harness.data.importers import folder as folder_importer
 from harness.data.reader import Dataset
 from harness.data.shards import write_dataset
 from harness.methods.base import Task
@@ -52,7 +52,7 @@ def make_dataset(folder: Path) -> Path:
                 coarse[..., label] //= 2
                 picture = Image.fromarray(coarse).resize((600, 450), Image.Resampling.BICUBIC)
                 picture.save(target / f"{name}-{split}-{index}.jpg", quality=90)
-    write_dataset(read_folder(folder / "images", CLASSES), folder / "prepared", name="benchmark")
+    write_dataset(folder_importer.read(folder / "images", CLASSES), folder / "prepared", name="benchmark")
     classes = [
         {"name": name, "symptoms": [{"text": text} for text in texts]}
         for name, texts in zip(CLASSES, SYMPTOMS, strict=True)

@@ -28,7 +28,7 @@ SCHEMA = {"type": "object", "properties": {"symptoms": {"type": "array", "items"
 
 
 def requests(classes: int, samples: int) -> Iterator[Request]:
-    """What a generator would ask, made as it is taken."""
+    """Yield the requests of a generator, each made as it is taken."""
     for number in range(classes):
         messages = [
             {"role": "system", "content": INSTRUCTION},

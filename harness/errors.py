@@ -21,11 +21,11 @@ class UserError(ValueError):
 
 
 class FirstToFail(UserError):
-    """A user error on the rank that failed first of all, which says it for all of them."""
+    """A user error on the rank that failed first of all, which prints it for all of them."""
 
 
 class AnotherRankFailed(UserError):
-    """This rank stops because another one failed; the text is that rank's reason, which it says itself."""
+    """This rank stops because another one failed; the text is that rank's reason, which it prints itself."""
 
 
 class LostContact(Exception):

@@ -103,7 +103,7 @@ class Operators(TorchDispatchMode):
 
 
 class Interface(TorchFunctionMode):
-    """What Python sees of devices: `.device`, moves, and tensors that are made on a device."""
+    """Devices as Python sees them: `.device`, moves, and tensors that are made on a device."""
 
     def __init__(self, marks: Marks) -> None:
         super().__init__()

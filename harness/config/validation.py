@@ -73,6 +73,15 @@ def _first_problem(model: type[BaseModel], error: ValidationError, above: Sequen
     )
 
 
+def first_problem(error: ValidationError, joint: str = ".") -> str:
+    """Describe the first thing that is wrong in one line: its place, the reason, and what was found where that is short."""
+    first = error.errors()[0]
+    place = joint.join(str(part)[:50] for part in first["loc"] if part != "[key]")
+    found = f" (found {shortened(first['input'], 50)!r})" if isinstance(first["input"], str | int | float) else ""
+    reason = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {reason}{found}" if place else f"{reason}{found}"
+
+
 def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         *path, key = detail["loc"]

@@ -1,1 +1,1 @@
-"""Images in: sources -> shards and index -> reader."""
+"""Datasets: sources of images -> shards and index -> reader -> views."""

@@ -26,7 +26,7 @@ class Augmentation(NamedTuple):
     flip: bool = True
 
     def facts(self) -> dict[str, Any]:
-        """The settings in JSON types, for what names stored features."""
+        """The settings in JSON types, which are part of the name of stored features."""
         return {"seed": self.seed, "crop_scale": list(self.crop_scale), "flip": self.flip}
 
 
@@ -52,7 +52,7 @@ class TrainTransform:
         self.size, self.seed, self.epoch, self.scale, self.flip = size, seed, epoch, scale, flip
 
     def __call__(self, picture: Picture, key: str) -> Tensor:
-        """View of an image file: uint8 [size, size, 3], a quarter of what its numbers take; `normalised` makes them.
+        """View of an image file: uint8 [size, size, 3], a quarter of the memory of float32, to which `normalised` converts it.
 
         A JPEG is decoded at a half, a quarter or an eighth of its size where the crop still has the view's pixels then.
 
@@ -86,7 +86,7 @@ def normalised(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def reduction(box: Box, size: int) -> int:
-    """By how much an image may shrink for a crop to keep `size` pixels in both directions: 1, 2, 4 or 8."""
+    """The factor by which an image may shrink for a crop to keep `size` pixels in both directions: 1, 2, 4 or 8."""
     left, top, right, bottom = box
     return next(part for part in (8, 4, 2, 1) if part == 1 or min(right - left, bottom - top) >= part * size)
 

@@ -1,4 +1,4 @@
-"""Decode every image of a source once, in order, on any number of processes; what is good waits in a spool file."""
+"""Decode every image of a source once, in order, on any number of processes; good images wait in a spool file."""
 
 import os
 from collections import Counter, deque
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.data.images import BadImage, Normalised, normalise_file
-from harness.data.importers import Record
+from harness.data.importers.base import Record
 from harness.errors import UserError
 from harness.system.processes import end_with_parent
 from harness.system.progress import Progress

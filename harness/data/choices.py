@@ -1,18 +1,10 @@
-"""The choices that the options of the data verbs offer; apart from what they do, which is slow to import."""
+"""The choices that the options of the data verbs offer, in a module that is quick to import."""
 
 from enum import StrEnum
 
 
-class Format(StrEnum):
-    """How a source names its images and labels."""
-
-    folder = "folder"
-    csv = "csv"
-    coop_split = "coop-split"
-
-
 class OnError(StrEnum):
-    """What to do with an image that cannot be used."""
+    """Ways to deal with an image that cannot be used."""
 
     stop = "raise"
     skip = "skip"

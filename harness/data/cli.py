@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.data.choices import Format, Leaks, OnError
+from harness.data.choices import Leaks, OnError
+from harness.data.importers import formats, importer
 from harness.system.processes import available_cores
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ LeaksOption = Annotated[
 def prepare(
     source: Annotated[Path, typer.Argument(help="a folder, a CSV or Parquet manifest, or a CoOp-style split JSON")],
     out: Annotated[Path, typer.Option(help="the dataset's folder, which this makes")],
-    format: Annotated[Format, typer.Option(help="what SOURCE is")] = Format.folder,
+    format: Annotated[str, typer.Option(help=f"what SOURCE is: {', '.join(formats())}")] = "folder",
     image_root: Annotated[Path | None, typer.Option(help="where paths in SOURCE start; default: its folder")] = None,
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
@@ -57,21 +58,13 @@ def prepare(
     ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
-    from harness.data import importers
     from harness.data.names import listed_classes
     from harness.data.shards import write_dataset
     from harness.data.splits import HoldOut
-    from harness.errors import UserError
 
     hold_out = HoldOut(val_fraction, test_fraction, seed)
     order = listed_classes(classes, classes_file)
-    if format is Format.folder:
-        if image_root:
-            raise UserError("--image-root: a folder source has its images inside; leave the option out")
-        listed = importers.read_folder(source, order)
-    else:
-        read = importers.read_manifest if format is Format.csv else importers.read_coop_split
-        listed = read(source, image_root, order)
+    listed = importer(format)(source, order, image_root)
     info = write_dataset(
         listed,
         out,

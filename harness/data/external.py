@@ -17,15 +17,15 @@ import pyarrow as pa
 from braceexpand import braceexpand
 
 from harness.data.choices import Leaks
+from harness.data.describe import check_training_images, count_labels, pseudonyms, write_description
 from harness.data.index import SCHEMA, write_index
-from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo, check_dataset_name
-from harness.data.leaks import REPORT, Placed, Settled, settle
-from harness.data.members import Found, Reading, ShardContent, read_shard
+from harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
+from harness.data.leaks import REPORT, LeakDecision, PlacedSample, decide_leaks
+from harness.data.members import Reading, ShardContent, ShardSample, read_shard
 from harness.data.names import check_class_names, is_plain_url, is_safe_name
 from harness.data.remote import is_url, matching
-from harness.data.shards import count_labels, digest_tables
 from harness.errors import UserError
-from harness.system.files import output_errors, write_json, write_text
+from harness.system.files import output_errors, write_text
 from harness.system.progress import Progress
 from harness.system.urls import CREDENTIALS_ADVICE, has_credentials
 
@@ -72,35 +72,38 @@ def index_shards(
         for place in places:
             contents[place] = read_shard(place.shard, reading)
             progress.advance(note=f"{sum(len(content.samples) for content in contents.values())} samples")
-    stems = _prefixes(contents)
+    prefixes = _prefixes(contents)
     classes = _classes(contents, reading)
-    pseudonyms = _pseudonyms(contents)
+    patients = pseudonyms(sample.patient for content in contents.values() for sample in content.samples.values())
     tables = {
         place: pa.Table.from_pylist(
-            [_row(stems[place] + key, sample, classes, pseudonyms) for key, sample in content.samples.items()], SCHEMA
+            [_row(prefixes[place] + key, sample, classes, patients) for key, sample in content.samples.items()], SCHEMA
         ).combine_chunks()
         for place, content in contents.items()
     }
     with output_errors(out):
-        settled = settle(_placed(tables), classes, leaks, out / REPORT)
-        tables = _kept(tables, settled)
-        infos, by_split = _describe(tables, contents, classes, out)
-        for split, info in infos.items():
-            for shard_info, table in zip(info.shards, by_split[split], strict=True):
-                write_index(out / shard_info.index_file, table)
-        dataset = DatasetInfo(
+        decision = decide_leaks(_placed(tables), classes, leaks, out / REPORT)
+        by_split: dict[str, list[pa.Table]] = {}
+        shards: dict[str, list[ShardInfo]] = {}
+        for number, (place, table) in enumerate(_kept(tables, decision).items()):
+            by_split.setdefault(place.split, []).append(table)
+            info = _shard_info(place, number, contents[place].sha256, len(table), out)
+            shards.setdefault(place.split, []).append(info)
+        if "train" in by_split:
+            check_training_images(count_labels(by_split["train"], classes))
+        for split, parts in by_split.items():
+            for info, table in zip(shards[split], parts, strict=True):
+                write_index(out / info.index_file, table)
+        return write_description(
+            out,
             name=name,
             modality=modality,
             classes=classes,
-            splits=infos,
-            notes=[*_notes(contents, stems), *settled.notes],
-            leaks=settled.info,
-            digest=digest_tables(classes, by_split),
+            shards=shards,
+            tables=by_split,
+            notes=[*_notes(contents, prefixes), *decision.notes],
+            leaks=decision,
         )
-        if settled.report is not None:
-            write_text(out / REPORT, settled.report)
-        write_json(out / INFO, dataset.model_dump())
-    return dataset
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -195,60 +198,33 @@ def _classes(contents: Contents, reading: Reading) -> list[str]:
     return classes
 
 
-def _pseudonyms(contents: Contents) -> dict[str, str]:
-    """Patients' ids in sorted order -> p0001, p0002, ..."""
-    patients = sorted(
-        {sample.patient for content in contents.values() for sample in content.samples.values() if sample.patient}
-    )
-    digits = max(4, len(str(len(patients))))
-    return {patient: f"p{number:0{digits}d}" for number, patient in enumerate(patients, start=1)}
-
-
-def _row(key: str, sample: Found, classes: Sequence[str], pseudonyms: Mapping[str, str]) -> dict[str, Any]:
+def _row(key: str, sample: ShardSample, classes: Sequence[str], patients: Mapping[str, str]) -> dict[str, Any]:
     """A sample's row of the index. A label that is a class's name is that class; only another may be a position."""
     label = classes.index(sample.label) if sample.label in classes else sample.number
     if label is None or not 0 <= label < len(classes):
         shown = sample.number if sample.number is not None else sample.label[:80]
         raise UserError(f"{sample.shard}: sample {key!r} has label {shown!r}, which is none of {list(classes)}")
     ((extension, image),) = sample.images.items()
-    patient = pseudonyms[sample.patient] if sample.patient else None
+    patient = patients[sample.patient] if sample.patient else None
     return {"key": key, "label": label, "patient": patient, "extension": extension.rpartition(".")[2], **image}
 
 
-def _placed(tables: Mapping[Place, pa.Table]) -> list[Placed]:
+def _placed(tables: Mapping[Place, pa.Table]) -> list[PlacedSample]:
     """All samples; images are the same where their bytes are."""
     return [
-        Placed(row["key"], place.split, row["label"], row["patient"], row["sha256"])
+        PlacedSample(row["key"], place.split, row["label"], row["patient"], row["sha256"])
         for place, table in tables.items()
         for row in table.to_pylist()
     ]
 
 
-def _kept(tables: Mapping[Place, pa.Table], settled: Settled) -> dict[Place, pa.Table]:
+def _kept(tables: Mapping[Place, pa.Table], decision: LeakDecision) -> dict[Place, pa.Table]:
     """Tables without the samples that were dropped."""
     kept, first = {}, 0
     for place, table in tables.items():
-        kept[place] = table.filter(pa.array(settled.kept[first : first + len(table)])).combine_chunks()
+        kept[place] = table.filter(pa.array(decision.kept[first : first + len(table)])).combine_chunks()
         first += len(table)
     return {place: table for place, table in kept.items() if len(table)}
-
-
-def _describe(
-    tables: Mapping[Place, pa.Table], contents: Contents, classes: Sequence[str], out: Path
-) -> tuple[dict[str, SplitInfo], dict[str, list[pa.Table]]]:
-    """The description of each split, and its index tables. Raises UserError where a class has no training image."""
-    by_split: dict[str, list[pa.Table]] = {}
-    shards: dict[str, list[ShardInfo]] = {}
-    for number, (place, table) in enumerate(tables.items()):
-        by_split.setdefault(place.split, []).append(table)
-        shards.setdefault(place.split, []).append(_shard_info(place, number, contents[place].sha256, len(table), out))
-    infos = {
-        split: SplitInfo(counts=count_labels(parts, classes), shards=shards[split]) for split, parts in by_split.items()
-    }
-    for label, count in infos["train"].counts.items() if "train" in infos else ():
-        if not count:
-            raise UserError(f"class {label!r} has no training image")
-    return infos, by_split
 
 
 def _shard_info(place: Place, number: int, checksum: str, samples: int, out: Path) -> ShardInfo:

@@ -94,7 +94,7 @@ class Normalised:
         extension: "jpg" or "png".
         data: the file's bytes.
         pixels: SHA-256 (hex) of size and RGB pixels, the same for any two files that look the same.
-        changes: what was done to the pixels, as phrases.
+        changes: those made to the pixels, as phrases.
     """
 
     extension: str
@@ -152,7 +152,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """An opened image as upright 8-bit RGB, and what was done to its pixels, as phrases.
+    """An opened image as upright 8-bit RGB, and the changes to its pixels, as phrases.
 
     16-bit, 32-bit and float greyscale are windowed linearly from the image's own minimum and maximum to 0..255; what is
     transparent becomes black; of several frames the first is taken; an EXIF orientation is applied. 16-bit colour keeps
@@ -175,7 +175,7 @@ def upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def normalise(data: bytes) -> Normalised:
-    """Decode an image file's bytes and make them what is stored. Raises BadImage as `open_image` and `upright_rgb` do."""
+    """Decode an image file's bytes and return the form that is stored. Raises BadImage as `open_image` and `upright_rgb` do."""
     image = open_image(data)
     if orientation(image) == 1 and (stored := _without_metadata(image, data)):
         rgb, _ = upright_rgb(open_image(stored))  # so that what is decoded here is what is stored
@@ -245,7 +245,7 @@ def strip_png(data: bytes) -> bytes:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """An image of any mode as RGB, and what that did to it."""
+    """An image of any mode as RGB, and the change that this made to its pixels, as a phrase."""
     if image.mode.startswith(("I", "F")):
         return _window(image).convert("RGB"), "have over 8 bits: windowed from their own minimum and maximum to 8 bits"
     if image.has_transparency_data:

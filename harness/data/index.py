@@ -1,4 +1,4 @@
-"""The index beside a shard: one row per sample that says where its image is, so that any sample can be read alone."""
+"""The index beside a shard: one row per sample with the place of its image, so that any sample can be read alone."""
 
 import hashlib
 import tarfile
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 def index_path(shard: str | Path) -> Path:
-    """Where a shard's index is: train-000000.tar -> train-000000.index.parquet."""
+    """The path of a shard's index: train-000000.tar -> train-000000.index.parquet."""
     return Path(shard).with_suffix(".index.parquet")
 
 
@@ -98,7 +98,7 @@ def read_members(
     """Files in a tar and their content, in one pass over all of it; content is read where it is wanted, else empty.
 
     Raises:
-        ValueError: not an uncompressed tar, cut off (says at which byte), a wanted member that is sparse or too large.
+        ValueError: not an uncompressed tar, cut off (with the byte), a wanted member that is sparse or too large.
     """
     source: Any = file
     try:
@@ -203,7 +203,7 @@ def check_index(table: pa.Table, path: str | Path, samples: int, classes: int) -
         samples: how many dataset.json lists for the shard. classes: how many classes there are.
 
     Raises:
-        UserError: the index says what cannot be: no or another number of samples, gaps, labels of no class, impossible places.
+        UserError: the index holds what cannot be: no or another number of samples, gaps, labels of no class, impossible places.
     """
     if len(table) != samples:
         raise UserError(f"{path}: the index lists {len(table)} samples, not {samples}")

@@ -1,4 +1,4 @@
-"""dataset.json: what a dataset is made of. Everything in it is checked before it is used, since it may come from anybody."""
+"""dataset.json, the description of a dataset. Everything in it is checked before use, since it may come from anybody."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from harness.config.validation import first_problem
 from harness.data.names import MAX_NAME, SHA256, check_class_names, is_plain_url, is_safe_name
 from harness.data.remote import is_url, join, read_bytes
 from harness.errors import UserError
@@ -51,19 +52,19 @@ class ShardInfo(_Described):
 
     @property
     def index_file(self) -> str:
-        """Where the index is."""
+        """The name of the index's file in the dataset's folder."""
         return self.index if self.index is not None else self.file.removesuffix(".tar") + ".index.parquet"
 
 
 class SplitInfo(_Described):
-    """How many samples of each class a split has, and its shards."""
+    """The number of samples of each class in a split, and its shards."""
 
     counts: dict[str, Count]
     shards: Annotated[list[ShardInfo], Field(min_length=1)]
 
 
 class LeakInfo(_Described):
-    """Images and patients that are there several times, and what was done about them; leaks.csv lists them.
+    """Images and patients that are there several times, and the treatment of them; leaks.csv lists them.
 
     Attributes:
         policy: refuse, keep or drop-train, as `--leaks` names them.
@@ -84,7 +85,7 @@ class DatasetInfo(_Described):
 
     Attributes:
         classes: names in the order of their labels.
-        notes: what was decided when it was prepared: splits that were made, images that were skipped or changed.
+        notes: decisions made when it was prepared: splits that were made, images that were skipped or changed.
         digest: SHA-256 (hex) of classes and samples; see `harness.data.digest`. The reader checks it.
     """
 
@@ -129,12 +130,8 @@ class DatasetInfo(_Described):
         try:
             info = cls.model_validate_json(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part)[:50] for part in first["loc"] if part != "[key]")
-            found = f" (found {str(first['input'])[:50]!r})" if isinstance(first["input"], str | int | float) else ""
-            text = f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"]
             raise UserError(
-                f"{path}: not a prepared dataset of this version: {' '.join(text.split())}{found}; "
+                f"{path}: not a prepared dataset of this version: {first_problem(error)}; "
                 "`vipbench prepare` or `vipbench index` writes it anew"
             ) from error
         if is_url(path) and not path.startswith("file://"):
@@ -147,7 +144,7 @@ class DatasetInfo(_Described):
 
 
 def check_dataset_name(name: str, where: str) -> None:
-    """Raises UserError unless a name can be part of a folder's name."""
+    """Raise UserError unless a name can be part of a folder's name."""
     if not is_safe_name(name) or len(name) > MAX_NAME or not name.isprintable():
         raise UserError(
             f"{where} is {name[:50]!r}; it should be 1 to {MAX_NAME} printable characters without / and \\, "

@@ -1,4 +1,4 @@
-"""Images and patients that are there several times: found all at once, listed in one file, and dealt with by one rule.
+"""Images and patients that are there several times: found all at once, listed in one file, and treated by one rule.
 
 A picture that is in two splits, or a patient, makes a test score too good. `--leaks` decides: `refuse` stops, `keep` leaves the
 dataset as it was published, `drop-train` leaves test as it was published, and takes out of val what test holds, and out of train
@@ -24,7 +24,7 @@ COLUMNS = ("finding", "kind", "split", "class", "sample", "dropped")
 PRECEDENCE = ("test", "val", "train")  # a split keeps what no earlier one holds
 
 
-class Placed(NamedTuple):
+class PlacedSample(NamedTuple):
     """A sample in its split; equal `image` means equal pixels or bytes."""
 
     key: str
@@ -34,8 +34,8 @@ class Placed(NamedTuple):
     image: Hashable
 
 
-class Settled(NamedTuple):
-    """Findings and their consequence: which samples stay [N] bool, the record, and the report's text (None: nothing found)."""
+class LeakDecision(NamedTuple):
+    """Findings and their consequence: samples that stay [N] bool, the record, and the report's text (None: nothing found)."""
 
     kept: np.ndarray
     info: LeakInfo | None = None
@@ -47,7 +47,7 @@ class Settled(NamedTuple):
         return [] if self.info is None else [_summary(self.info) + _outcome(self.info)]
 
 
-def settle(samples: Sequence[Placed], classes: Sequence[str], policy: Leaks, refused: Path) -> Settled:
+def decide_leaks(samples: Sequence[PlacedSample], classes: Sequence[str], policy: Leaks, refused: Path) -> LeakDecision:
     """Find repeated images and patients, and decide which samples stay.
 
     Args:
@@ -63,7 +63,7 @@ def settle(samples: Sequence[Placed], classes: Sequence[str], policy: Leaks, ref
     kept = _without_twins(samples) if policy is Leaks.drop_train else np.ones(len(samples), dtype=bool)
     refused.unlink(missing_ok=True)  # of an earlier call
     if not images and not patients:
-        return Settled(kept)
+        return LeakDecision(kept)
     info = LeakInfo(
         policy=policy.value,
         identical=len(images),
@@ -79,7 +79,7 @@ def settle(samples: Sequence[Placed], classes: Sequence[str], policy: Leaks, ref
             f"{_summary(info)}; {refused} lists them all; --leaks drop-train takes out of train what val or test holds "
             "(and out of val what test holds), --leaks keep leaves everything as published"
         )
-    return Settled(kept, info, report)
+    return LeakDecision(kept, info, report)
 
 
 def _groups(values: Iterable[Hashable]) -> list[list[int]]:
@@ -91,7 +91,7 @@ def _groups(values: Iterable[Hashable]) -> list[list[int]]:
     return list(found.values())
 
 
-def _without_twins(samples: Sequence[Placed]) -> np.ndarray:
+def _without_twins(samples: Sequence[PlacedSample]) -> np.ndarray:
     """[N] bool: samples whose image and patient no split before theirs holds."""
     kept = np.zeros(len(samples), dtype=bool)
     held: set[tuple[str, Hashable]] = set()
@@ -108,7 +108,7 @@ def _without_twins(samples: Sequence[Placed]) -> np.ndarray:
 
 
 def _table(
-    samples: Sequence[Placed],
+    samples: Sequence[PlacedSample],
     classes: Sequence[str],
     kept: np.ndarray,
     images: Sequence[list[int]],

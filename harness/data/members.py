@@ -26,7 +26,7 @@ NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Reading:
-    """How shards are read.
+    """Settings for reading shards.
 
     Attributes:
         classes: names in order; None takes the names that labels give, sorted.
@@ -41,7 +41,7 @@ class Reading:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Extensions of what is taken as the image."""
+        """Extensions of members that are images."""
         return IMAGE_EXTENSIONS if self.image is None else (self.image,)
 
     @property
@@ -51,8 +51,8 @@ class Reading:
 
 
 @dataclass
-class Found:
-    """A sample of a shard: what its members say.
+class ShardSample:
+    """A sample of a shard, as its members describe it.
 
     Attributes:
         labels: by extension, a class's name or a position as text.
@@ -95,14 +95,14 @@ class Found:
 class ShardContent:
     """The samples of a shard by key, in its order; its SHA-256 (hex); how many files in it are no sample's."""
 
-    samples: dict[str, Found]
+    samples: dict[str, ShardSample]
     sha256: str
     passed_over: int
 
 
 def read_shard(shard: str, reading: Reading) -> ShardContent:
     """Read a shard. Raises UserError where it is cut off, or a sample lacks an image or a label or is there twice."""
-    samples: dict[str, Found] = {}
+    samples: dict[str, ShardSample] = {}
     closed, last, passed_over = set(), "", 0
     with open_binary(shard) as file:
         hashed = HashedFile(file)
@@ -118,7 +118,7 @@ def read_shard(shard: str, reading: Reading) -> ShardContent:
                     raise ValueError(f"sample {key!r} at byte {member.offset} is there twice")
                 closed.add(last)
                 last = key
-                sample = samples.setdefault(key, Found(shard, member.offset))
+                sample = samples.setdefault(key, ShardSample(shard, member.offset))
                 if extension in sample.members:
                     raise ValueError(f"{member.name} at byte {member.offset} is there twice")
                 sample.members.add(extension)
@@ -147,7 +147,7 @@ def _split(name: str, reading: Reading) -> tuple[str, str] | None:
     return None
 
 
-def _drop_parts(samples: dict[str, Found]) -> int:
+def _drop_parts(samples: dict[str, ShardSample]) -> int:
     """Remove members such as a.mask.png of a whole sample a, which stand there as samples without label; returns how many."""
     parts = []
     for key, sample in samples.items():
@@ -170,7 +170,7 @@ def _image(data: bytes, member: str) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _read_label(sample: Found, extension: str, data: bytes, member: str, reading: Reading) -> None:
+def _read_label(sample: ShardSample, extension: str, data: bytes, member: str, reading: Reading) -> None:
     if len(data) > MAX_TEXT_BYTES:
         raise ValueError(f"{member}: {len(data)} bytes are more than a label's {MAX_TEXT_BYTES}")
     try:
@@ -209,7 +209,7 @@ def _dotted(content: Any, key: str) -> Any:
     return content
 
 
-def _check(key: str, sample: Found) -> None:
+def _check(key: str, sample: ShardSample) -> None:
     where = f"sample {key!r} at byte {sample.offset}"
     if len(sample.images) > 1:
         raise ValueError(f"{where} has several images ({', '.join(sorted(sample.images))}); say which with --image EXT")

@@ -26,7 +26,7 @@ def class_name(text: str) -> str:
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Raises UserError unless each is `class_name`'s form, printable, of 1 to 200 characters, and no two are the same."""
+    """Raise UserError unless each is `class_name`'s form, printable, of 1 to 200 characters, and no two are the same."""
     for place, name in enumerate(names):
         if not name or name != class_name(name) or not name.isprintable() or len(name) > MAX_NAME:
             wanted = f"names are distinct, of 1 to {MAX_NAME} printable characters"

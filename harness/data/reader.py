@@ -144,7 +144,7 @@ class Samples:
         return data
 
     def show(self, position: int, view: Callable[[Picture], T]) -> T:
-        """What a view makes of the image. Raises as `image_bytes` does, and DamagedSample where it cannot be decoded."""
+        """Apply a view to the decoded image. Raises as `image_bytes` does, and DamagedSample where it cannot be decoded."""
         data = self.image_bytes(position)
         try:
             return view(Picture(data))

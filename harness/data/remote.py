@@ -30,14 +30,14 @@ SECONDS_TO_LOOK_AGAIN = 0.05
 
 
 class Stream(Protocol):
-    """What is read from its start to its end."""
+    """A file that is read from its start to its end."""
 
     def read(self, size: int) -> bytes:
         """The next bytes, none at the end."""
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is a URL that fsspec opens; file:// is one too."""
+    """Return True for a URL that fsspec opens; file:// is one too."""
     return "://" in str(path)
 
 
@@ -64,7 +64,7 @@ def open_binary(path: str | Path) -> Iterator[Stream]:
 
 
 def _refuse_others(path: str | Path) -> None:
-    """Raises UserError where a local path is a folder, or a pipe or device, which may wait or go on for ever."""
+    """Raise UserError where a local path is a folder, or a pipe or device, which may wait or go on for ever."""
     if not is_url(path) and os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: cannot be read: it is not a file")
 
@@ -151,7 +151,7 @@ class ShardCache:
         The descriptor stays good when the copy leaves the cache.
 
         Raises:
-            UserError: it is not there, cannot be reached, is not what `sha256` (hex) says, or is larger than the bound.
+            UserError: it is not there, cannot be reached, is not what `sha256` (hex) describes, or is larger than the bound.
         """
         if not re.fullmatch(SHA256_HEX, sha256):
             raise UserError(f"{url}: its checksum {sha256[:50]!r} is no SHA-256 of 64 hexadecimal digits")
@@ -220,7 +220,7 @@ class ShardCache:
             return True
 
     def _sweep(self, part: Path) -> None:
-        """Remove what a process left that died while it downloaded: the system then released its lock."""
+        """Remove the download of a process that died: the system then released its lock."""
         with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
             part.unlink(missing_ok=True)
 
@@ -253,7 +253,7 @@ def _retrying(function: Any, *arguments: Any) -> Any:
     try:
         return attempt(function)(*arguments)
     except FINAL as error:
-        raise _told(path, error) from error
+        raise _as_user_error(path, error) from error
 
 
 def _worth_another_try(error: BaseException) -> bool:
@@ -261,7 +261,7 @@ def _worth_another_try(error: BaseException) -> bool:
     return not isinstance(error, FINAL) or isinstance(error.__cause__, OSError)
 
 
-def _told(path: str | Path, error: BaseException) -> UserError:
+def _as_user_error(path: str | Path, error: BaseException) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, FileNotFoundError):

@@ -8,8 +8,7 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -17,8 +16,8 @@ import pyarrow as pa
 
 from harness.data.check import Checked, check_images
 from harness.data.choices import Leaks
-from harness.data.digest import content_digest
-from harness.data.importers import Source
+from harness.data.describe import pseudonyms, write_description
+from harness.data.importers.base import Record, Source
 from harness.data.index import (
     HashedFile,
     PreparedRows,
@@ -29,14 +28,14 @@ from harness.data.index import (
     read_members,
     write_index,
 )
-from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo, check_dataset_name
+from harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
 from harness.data.leaks import REPORT
-from harness.data.reader import Dataset, Samples
+from harness.data.reader import Dataset
 from harness.data.remote import join, open_binary
 from harness.data.splits import HoldOut, split_samples
-from harness.data.stateless_random import keyed_rank
+from harness.data.stateless_random import keyed_digest
 from harness.errors import UserError
-from harness.system.files import atomic_directory, digest_file, write_json, write_text
+from harness.system.files import atomic_directory, digest_file
 from harness.system.progress import Progress
 
 SHARD_BYTES = 256 * 2**20
@@ -60,7 +59,7 @@ def write_dataset(
 
     Args:
         shard_bytes: about how many bytes of images go into a shard.
-        on_error: "skip" leaves out images that cannot be used and says so in the notes.
+        on_error: "skip" leaves out images that cannot be used, and names them in the notes.
         leaks: what to do about images and patients in several splits of the source; leaks.csv lists them.
         hold_out: how to make val and test where the source lacks them; default `HoldOut()`.
         workers: processes that decode.
@@ -77,46 +76,32 @@ def write_dataset(
         place = Path(os.path.abspath(out))
         refused = place.parent / f"{place.name}.{REPORT}"
         split = split_samples(samples, source.classes, hold_out or HoldOut(), leaks, refused)
-        patients, patient_notes = _pseudonyms([sample for members in split.splits.values() for sample in members])
-        infos: dict[str, SplitInfo] = {}
-        tables: dict[str, list[pa.Table]] = {}
+        records = [sample.record for members in split.splits.values() for sample in members]
+        patients = pseudonyms(record.patient for record in records)
+        shards: dict[str, list[ShardInfo]] = {name_of_split: [] for name_of_split in split.splits}
+        tables: dict[str, list[pa.Table]] = {name_of_split: [] for name_of_split in split.splits}
         with Progress("write shards", sum(map(len, split.splits.values())), "images") as progress:
             for name_of_split, members in split.splits.items():
-                shards, parts = [], []
                 for number, part in enumerate(_parts(members, shard_bytes)):
                     shard = folder / f"{name_of_split}-{number:06d}.tar"
                     _write_shard(shard, part, source.classes, patients, spool)
                     table = index_shard(shard)
                     write_index(index_path(shard), table)
-                    shards.append(ShardInfo(file=shard.name, sha256=digest_file(shard), samples=len(part)))
-                    parts.append(table)
+                    shards[name_of_split].append(
+                        ShardInfo(file=shard.name, sha256=digest_file(shard), samples=len(part))
+                    )
+                    tables[name_of_split].append(table)
                     progress.advance(len(part))
-                infos[name_of_split] = SplitInfo(counts=count_labels(parts, source.classes), shards=shards)
-                tables[name_of_split] = parts
-        info = DatasetInfo(
+        return write_description(
+            folder,
             name=name,
             modality=modality,
             classes=source.classes,
-            splits=infos,
-            notes=[*source.notes, *split.notes, *patient_notes, *image_notes],
-            leaks=split.leaks.info,
-            digest=digest_tables(source.classes, tables),
+            shards=shards,
+            tables=tables,
+            notes=[*source.notes, *split.notes, *_patients_in_names(records), *image_notes],
+            leaks=split.leaks,
         )
-        if split.leaks.report is not None:
-            write_text(folder / REPORT, split.leaks.report)
-        write_json(folder / INFO, info.model_dump())
-    return info
-
-
-def count_labels(tables: Sequence[pa.Table], classes: Sequence[str]) -> dict[str, int]:
-    """Count the samples of each class in index tables."""
-    found = Counter(label for table in tables for label in table["label"].to_pylist())
-    return {name: found[label] for label, name in enumerate(classes)}
-
-
-def digest_tables(classes: Sequence[str], tables: Mapping[str, Sequence[pa.Table]]) -> str:
-    """The content digest of a dataset from the index tables of its splits."""
-    return content_digest(classes, {split: Samples.from_indexes((), parts) for split, parts in tables.items()})
 
 
 def verify(folder: str | Path) -> None:
@@ -135,7 +120,7 @@ def verify(folder: str | Path) -> None:
 
 
 def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
-    """Compare a shard with its checksum, and each row of its index with what the shard holds."""
+    """Compare a shard with its checksum, and each row of its index with the shard's content."""
     path, index = join(folder, info.file), join(folder, info.index_file)
     table = check_index(read_index(index), index, info.samples, classes)
     rows = {row["offset"]: row for row in table.to_pylist()}
@@ -195,20 +180,16 @@ def _first_difference(held: pa.Table, indexed: pa.Table) -> str:
     return f"sample {other['key']!r} has {column} {other[column]!r}, but the shard has {row[column]!r}"
 
 
-def _pseudonyms(samples: list[Checked]) -> tuple[dict[str, str], list[str]]:
-    """Patients' ids in sorted order -> p0001, p0002, ...; and a note where file names give them away."""
-    known = {sample.record.patient: sample.record.key for sample in samples if sample.record.patient}
-    digits = max(4, len(str(len(known))))
-    names = {patient: f"p{number:0{digits}d}" for number, patient in enumerate(sorted(known), start=1)}
-    shown = sum(sample.record.patient in sample.record.key for sample in samples if sample.record.patient)
-    notes = [f"{shown} file names hold their patient's id, and so do the sample ids made of them"] if shown else []
-    return names, notes
+def _patients_in_names(records: Sequence[Record]) -> list[str]:
+    """A note where file names give patients' ids away."""
+    shown = sum(record.patient in record.key for record in records if record.patient)
+    return [f"{shown} file names hold their patient's id, and so do the sample ids made of them"] if shown else []
 
 
 def _parts(samples: list[Checked], shard_bytes: int) -> Iterator[list[Checked]]:
     """Samples in a random order that depends on their keys only, cut once a part holds `shard_bytes`."""
     part, size = [], 0
-    for sample in sorted(samples, key=lambda sample: keyed_rank("shard order", sample.record.key)):
+    for sample in sorted(samples, key=lambda sample: keyed_digest("shard order", sample.record.key)):
         part.append(sample)
         size += sample.size
         if size >= shard_bytes:
@@ -223,7 +204,7 @@ def _write_shard(
 ) -> None:
     from webdataset.writer import TarWriter  # slow to import, and not needed to read
 
-    # Everything that a tar says of a file is fixed, so that the same samples give the same bytes.
+    # Everything that a tar holds about a file is fixed, so that the same samples give the same bytes.
     with path.open("wb") as file:
         with TarWriter(file, user="vipbench", group="vipbench", mode=0o444, mtime=0) as tar:
             for sample in samples:

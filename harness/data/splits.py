@@ -1,4 +1,4 @@
-"""Which split each image is in: the source's own, with a missing val or test split held out from train, never a patient torn."""
+"""Put images into splits: the source's own, with a missing val or test split held out from train, no patient in two of them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from harness.data.check import Checked
 from harness.data.choices import Leaks
+from harness.data.describe import check_training_images
 from harness.data.info import SPLITS
-from harness.data.leaks import Placed, Settled, settle
-from harness.data.stateless_random import keyed_rank
+from harness.data.leaks import LeakDecision, PlacedSample, decide_leaks
+from harness.data.stateless_random import keyed_digest
 from harness.errors import UserError
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """What part of each class's training images becomes a split that the source lacks; 0 leaves it missing."""
+    """The part of each class's training images that becomes a split which the source lacks; 0 leaves it missing."""
 
     val_fraction: float = 0.1
     test_fraction: float = 0.2
@@ -33,11 +36,11 @@ class HoldOut:
 
 
 class SplitSamples(NamedTuple):
-    """Samples by split, in the order train, val, test, without empty splits; notes on what was decided; repeated images."""
+    """Samples by split, in the order train, val, test, without empty splits; notes on decisions; repeated images."""
 
     splits: dict[str, list[Checked]]
     notes: list[str]
-    leaks: Settled
+    leaks: LeakDecision
 
 
 def split_samples(
@@ -52,17 +55,17 @@ def split_samples(
         UserError: an image or a patient is in several splits, which `leaks` refuses; or a class has no training image.
     """
     placed = [
-        Placed(one.record.key, one.record.split or "train", one.record.label, one.record.patient, one.pixels)
+        PlacedSample(one.record.key, one.record.split or "train", one.record.label, one.record.patient, one.pixels)
         for one in samples
     ]
-    settled = settle(placed, classes, leaks, refused)
+    decision = decide_leaks(placed, classes, leaks, refused)
     splits: dict[str, list[Checked]] = {split: [] for split in SPLITS}
-    for sample, keep in zip(samples, settled.kept, strict=True):
+    for sample, keep in zip(samples, decision.kept, strict=True):
         if keep:
             splits[sample.record.split or "train"].append(sample)
-    notes = settled.notes
+    notes = decision.notes
     if pool := splits["train"]:
-        _refuse_empty_classes(pool, classes)
+        check_training_images(dict(zip(classes, _per_class(pool, len(classes)), strict=True)))
         fractions = {"test": hold_out.test_fraction, "val": hold_out.val_fraction}
         for split, fraction in fractions.items():
             if not splits[split] and fraction:
@@ -73,20 +76,20 @@ def split_samples(
                 notes += _describe(split, splits[split], pool, classes, fraction, hold_out.seed)
     else:
         notes.append("there is no train split: this dataset is for evaluation only")
-    return SplitSamples({split: members for split, members in splits.items() if members}, notes, settled)
+    return SplitSamples({split: members for split, members in splits.items() if members}, notes, decision)
 
 
 def _hold_out(samples: list[Checked], target: np.ndarray, split: str, seed: int) -> np.ndarray:
     """[N] bool: samples to hold out, about `target` [C] per class, in whole groups that share a patient or an image.
 
     Groups are offered in a random order; one is taken where that brings the counts nearer to the target, and where each
-    class keeps a sample. (scikit-learn's StratifiedGroupKFold knows fractions of 1/k only, and may leave a class with none.)
+    class keeps a sample. (scikit-learn's StratifiedGroupKFold offers fractions of 1/k only, and may leave a class with none.)
     """
     target = np.maximum(target, 1)  # a rare class is tested too
     groups = _groups(samples)
     left, taken = _per_class(samples, len(target)), np.zeros_like(target)
     held = np.zeros(len(samples), dtype=bool)
-    for members in sorted(groups, key=lambda group: keyed_rank(split, seed, samples[group[0]].record.key)):
+    for members in sorted(groups, key=lambda group: keyed_digest(split, seed, samples[group[0]].record.key)):
         counts = _per_class((samples[position] for position in members), len(target))
         nearer = (np.abs(taken + counts - target) / target).sum() < (np.abs(taken - target) / target).sum()
         if nearer and (left - counts >= 1)[counts > 0].all():
@@ -97,28 +100,18 @@ def _hold_out(samples: list[Checked], target: np.ndarray, split: str, seed: int)
 
 def _groups(samples: list[Checked]) -> list[list[int]]:
     """Positions of samples that belong together: linked by a patient or by the same pixels, directly or over others."""
-    first_with: dict[tuple[str, str], int] = {}
-    linked_to = list(range(len(samples)))  # a forest: each tree is a group
-
-    def root(position: int) -> int:
-        while linked_to[position] != position:
-            linked_to[position] = position = linked_to[linked_to[position]]
-        return position
-
+    links: dict[tuple[str, str], int] = {}  # each has a number, and is a node of the graph beside the samples
+    edges = []
     for position, sample in enumerate(samples):
-        links = [("image", sample.pixels)] + ([("patient", sample.record.patient)] if sample.record.patient else [])
-        for link in links:
-            linked_to[root(position)] = root(first_with.setdefault(link, position))
+        patient = [("patient", sample.record.patient)] if sample.record.patient else []
+        for link in [("image", sample.pixels), *patient]:
+            edges.append((position, len(samples) + links.setdefault(link, len(links))))
+    nodes, (rows, columns) = len(samples) + len(links), np.array(edges).T
+    graph = coo_array((np.ones(len(edges), dtype=bool), (rows, columns)), (nodes, nodes))
     groups = defaultdict(list)
-    for position in range(len(samples)):
-        groups[root(position)].append(position)
+    for position, group in enumerate(connected_components(graph, directed=False)[1][: len(samples)]):
+        groups[int(group)].append(position)
     return [sorted(group, key=lambda position: samples[position].record.key) for group in groups.values()]
-
-
-def _refuse_empty_classes(train: list[Checked], classes: list[str]) -> None:
-    counts = _per_class(train, len(classes))
-    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        raise UserError(f"class {empty[0]!r} has no training image; add some, or leave the class out")
 
 
 def _describe(
@@ -142,6 +135,6 @@ def _describe(
 
 
 def _per_class(samples: Iterable[Checked], classes: int) -> np.ndarray:
-    """[C] float64: how many samples of each class there are."""
+    """[C] float64: the number of samples of each class."""
     counts = Counter(sample.record.label for sample in samples)
     return np.array([counts[label] for label in range(classes)], dtype=np.float64)

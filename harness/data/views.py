@@ -1,4 +1,4 @@
-"""Views of samples as pixels: view e of a sample is what epoch e shows of it, view 0 the sample as it is evaluated."""
+"""Views of samples as pixels: view e of a sample is the one of epoch e, view 0 the sample as it is evaluated."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ SECONDS_TO_OUTLIVE = 30.0  # as long as torchrun and Slurm leave a run to write 
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are loaded: per process, images at a time and processes that decode; and what a damaged one does."""
+    """Settings for loading images: per process, images at a time and processes that decode; and the effect of a damaged one."""
 
     batch_size: int = 64
     workers: int = 0
@@ -52,8 +52,8 @@ class Loaded(NamedTuple):
 
 
 class Views(Dataset[tuple[Tensor, int, int, str, bool]]):
-    """(view, position) -> that view of a sample, its label, its position, what is wrong with it (""), and whether it is then
-    skipped. A view is uint8 [H, W, 3] where it is augmented, and float32 [3, H, W] where it is the backbone's own preprocessing.
+    """Views of samples by (view, position): the view, the sample's label and position, its problem ("" for none), and True
+    where it is skipped for that. A view is uint8 [H, W, 3] where it is augmented, float32 [3, H, W] where it is not.
 
     Augmentation is keyed by (augmentation seed, view, sample), so a view is the same whoever computes it, and when.
 

@@ -1,1 +1,1 @@
-"""The embedded benchmark: drawn lesions and a small CLIP that knows visual words and no medical ones."""
+"""The embedded benchmark: drawn lesions and a small CLIP that was trained on visual words and no medical ones."""

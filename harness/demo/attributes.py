@@ -1,7 +1,7 @@
-"""What a lesion of the embedded benchmark looks like, in words: its visual attributes, and how to sample them.
+"""The visual attributes of a lesion of the embedded benchmark, and distributions to sample them from.
 
 A distribution gives, for each attribute, the weight of each level. It has two extra entries for the patches of further
-colours: `patch_count` and `patch_colours`. `BROAD` knows no classes; the benchmark's classes are other weights for the
+colours: `patch_count` and `patch_colours`. `BROAD` is without classes; the benchmark's classes are other weights for the
 same attributes (harness/demo/benchmark.py).
 """
 

@@ -1,6 +1,6 @@
 """The embedded benchmark: four classes of drawn lesions, each a distribution over visual attributes that overlaps the others.
 
-The classes are named after diseases, since that is what methods are given; the drawings are no model of any disease.
+The classes are named after diseases, since methods are given such names; the drawings are no model of any disease.
 Several images share a patient (skin, hair, light), and patients are not torn between splits.
 """
 
@@ -94,7 +94,7 @@ TYPICAL: dict[str, Distribution] = {
 
 
 class Picture(NamedTuple):
-    """One image of the benchmark, with what it was drawn from."""
+    """One image of the benchmark, with the lesion it was drawn from."""
 
     pixels: np.ndarray  # uint8 [SIZE, SIZE, 3]
     class_name: str
@@ -148,7 +148,7 @@ def make_dataset(out: Path, seed: int = 0) -> None:
     """Draw the benchmark and write it as a prepared dataset at `out`, which it replaces."""
     import tempfile
 
-    from harness.data.importers import read_manifest
+    from harness.data.importers.csv import read as read_manifest
     from harness.data.shards import write_dataset
 
     with tempfile.TemporaryDirectory() as folder:

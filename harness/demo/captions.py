@@ -80,7 +80,7 @@ JOINTS = (",", "and", "with")
 
 
 def facts_of(lesion: Lesion) -> list[str]:
-    """Everything that the wordings can say of a lesion."""
+    """List all facts of a lesion that have a wording."""
     facts = [f"colour={lesion.colour}", f"colours={1 + len(lesion.patches)}"]
     facts += [f"patch={colour}" for colour in lesion.patches]
     plain = ("symmetry", "border", "edge", "size", "dots", "streaks", "veil", "network", "surface", "vessels", "centre")
@@ -91,7 +91,7 @@ def facts_of(lesion: Lesion) -> list[str]:
 
 
 def fact_flags(facts: Sequence[str]) -> np.ndarray:
-    """Which of `FACTS` are in a list: bool [len(FACTS)]."""
+    """Flag those of `FACTS` that are in a list: bool [len(FACTS)]."""
     flags = np.zeros(len(FACTS), dtype=bool)
     flags[[FACTS.index(fact) for fact in facts]] = True
     return flags
@@ -100,7 +100,7 @@ def fact_flags(facts: Sequence[str]) -> np.ndarray:
 def caption(facts: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """A random caption as a list of pieces (opening, wordings, joints), and the facts that it states.
 
-    One to six of the facts are told; what a lesion lacks ("no dots") is told less often than what it has.
+    One to six of the facts are stated; what a lesion lacks ("no dots") is stated less often than what it has.
     """
     weights = np.array([0.25 if fact.endswith(("=none", "=plain")) else 1.0 for fact in facts])
     count = min(int(rng.choice((1, 1, 2, 2, 3, 4, 5, 6))), len(facts))

@@ -1,4 +1,4 @@
-"""The demo verb: `vipbench demo --out demo_out` (which is what `make demo` runs)."""
+"""The demo verb: `vipbench demo --out demo_out` (`make demo` runs it)."""
 
 import json
 from pathlib import Path

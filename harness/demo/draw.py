@@ -3,7 +3,7 @@
     rng = generator("example", 1)
     pixels = draw(sample(BROAD, rng), Scene.sample(rng), rng)
 
-What is drawn is no model of any disease: it is a picture with known attributes.
+A drawing is no model of any disease: it is a picture with known attributes.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a lesion lies: its centre and radius (half the image's width is 1), its outline and its mask."""
+    """The place and form of a lesion: its centre and radius (half the image's width is 1), its outline and its mask."""
 
     x: float
     y: float

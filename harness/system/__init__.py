@@ -1,1 +1,1 @@
-"""Files, devices, the terminal and child processes: what every package stands on."""
+"""Files, devices, the terminal and child processes: the ground floor, which every package may use."""

@@ -1,4 +1,4 @@
-"""What a person sees of us: our own messages on standard error, and their mistakes as one line each; and a log file per rank."""
+"""Messages to people: our own and their mistakes, in one line each, on standard error; and a log file per rank."""
 
 import logging
 import os
@@ -18,15 +18,17 @@ OURS = ("harness", "baselines", "sweeps")
 INTERRUPTED = 128 + signal.SIGINT  # exit status
 RUNNER = "VIPBENCH_RUNNER"  # in the environment of a run that a sweep starts: the process with which it ends
 _only: ContextVar[Path | None] = ContextVar("the one log file that takes messages", default=None)
-SECONDS_FOR_THE_FIRST = 3.0  # after which a mistake is said although the first process of this machine did not say it
+SECONDS_FOR_THE_FIRST = (
+    3.0  # after which a mistake is printed although the first process of this machine did not print it
+)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print a user's error as one line and exit with status 2; Ctrl-C as one line too, with status 130.
 
-    Of several processes the one with the error says it. A mistake that all make is said by each machine's first: the launcher
-    ends the others meanwhile.
+    Of several processes the one with the error prints it. A mistake that all make is printed by each machine's first: the
+    launcher ends the others meanwhile.
     """
     try:
         with interruptions():
@@ -51,7 +53,7 @@ def interruptions() -> Iterator[None]:
 
 
 def interruptions_from_here_on() -> None:
-    """Do as `interruptions` for the rest of this process: while a program still imports, which takes seconds with torch."""
+    """Handle Ctrl-C as `interruptions` does for the rest of this process: a program still imports, for seconds with torch."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt):
@@ -112,7 +114,7 @@ def log_only_to(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is given up where it cannot be written, with one line on the screen: the run decides what that means."""
+    """A log file that is given up where it cannot be written, with one line on the screen; the run decides whether it goes on."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         chosen = _only.get()
@@ -127,5 +129,5 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written, which has been said
+        with suppress(OSError):  # lines that could not be written, which has been reported
             super().close()

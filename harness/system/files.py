@@ -58,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success it becomes `path`, on failure it is removed.
 
-    A link at `path` stays, and what it points to is replaced. What calls left that were killed is put right first: their
+    A link at `path` stays, and what it points to is replaced. Remains of killed calls are put right first: their
     temporary directories are removed, and a directory that they had moved aside comes back where none took its place.
 
     Raises:
@@ -96,13 +96,13 @@ class _Workspace:
         self.content.mkdir()
 
     def publish(self) -> None:
-        """Rename what was there aside, then the new content in."""
+        """Rename an earlier target aside, then the new content into its place."""
         if self.target.exists():
             self.target.rename(self.path / "aside")
         self.content.rename(self.target)
 
     def close(self) -> None:
-        """Remove what is left, but for a target that could not be replaced."""
+        """Remove the rest, but for a target that could not be replaced."""
         _put_back(self.path, self.target)
         shutil.rmtree(self.path, ignore_errors=True)
         self.lock.release()
@@ -238,7 +238,7 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
+    """Raise UserError, in one line, where a disk is full, broken or may not be written, or a path is of the wrong kind."""
     try:
         yield
     except OSError as error:
@@ -253,7 +253,7 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Raises UserError, in one line, where an output cannot be made: a file where a folder should be, no right to write."""
+    """Raise UserError, in one line, where an output cannot be made: a file where a folder should be, no right to write."""
     try:
         yield
     except OSError as error:

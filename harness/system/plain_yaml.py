@@ -1,4 +1,4 @@
-"""YAML as files of settings need it: text keys, each once; plain values; bounded whatever it says.
+"""YAML for files of settings: text keys, each once; plain values; bounded in size and depth.
 
 `harness.system.files.read_yaml` reads a file of it. Dates stay text, and so does 4:00:00, which YAML 1.1 counts in base 60.
 """
@@ -36,8 +36,8 @@ def parse_yaml(text: str, where: str) -> Any:
         where: names the text in an error.
 
     Raises:
-        UserError: not YAML, a key twice or one that is no text, a tag (!!python/object, !!set, ...), a value that is not what
-            its tag says, nesting deeper than 50, or more than 100,000 values.
+        UserError: not YAML, a key twice or one that is no text, a tag (!!python/object, !!set, ...), a value that does
+            not fit its tag, nesting deeper than 50, or more than 100,000 values.
     """
     try:
         loader = Loader(text)
@@ -93,7 +93,7 @@ class _Builder:
         return {**merged, **own}
 
     def _merged(self, node: yaml.Node, path: tuple[str, ...]) -> dict[str, Any]:
-        """Return what `<<: *name` or `<<: [*name, *other]` brings in; of a key in several the first counts."""
+        """Return the pairs that `<<: *name` or `<<: [*name, *other]` brings in; of a key in several the first counts."""
         merged: dict[str, Any] = {}
         for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             mapping = self.build(part, (*path, "<<"))

@@ -20,7 +20,7 @@ SYMPTOMS = [
     ["round", "one even brown colour", "small", "flat"],
 ]
 TASK = Task(CLASSES, SYMPTOMS)
-KINDS = ["vit", "resnet", "bert", "bidirectional"]
+KINDS = ["vit", "resnet", pytest.param("bert", marks=pytest.mark.slow), "bidirectional"]
 STEPS, LR, MOMENTUM, DECAY = 5, 0.01, 0.9, 5e-4
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.data.importers import Record, Source
+from harness.data.importers.base import Record, Source
 from harness.data.stateless_random import keyed_generator
 
 

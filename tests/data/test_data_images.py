@@ -1,4 +1,4 @@
-"""What an image becomes: pixel checks for every mode, metadata gone, bad files refused with a reason."""
+"""Images as they are stored: pixel checks for every mode, metadata gone, bad files refused with a reason."""
 
 import io
 import struct

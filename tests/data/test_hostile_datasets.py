@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.data import index
+from harness.data.describe import digest_tables
 from harness.data.digest import content_digest
-from harness.data.importers import Source
+from harness.data.importers.base import Source
 from harness.data.index import SCHEMA, read_index
 from harness.data.info import DatasetInfo
 from harness.data.reader import Dataset, Samples, Shard
-from harness.data.shards import digest_tables, verify, write_dataset
+from harness.data.shards import verify, write_dataset
 from harness.errors import UserError
 from harness.system.files import read_json
 from tests.data.drawn_images import source_of

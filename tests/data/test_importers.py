@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.data.importers import Record, Source, read_coop_split, read_folder, read_manifest, sample_key
+from harness.data import importers
+from harness.data.importers import coop_split, csv, folder
+from harness.data.importers.base import Record, Source, sample_key
 from harness.errors import UserError
 from tests.data.drawn_images import image_folder, save
 
@@ -19,7 +21,7 @@ def listed(source: Source) -> set[tuple[str, str, str | None]]:
 
 def test_folder_with_splits_and_nested_folders(tmp_path: Path) -> None:
     image_folder(tmp_path, {"train/nev": 1, "train/mel/clinic a": 1, "validation/nev": 1, "test/mel": 1})
-    source = read_folder(tmp_path)
+    source = folder.read(tmp_path)
     assert source.classes == ["mel", "nev"]
     assert listed(source) == {
         ("train/nev/000", "nev", "train"),
@@ -30,7 +32,7 @@ def test_folder_with_splits_and_nested_folders(tmp_path: Path) -> None:
 
 
 def test_folder_without_splits_and_classes_in_a_given_order(tmp_path: Path) -> None:
-    source = read_folder(image_folder(tmp_path, {"mel": 1, "nev": 2}), ["nev", "mel"])
+    source = folder.read(image_folder(tmp_path, {"mel": 1, "nev": 2}), ["nev", "mel"])
     assert [record.split for record in source.records] == [None] * 3
     assert listed(source) == {("mel/000", "mel", None), ("nev/000", "nev", None), ("nev/001", "nev", None)}
     assert {source.classes[record.label] for record in source.records if record.label == 0} == {"nev"}
@@ -41,7 +43,7 @@ def test_hidden_files_and_others_are_ignored_and_counted(tmp_path: Path) -> None
     (tmp_path / "mel" / ".DS_Store").touch()
     (tmp_path / "mel" / "notes.txt").touch()
     (tmp_path / "README.txt").touch()
-    source = read_folder(tmp_path)
+    source = folder.read(tmp_path)
     assert len(source.records) == 2
     assert source.notes == ["2 hidden files or files that are no images were ignored"]
 
@@ -49,31 +51,31 @@ def test_hidden_files_and_others_are_ignored_and_counted(tmp_path: Path) -> None
 def test_folder_of_an_unknown_class_is_named_with_the_nearest(tmp_path: Path) -> None:
     image_folder(tmp_path, {"melanoma": 1, "nevos": 1})
     with pytest.raises(UserError, match=r"nevos/000.jpg: 'nevos' is no class; did you mean 'nevus'"):
-        read_folder(tmp_path, ["melanoma", "nevus"])
+        folder.read(tmp_path, ["melanoma", "nevus"])
 
 
 def test_zero_images(tmp_path: Path) -> None:
     (tmp_path / "mel").mkdir()
     with pytest.raises(UserError, match="no images found"):
-        read_folder(tmp_path)
+        folder.read(tmp_path)
     with pytest.raises(UserError, match="not a folder"):
-        read_folder(tmp_path / "nowhere")
+        folder.read(tmp_path / "nowhere")
 
 
 def test_folders_that_cannot_be_understood(tmp_path: Path) -> None:
     image_folder(tmp_path / "mixed", {"train/mel": 1, "nev": 1})
     with pytest.raises(UserError, match=r"splits and also \['nev'\]"):
-        read_folder(tmp_path / "mixed")
+        folder.read(tmp_path / "mixed")
     image_folder(tmp_path / "twice", {"val/mel": 1, "valid/mel": 1})
     with pytest.raises(UserError, match="one split twice"):
-        read_folder(tmp_path / "twice")
+        folder.read(tmp_path / "twice")
     image_folder(tmp_path / "inside", {"mel/train": 1, "mel/test": 1})
     with pytest.raises(UserError, match="a split inside mel/"):
-        read_folder(tmp_path / "inside")
+        folder.read(tmp_path / "inside")
     image_folder(tmp_path / "loose", {"mel": 1})
     save(tmp_path / "loose" / "x.png")
     with pytest.raises(UserError, match=r"x\.png: an image outside the class folders"):
-        read_folder(tmp_path / "loose")
+        folder.read(tmp_path / "loose")
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.b.jpg", "a_b.jpg")])
@@ -81,7 +83,7 @@ def test_duplicate_names_are_both_named(tmp_path: Path, names: tuple[str, str]) 
     for name in names:
         save(tmp_path / "mel" / name)
     with pytest.raises(UserError) as caught:
-        read_folder(tmp_path)
+        folder.read(tmp_path)
     assert all(name in str(caught.value) for name in names)
 
 
@@ -89,7 +91,7 @@ def test_classes_given_twice_or_empty(tmp_path: Path) -> None:
     image_folder(tmp_path, {"mel": 1})
     for classes in (["mel", "mel"], ["mel", " "]):
         with pytest.raises(UserError, match="distinct"):
-            read_folder(tmp_path, classes)
+            folder.read(tmp_path, classes)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -105,14 +107,14 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
     ).astype({"patient": "Int64"})
     file = tmp_path / f"all{suffix}"
     table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
-    source = read_manifest(file, tmp_path / "images")
+    source = csv.read(file, image_root=tmp_path / "images")
     assert source.classes == ["mel", "nev"]
     assert source.records == [
         Record("x/a_v1", tmp_path / "images/x/a.v1.jpg", 1, "train", "12"),
         Record("b", tmp_path / "images/b.jpg", 0, "val", None),
         Record("c", tmp_path / "images/c.jpg", 0, "test", "7"),
     ]
-    assert read_manifest(file).records[1].path == tmp_path / "b.jpg"
+    assert csv.read(file).records[1].path == tmp_path / "b.jpg"
 
 
 MANIFEST_ERRORS = {
@@ -142,18 +144,18 @@ MANIFEST_ERRORS = {
 def test_manifest_errors(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "all.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_manifest(tmp_path / "all.csv")
+        csv.read(tmp_path / "all.csv")
 
 
 def test_manifest_of_a_spreadsheet(tmp_path: Path) -> None:
     text = '\ufeffpath,label,split,patient\r\n"a.jpg"," nevus,  atypical ",train,7\r\n\r\nb.jpg,mel,test\r\n'
     (tmp_path / "all.csv").write_bytes(text.encode())
-    source = read_manifest(tmp_path / "all.csv")
+    source = csv.read(tmp_path / "all.csv")
     assert source.classes == ["mel", "nevus, atypical"]
     assert [(record.split, record.patient) for record in source.records] == [("train", "7"), ("test", None)]
     (tmp_path / "all.csv").write_text("path,label,patient\na.jpg,mel,1\n\nb.jpg,,2\n")
     with pytest.raises(UserError, match="row 4: the label is empty"):
-        read_manifest(tmp_path / "all.csv")
+        csv.read(tmp_path / "all.csv")
 
 
 @pytest.mark.parametrize(
@@ -172,17 +174,17 @@ def test_manifest_of_a_spreadsheet(tmp_path: Path) -> None:
 def test_manifest_cells_of_other_types(tmp_path: Path, labels: list[Any], expected: list[str] | str) -> None:
     pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": labels}).to_parquet(tmp_path / "all.parquet")
     if isinstance(expected, list):
-        assert read_manifest(tmp_path / "all.parquet").classes == expected
+        assert csv.read(tmp_path / "all.parquet").classes == expected
     else:
         with pytest.raises(UserError, match=expected):
-            read_manifest(tmp_path / "all.parquet")
+            csv.read(tmp_path / "all.parquet")
 
 
 def test_patients_are_the_same_with_and_without_gaps(tmp_path: Path) -> None:
     pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": ["x", "y"], "patient": [12.0, None]}).to_parquet(
         tmp_path / "all.parquet"
     )
-    assert [record.patient for record in read_manifest(tmp_path / "all.parquet").records] == ["12", None]
+    assert [record.patient for record in csv.read(tmp_path / "all.parquet").records] == ["12", None]
 
 
 def test_links_in_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_links_in_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path
     (tmp_path / "store" / "more" / "root").symlink_to(root)
     (root / "b" / "annexed.jpg").symlink_to("../.hidden/x/000.jpg")
     (root / "b" / "hidden").symlink_to("../.hidden")
-    source = read_folder(root)
+    source = folder.read(root)
     keys = sorted(record.key for record in source.records)
     assert [key for key in keys if "/store" not in key] == [f"{name}/00{n}" for name in "ab" for n in range(6)] + [
         "b/hidden/x/000"
@@ -215,7 +217,7 @@ def test_folders_that_file_managers_leave_are_no_classes(tmp_path: Path) -> None
     image_folder(tmp_path, {"mel": 1, "__MACOSX/mel": 1, "@eaDir": 1})
     (tmp_path / "mel" / "._000.jpg").write_bytes(b"AppleDouble")
     (tmp_path / "mel" / "Thumbs.db").touch()
-    source = read_folder(tmp_path)
+    source = folder.read(tmp_path)
     assert source.classes == ["mel"]
     assert len(source.records) == 1
     assert source.notes == ["2 hidden files or files that are no images were ignored"]
@@ -227,24 +229,24 @@ def test_class_names_follow_one_rule_in_every_format(tmp_path: Path) -> None:
     split = write_split(tmp_path, train=[["a.jpg", 0, " Me\u0301l  x"]])
     pd.DataFrame({"path": ["a.jpg"], "label": ["Me\u0301l\u00a0x"]}).to_parquet(tmp_path / "all.parquet")
     for source in (
-        read_folder(tmp_path / "images"),
-        read_manifest(tmp_path / "all.csv"),
-        read_manifest(tmp_path / "all.parquet"),
-        read_coop_split(split),
+        folder.read(tmp_path / "images"),
+        csv.read(tmp_path / "all.csv"),
+        csv.read(tmp_path / "all.parquet"),
+        coop_split.read(split),
     ):
         assert source.classes == ["M\u00e9l x"]
     for bad in ("a\u200bb", "x" * 300):
         with pytest.raises(UserError, match="printable"):
-            read_coop_split(write_split(tmp_path, train=[["a.jpg", 0, bad]]))
+            coop_split.read(write_split(tmp_path, train=[["a.jpg", 0, bad]]))
 
 
 def test_manifest_label_that_is_no_class_and_broken_parquet(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("path,label\na.jpg,mel\nb.jpg,nvus\n")
     with pytest.raises(UserError, match=r"all\.csv, row 3: 'nvus' is no class; did you mean 'nevus'"):
-        read_manifest(tmp_path / "all.csv", classes=["mel", "nevus"])
+        csv.read(tmp_path / "all.csv", classes=["mel", "nevus"])
     (tmp_path / "all.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as a table"):
-        read_manifest(tmp_path / "all.parquet")
+        csv.read(tmp_path / "all.parquet")
 
 
 def write_split(tmp_path: Path, **splits: object) -> Path:
@@ -257,11 +259,11 @@ def test_coop_split(tmp_path: Path) -> None:
     file = write_split(
         tmp_path, train=[["b/1.jpg", 1, "nev"], ["a/1.jpg", 0, "zos"]], val=[], test=[["b/2.jpg", 1, "nev"]]
     )
-    source = read_coop_split(file, tmp_path / "images")
+    source = coop_split.read(file, image_root=tmp_path / "images")
     assert source.classes == ["zos", "nev"]  # by label, not by name
     assert source.records[0] == Record("b/1", tmp_path / "images/b/1.jpg", 1, "train")
     assert listed(source) == {("b/1", "nev", "train"), ("a/1", "zos", "train"), ("b/2", "nev", "test")}
-    assert [record.label for record in read_coop_split(file, classes=["nev", "zos"]).records] == [0, 1, 0]
+    assert [record.label for record in coop_split.read(file, classes=["nev", "zos"]).records] == [0, 1, 0]
 
 
 COOP_ERRORS = {
@@ -281,19 +283,35 @@ COOP_ERRORS = {
 @pytest.mark.parametrize(("entries", "message"), COOP_ERRORS.values(), ids=COOP_ERRORS.keys())
 def test_coop_split_errors(tmp_path: Path, entries: list[list[object]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_coop_split(write_split(tmp_path, train=entries))
+        coop_split.read(write_split(tmp_path, train=entries))
 
 
 def test_coop_split_that_is_no_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a CoOp split"):
-        read_coop_split(write_split(tmp_path, training=[]))
+        coop_split.read(write_split(tmp_path, training=[]))
     with pytest.raises(UserError, match="no such file"):
-        read_coop_split(tmp_path / "none.json")
+        coop_split.read(tmp_path / "none.json")
     with pytest.raises(UserError, match="'b' is no class"):
-        read_coop_split(write_split(tmp_path, train=[["1.jpg", 0, "b"]]), classes=["aaaa"])
+        coop_split.read(write_split(tmp_path, train=[["1.jpg", 0, "b"]]), classes=["aaaa"])
 
 
 def test_sample_key() -> None:
     assert sample_key("./a.b/c.d.jpg", "here") == "a_b/c_d"
     with pytest.raises(UserError, match=r"here: .* is not valid UTF-8"):
         sample_key(os.fsdecode(b"caf\xe9.jpg"), "here")
+
+
+def test_importers_are_found_by_their_files(tmp_path: Path) -> None:
+    files = {path.stem for path in Path(importers.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert {format.replace("-", "_") for format in importers.formats()} == files
+    assert importers.importer("coop-split") is coop_split.read
+    with pytest.raises(UserError, match="--format: there is no importer 'coop_splits'; did you mean 'coop-split'"):
+        importers.importer("coop_splits")
+    for wrong in ("base", "../secret", ""):
+        with pytest.raises(UserError, match="--format"):
+            importers.importer(wrong)
+
+
+def test_a_folder_has_its_images_inside(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--image-root: a folder source has its images inside"):
+        folder.read(image_folder(tmp_path, {"mel": 1}), image_root=tmp_path)

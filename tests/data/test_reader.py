@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from harness.data import reader
-from harness.data.importers import Source
+from harness.data.importers.base import Source
 from harness.data.reader import Dataset, Samples
 from harness.data.shards import write_dataset
 from harness.data.splits import HoldOut

@@ -16,7 +16,7 @@ import pytest
 import webdataset as wds
 
 from harness.data.choices import Leaks
-from harness.data.importers import Record, Source
+from harness.data.importers.base import Record, Source
 from harness.data.index import SCHEMA, index_path, index_shard, read_index
 from harness.data.info import DatasetInfo
 from harness.data.shards import verify, write_dataset
@@ -233,13 +233,13 @@ def test_crash_midway_leaves_nothing_taken_as_whole(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from harness.data import shards
-from harness.data.importers import read_folder
+from harness.data.importers import folder
 
 def die(shard):
     os.kill(os.getpid(), signal.SIGKILL)
 
 shards.index_shard = die
-shards.write_dataset(read_folder(Path({str(tmp_path / "source")!r})), Path({str(tmp_path / "out")!r}), name="demo")
+shards.write_dataset(folder.read(Path({str(tmp_path / "source")!r})), Path({str(tmp_path / "out")!r}), name="demo")
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     left = [path for path in tmp_path.iterdir() if path.name != "source"]

@@ -9,7 +9,7 @@ import pytest
 from harness.data import splits as module
 from harness.data.check import Checked
 from harness.data.choices import Leaks
-from harness.data.importers import Record
+from harness.data.importers.base import Record
 from harness.data.splits import HoldOut
 from harness.errors import UserError
 

@@ -27,6 +27,9 @@ class Ranks:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world, self.device = rank, world, torch.device("cpu")
 
+    def share(self, count: int) -> slice:
+        return slice(self.rank, count, self.world)
+
 
 @pytest.fixture(scope="module")
 def samples(dataset: Path) -> Samples:
@@ -70,7 +73,7 @@ def global_batches(
 
 
 @pytest.mark.parametrize("block", [None, 7])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_any_world_any_workers_resumed_at_every_step(
     samples: Samples, vit_backbone: Backbone, world: int, workers: int, block: int | None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.config.schema import BackboneConfig
 from harness.data.reader import Dataset
-from harness.demo import train_clip
+from harness.demo import clip_training
 from harness.demo.attributes import BROAD, sample
 from harness.demo.benchmark import CLASSES, IMAGES, Picture, distribution, make_dataset, pictures, write_images
 from harness.demo.captions import FACTS, caption, fact_flags, facts_of, words_of_captions
@@ -127,6 +127,7 @@ def test_the_committed_model_is_small_and_says_what_it_is() -> None:
     assert "clinical" in card
 
 
+@pytest.mark.slow
 def test_class_names_score_near_chance_and_symptoms_clearly_above(backbone: Backbone, tmp_path: Path) -> None:
     """The premise in miniature: general visual knowledge, no medical terms."""
     make_dataset(tmp_path / "data")
@@ -144,26 +145,29 @@ def test_class_names_score_near_chance_and_symptoms_clearly_above(backbone: Back
     assert accuracy("symptoms") > 0.55
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path: Path) -> None:
     """A minute part of the training that made the weights: the loss falls, and the model that is written loads."""
-    pixels, facts = train_clip.draw_chunk((0, 0, 64))
+    pixels, facts = clip_training.draw_chunk((0, 0, 64))
     torch.manual_seed(0)
-    model = CLIP(**train_clip.MODEL)
-    batch = train_clip.Captions(facts, 64, 1, seed=0)[0]
+    model = CLIP(**clip_training.MODEL)
+    batch = clip_training.Captions(facts, 64, 1, seed=0)[0]
 
     def loss() -> float:
         with torch.no_grad():
-            image = torch.nn.functional.normalize(model.visual(train_clip.normalise(tensor[batch[0]].float())), dim=-1)
-            text = torch.nn.functional.normalize(train_clip.encode_text(model, batch[1]), dim=-1)
+            image = torch.nn.functional.normalize(
+                model.visual(clip_training.normalise(tensor[batch[0]].float())), dim=-1
+            )
+            text = torch.nn.functional.normalize(clip_training.encode_text(model, batch[1]), dim=-1)
             true = torch.from_numpy(np.stack([fact_flags(facts[place]) for place in batch[0]]))
             matches = batch[2].float() @ (~true).float().T == 0
             assert matches.diagonal().all(), "each caption is true of its own image"
-            return float(train_clip.contrast(model.logit_scale.exp() * text @ image.T, matches))
+            return float(clip_training.contrast(model.logit_scale.exp() * text @ image.T, matches))
 
     tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     before = loss()
-    train_clip.fit(model, tensor, facts, steps=6, batch_size=64, lr=1e-3, workers=0, seed=0)
+    clip_training.fit(model, tensor, facts, steps=6, batch_size=64, lr=1e-3, workers=0, seed=0)
     assert loss() < before
-    train_clip.write_model(model, tmp_path)
+    clip_training.write_model(model, tmp_path)
     loaded = load_backbone(BackboneConfig(name=str(tmp_path)))
     assert loaded.encode_images(loaded.eval_transform(Image.fromarray(pixels[0]))[None]).shape == (1, 128)

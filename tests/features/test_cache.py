@@ -228,6 +228,7 @@ def test_build_computes_all_that_runs_will_read(
 
 
 @pytest.mark.parametrize("bank", ["true", "false"])
+@pytest.mark.slow
 def test_a_signal_ends_encoding_between_batches(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: str
 ) -> None:

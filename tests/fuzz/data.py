@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from harness.data.describe import digest_tables
 from harness.data.reader import Dataset
-from harness.data.shards import digest_tables
 from harness.runs.execute import execute
 from harness.system.files import digest_file, read_json, write_json
 from tests.data.drawn_images import drawn, image_folder, save
-from tests.data.test_external import samples, write
+from tests.data.external_shards import samples, write
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
 
 

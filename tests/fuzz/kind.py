@@ -23,7 +23,7 @@ MOST_CHARACTERS = 1500  # of a line
 
 @dataclass(frozen=True)
 class Sound:
-    """What originals are made of."""
+    """The parts that originals are made of."""
 
     dataset: Path
     symptoms: Path

@@ -97,7 +97,7 @@ def bounded() -> Iterator[None]:
 
 
 def snapshot(folder: Path, without: Path) -> dict[str, str]:
-    """What lies in a folder: digests and names of all files and folders, but for those in `without`."""
+    """List a folder: digests and names of all files and folders, but for those in `without`."""
     found: dict[str, str] = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if Path(parent, name) != without]
@@ -116,6 +116,7 @@ def test_what_is_not_damaged_ends_well(
     kind.use(sound, tmp_path / "work", Calm())
 
 
+@pytest.mark.slow
 def test_damage(
     name: str,
     case: int,

@@ -82,6 +82,7 @@ def test_the_same_config_gives_the_same_bits(base_config: dict[str, Any], vip_ru
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++")
+@pytest.mark.slow
 def test_a_compiled_image_tower_gives_the_same_prompts(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_failed_run_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vip"])
 @pytest.mark.parametrize("backbone", ["vit", "bert"])
+@pytest.mark.slow
 def test_every_method_runs_on_other_backbones(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path, method: str, backbone: str
 ) -> None:
@@ -143,6 +145,7 @@ def test_every_method_runs_on_other_backbones(
         assert json.loads((path / "provenance.json").read_text())["training_samples"] == 6
 
 
+@pytest.mark.slow
 def test_a_draw_of_fewer_than_asked_for_is_recorded(base_config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 6 images, fewer than the 9 shots asked for"):
         run(base_config, tmp_path, "method=coop", "data.shots=9")
@@ -152,6 +155,7 @@ def test_a_draw_of_fewer_than_asked_for_is_recorded(base_config: dict[str, Any],
     assert provenance["training_samples"] == 18
 
 
+@pytest.mark.slow
 def test_a_selection_to_be_doubted_is_recorded(
     base_config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

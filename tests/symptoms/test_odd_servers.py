@@ -383,6 +383,7 @@ def job(url: str, cache: ResponseCache) -> int | UserError:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/version", "/health", "/metrics", "/v1/chat/completions"])
 @pytest.mark.parametrize("answer", HOSTILE)
+@pytest.mark.slow
 def test_a_hostile_answer_ends_well_or_in_one_line(
     cache: ResponseCache, monkeypatch: pytest.MonkeyPatch, path: str, answer: str
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_server_that_dies_shows_the_end_of_its_log(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
 def test_no_orphan_however_the_command_ends(stub: Path, model: Path, number: signal.Signals) -> None:
     """Ctrl-C goes to the whole foreground group, as from a terminal; the child of the server ignores SIGTERM."""
     command = [*VIPBENCH, "serve", str(model), "--python", str(stub), "--port", str(server_module._free_port())]
@@ -271,6 +272,7 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_generate_serves_the_model_for_the_job_and_ends_it(model: Path, tmp_path: Path) -> None:
     words = ["--serve", str(model), "--task", "skin", "--classes", "melanoma,nevus", "--modality", "dermoscopy"]
     words += ["--rounds", "1", "--keep-jargon", "--cache", str(tmp_path / "answers.sqlite"), "--out", str(tmp_path)]

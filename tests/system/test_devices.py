@@ -41,9 +41,15 @@ def logits(run: Path) -> np.ndarray:
     return np.stack(pd.read_parquet(run / "predictions.parquet")["logits"].to_list())
 
 
-def on_both(base: dict[str, Any], out: Path, method: str, *overrides: str) -> Path:
+@pytest.fixture(scope="module")
+def cpu_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs on the CPU, which are done once for all tests that compare with them."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def on_both(base: dict[str, Any], cpu_runs: Path, out: Path, method: str, *overrides: str) -> Path:
     """Run on the CPU and on the pretended GPU; returns the latter's directory."""
-    cpu = execute(configured(base, out, method, "cpu", *overrides))
+    cpu = execute(configured(base, cpu_runs, method, "cpu", *overrides))
     with pretended_gpu():
         gpu = execute(configured(base, out, method, "cuda", *overrides))
     np.testing.assert_allclose(logits(gpu), logits(cpu), atol=1e-4)
@@ -80,16 +86,20 @@ def test_two_devices_raise_where_they_meet() -> None:
 
 @pytest.mark.parametrize("bank", [True, False], ids=["bank", "images"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs(base_config: dict[str, Any], tmp_path: Path, method: str, bank: bool) -> None:
-    on_both(base_config, tmp_path, method, f"run.bank={bank}")
+@pytest.mark.slow
+def test_every_method_runs(
+    base_config: dict[str, Any], cpu_runs: Path, tmp_path: Path, method: str, bank: bool
+) -> None:
+    on_both(base_config, cpu_runs, tmp_path, method, f"run.bank={bank}")
 
 
 @pytest.mark.parametrize("tower", ["vit", "bert", "bidirectional"])
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.slow
 def test_every_kind_of_tower_runs(
-    base_config: dict[str, Any], model_folder: Path, tmp_path: Path, method: str, tower: str
+    base_config: dict[str, Any], model_folder: Path, cpu_runs: Path, tmp_path: Path, method: str, tower: str
 ) -> None:
-    on_both(base_config, tmp_path, method, f"backbone={model_folder / tower}.json")
+    on_both(base_config, cpu_runs, tmp_path, method, f"backbone={model_folder / tower}.json")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +112,16 @@ def test_every_kind_of_tower_runs(
     ids=["adamw", "text in parts", "loader processes"],
 )
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
-def test_every_way_to_train_runs(base_config: dict[str, Any], tmp_path: Path, method: str, settings: list[str]) -> None:
-    on_both(base_config, tmp_path, method, *settings)
+@pytest.mark.slow
+def test_every_way_to_train_runs(
+    base_config: dict[str, Any], cpu_runs: Path, tmp_path: Path, method: str, settings: list[str]
+) -> None:
+    on_both(base_config, cpu_runs, tmp_path, method, *settings)
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
     """Autocast itself needs CUDA; what is stored, scaled and restored in half precision does not."""
     with pretended_gpu():
@@ -116,20 +130,27 @@ def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method
 
 
 @pytest.mark.parametrize("bank", [True, False], ids=["bank", "images"])
+@pytest.mark.slow
 def test_a_damaged_image_is_left_out(
     base_config: dict[str, Any], tmp_path: Path, one_damaged_image: None, bank: bool
 ) -> None:
-    run = on_both(base_config, tmp_path, "coop", "data.on_error=skip", f"run.bank={bank}")
+    run = on_both(base_config, tmp_path, tmp_path, "coop", "data.on_error=skip", f"run.bank={bank}")
     assert len(logits(run)) == 20
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.slow
 def test_a_run_goes_on(
-    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, optimizer: str
+    base_config: dict[str, Any],
+    cpu_runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    optimizer: str,
 ) -> None:
     settings = [f"train.optimizer={optimizer}", "train.lr=0.001", "run.checkpoint_steps=2"]
-    whole = execute(configured(base_config, tmp_path, method, "cpu", *settings))
+    whole = execute(configured(base_config, cpu_runs, method, "cpu", *settings))
     config = configured(base_config, tmp_path, method, "cuda", *settings)
     advance = Training.advance
 
@@ -149,6 +170,7 @@ def test_a_run_goes_on(
 
 
 @pytest.mark.parametrize("method", ["vip", "coop"])
+@pytest.mark.slow
 def test_packed_runs(base_config: dict[str, Any], tmp_path: Path, method: str) -> None:
     def configs(device: str) -> list[Config]:
         return [configured(base_config, tmp_path, method, device, f"seed={seed}") for seed in (1, 2, 3)]
@@ -167,15 +189,17 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip"])
-def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.slow
+def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cpu_runs: Path, method: str) -> None:
     from harness.runs.transfer import evaluate_run
 
-    run = execute(configured(base_config, tmp_path, method, "cpu"))
+    run = execute(configured(base_config, cpu_runs, method, "cpu"))
     with pretended_gpu():
         scored = evaluate_run(run, dataset, "test", None, "cuda")
     np.testing.assert_allclose(logits(scored), logits(run), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, symptoms: Path) -> None:
     from harness.symptoms import filters, sets
     from harness.symptoms.options import load
@@ -193,7 +217,7 @@ def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, sym
 
 def test_copies_between_devices_are_made_in_one_place() -> None:
     """Towers, engines and the script that made the demo's CLIP move what they hold themselves."""
-    allowed = {"devices.py", "backbone.py", "optimizer_state.py", "zero.py", "train_clip.py"}
+    allowed = {"devices.py", "backbone.py", "optimizer_state.py", "zero.py", "clip_training.py", "train_clip.py"}
     root = Path(__file__).parents[2]
     paths = [*root.glob("harness/**/*.py"), *root.glob("baselines/*.py")]
     assert len(paths) > 100

@@ -11,7 +11,7 @@ import pytest
 
 from harness.data import images
 from harness.data.images import BadImage, normalise_file
-from harness.data.importers import read_manifest
+from harness.data.importers import csv
 from harness.data.names import listed_classes
 from harness.errors import UserError
 from harness.features.cache import FeatureBank, list_banks
@@ -89,13 +89,14 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     "classes": lambda file, folder: listed_classes(None, file),
     "classes and groups": lambda file, folder: read_classes("t", None, file, None, None),
     "a key": lambda file, folder: read_key(file),
-    "a manifest": lambda file, folder: read_manifest(file),
+    "a manifest": lambda file, folder: csv.read(file),
     "an export": lambda file, folder: ResponseCache(folder / "cache").load(file),
     "a batch": lambda file, folder: read_batch(file, [], ResponseCache(folder / "cache"), Identity("m", "r", "v")),
 }
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+@pytest.mark.slow
 def test_no_more_is_read_of_a_file_than_it_may_hold(tmp_path: Path, read: Callable[[Path, Path], Any]) -> None:
     file = tmp_path / "huge"
     file.touch()

@@ -50,6 +50,7 @@ def configs(base: dict[str, Any], out: Path, *overrides: str) -> list[Config]:
 
 @pytest.mark.parametrize("options", [["method=vip"], ["method=coop", "train.select=best"], ["method=cocoop"]])
 @pytest.mark.parametrize("kind", ["resnet", "bert"])
+@pytest.mark.slow
 def test_together_is_as_alone(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path, options: list[str], kind: str
 ) -> None:

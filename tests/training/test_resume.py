@@ -122,6 +122,7 @@ def test_a_signal_ends_a_run_at_a_checkpoint(
 
 
 @pytest.mark.parametrize("passes", range(1, 8))
+@pytest.mark.slow
 def test_a_signal_during_validation_and_test_loses_nothing(
     mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_signal_during_validation_and_test_loses_nothing(
     assert record(execute(run)) == record(whole_run)
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_run_loads_or_waits_for_the_bank(
     mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_signal_while_a_run_loads_or_waits_for_the_bank(
 
 
 @pytest.mark.parametrize("passes", [0, 1, 3])
+@pytest.mark.slow
 def test_a_signal_ends_packed_runs_each_at_its_checkpoint(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_signal_ends_packed_runs_each_at_its_checkpoint(
         assert [row.keys() for row in logs[0]] == [row.keys() for row in logs[1]]
 
 
+@pytest.mark.slow
 def test_loading_processes_leave_signals_to_their_run(
     mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +320,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_vanished_shard_is_one_line(
     base_config: dict[str, Any], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:

@@ -1,0 +1,100 @@
+"""A CSV or Parquet manifest: path, label, and optionally split and patient."""
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.data.importers.base import Row, Source, make_source, split_name
+from harness.data.names import class_name
+from harness.errors import UserError
+from harness.system.files import lines_of
+
+COLUMNS = ("path", "label", "split", "patient")
+NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")
+
+
+def read(file: Path, classes: list[str] | None = None, image_root: Path | None = None) -> Source:
+    """Read a CSV or Parquet table: path, label (a class name), and optionally split and patient.
+
+    Paths are relative to `image_root`, or to the table's folder. Classes are sorted by name unless given in order.
+    """
+    if not os.path.isfile(file):
+        raise UserError(f"{file}: no such file")
+    rows_of = _parquet_rows if file.suffix.lower() in (".parquet", ".pq") else _csv_rows
+    rows = []
+    try:
+        for where, cells in rows_of(file):
+            path, label, split, patient = (_text(cells.get(name), f"{where}: {name}") for name in COLUMNS)
+            if not path or not label:
+                raise UserError(f"{where}: the {'label' if path else 'path'} is empty")
+            if label.casefold() in NOT_NUMBERS:
+                raise UserError(
+                    f"{where}: the label is {label!r}, as a missing number is written; it should name a class"
+                )
+            known = split_name(split, where) if split else None
+            rows.append(Row(path, class_name(label), known, patient or None, where))
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
+    if 0 < sum(row.split is None for row in rows) < len(rows):
+        blank = next(row for row in rows if row.split is None)
+        raise UserError(f"{blank.where}: no split, but other rows have one; give each row a split, or none")
+    return make_source(rows, image_root or file.parent, classes or sorted({row.class_name for row in rows}))
+
+
+def _check_columns(columns: Iterable[str], file: Path) -> None:
+    names = list(columns)
+    if missing := [name for name in ("path", "label") if name not in names]:
+        raise UserError(f"{file}: no column {missing[0]!r}; it needs path and label (and may have split, patient)")
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise UserError(f"{file}: the column {twice[0]!r} is there twice")
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place of each row, and its cells by column. Raises csv.Error where there is no table."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines_of(lines), strict=True)
+        header = next(reader, None)
+        if header is None:
+            raise csv.Error("it is empty")
+        _check_columns(header, file)
+        for row in reader:
+            where = f"{file}, row {reader.line_num}"
+            if len(row) > len(header):
+                raise UserError(
+                    f"{where}: {len(row)} cells under {len(header)} columns; a cell with a comma needs quotes"
+                )
+            if row:
+                yield where, dict(zip(header, row, strict=False))  # cells that are left out at the end are empty
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        _check_columns(table.schema_arrow.names, file)
+        columns = [name for name in COLUMNS if name in table.schema_arrow.names]
+        number = 0
+        for batch in table.iter_batches(columns=columns):
+            for cells in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", cells
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
+
+
+def _text(cell: Any, where: str) -> str:
+    """Convert a cell to text; whole numbers without a point, since a column of integers with gaps comes as decimals."""
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, float):
+        if not math.isfinite(cell):
+            raise UserError(f"{where} is {cell}; it should be text or a finite number")
+        cell = int(cell) if cell.is_integer() else cell
+    if not isinstance(cell, str | int | float):
+        raise UserError(f"{where} is a {type(cell).__name__}; it should be text or a number")
+    return str(cell).strip()
