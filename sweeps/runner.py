@@ -52,6 +52,7 @@ def run_sweep(
     overrides: Sequence[str] = (),
     command: Sequence[str] = RUN_COMMAND,
     pack: bool = False,
+    plugins: Sequence[Path] = (),
 ) -> list[RunState]:
     """Run what a grid plans and is neither finished nor at work; returns where each run of this grid stands.
 
@@ -59,6 +60,7 @@ def run_sweep(
         executor: what runs it; None: this machine, one run at a time.
         pack: train runs together that differ only in seed, shots or learning rate.
         command: starts one run when a config file is added to it.
+        plugins: Python files that register methods, for every run.
 
     Raises:
         UserError: the grid or what it names is wrong, `out` cannot be written, or another process works on this sweep. A run
@@ -68,7 +70,7 @@ def run_sweep(
     names: list[str] = []
 
     def missing() -> list[Unit]:
-        names.extend(plan(grid, out, overrides))
+        names.extend(plan(grid, out, overrides, plugins))
         write_json(out / HOW, {"executor": executor.model_dump(mode="json"), "pack": pack})
         return _units(out, _missing(out, names), command, pack)
 
@@ -176,24 +178,26 @@ def _units(out: Path, names: Sequence[str], command: Sequence[str], pack: bool) 
     return [unit(out, members, command) for members in groups]
 
 
-def plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
+def plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> list[str]:
     """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
     from harness.config.identity import Digests, run_name
     from harness.config.schema import Config
     from harness.data.info import DatasetInfo
+    from harness.methods.registry import method_digest
     from harness.models.backbone import backbone_digest
     from harness.symptoms.sets import load_sets, sets_digest
     from sweeps.grid import read_grid
 
     configs = read_grid(
-        grid, [*overrides, f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"]
+        grid, [*overrides, f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"], plugins
     )  # quoted: overrides are YAML
     datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
     symptoms = {files: sets_digest(load_sets(files)) for files in {config.symptoms for config in configs}}
     backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
     runs: dict[str, Config] = {}
     for config in configs:
-        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms])
+        files = datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms]
+        digests = Digests(*files, method_digest(config.method.name))
         runs.setdefault(run_name(config, digests), config)
     for name, config in runs.items():
         write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())

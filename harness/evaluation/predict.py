@@ -1,5 +1,6 @@
 """Predictions: every sample exactly once, on any number of ranks. Predictions are written; metrics derive from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from scipy.special import logsumexp
 
 from harness.distributed.topology import Topology
-from harness.evaluation.metrics import compute_metrics
+from harness.evaluation.metrics import compute_metrics, softmax
 from harness.features.source import Source
 from harness.methods.base import Method
+
+COLUMNS = ("id", "label", "class", "predicted", "logits", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,19 @@ class Predictions:
             f"(always guessing {classes[counts.argmax()]!r} gives {found['majority_share']:.4f})"
         )
 
-    def to_frame(self) -> pd.DataFrame:
-        """Columns id, label, logits (a list of C float32)."""
-        return pd.DataFrame({"id": self.ids, "label": self.labels, "logits": list(self.logits)})
+    def to_frame(self, classes: Sequence[str]) -> pd.DataFrame:
+        """A row per sample: `COLUMNS`, of which class and predicted are names, logits and probabilities lists of C float32."""
+        names = np.array(classes, dtype=object)
+        probabilities = softmax(self.logits).astype(np.float32)
+        values = (
+            self.ids,
+            self.labels,
+            names[self.labels],
+            names[self.logits.argmax(axis=1)],
+            list(self.logits),
+            list(probabilities),
+        )
+        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 class EvaluationSet:

@@ -11,7 +11,7 @@ from harness.data.reader import Dataset
 from harness.distributed.topology import Topology
 from harness.errors import UserError
 from harness.methods.base import Method, Task
-from harness.methods.registry import method_class
+from harness.methods.registry import method_class, method_digest
 from harness.models.backbone import Backbone, load_backbone
 from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
 from harness.system.devices import to_device
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, loaded. Runs on the same data, backbone and symptoms can share it."""
+    """The loaded inputs of a run. Runs on the same data, backbone and symptoms can share them."""
 
     dataset: Dataset
     task: Task
@@ -40,7 +40,7 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
         raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     if config.run.compile:
         backbone.image.compile()
-    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms))
+    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
     return Inputs(dataset, task, backbone, digests)
 
 

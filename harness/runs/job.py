@@ -5,6 +5,7 @@ import logging
 from harness.config.schema import Config, TrainConfig
 from harness.distributed.engines.zero import gathered_parameters
 from harness.distributed.topology import Topology
+from harness.methods.registry import plugin_digests
 from harness.runs.data import RunData
 from harness.runs.directory import RunDirectory
 from harness.runs.inputs import Inputs, build_method
@@ -27,6 +28,8 @@ class Job:
         self.config, self.inputs, self.topology, self.directory = config, inputs, topology, directory
         self.provenance = Provenance(inputs.dataset, inputs.digests, topology)
         self.provenance.add(seeds=config.seeds)
+        if config.run.plugins:
+            self.provenance.add(plugins=plugin_digests(config.run.plugins))
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.data = RunData(config, inputs, topology, type(self.method))
         self._note_training_samples()

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, digests, hardware and times."""
+"""Provenance of a result: versions, commit, digests, hardware and times."""
 
 import importlib.metadata
 import os
@@ -26,7 +26,7 @@ class Provenance:
         self.facts: dict[str, Any] = {
             "dataset": dataset.info.name,
             "classes": dataset.classes,
-            "digests": digests._asdict(),
+            "digests": digests.to_mapping(),
         }
 
     def add(self, **facts: Any) -> None:
