@@ -40,7 +40,7 @@ class Predictions:
         return compute_metrics(self.labels, self.logits, classes)
 
     def summary(self, classes: list[str]) -> str:
-        """Accuracy beside what it must be compared with: balanced accuracy, and always guessing the most frequent class."""
+        """Accuracy with its references: balanced accuracy, and the share of the most frequent class."""
         found, counts = self.metrics(classes), np.bincount(self.labels, minlength=len(classes))
         return (
             f"accuracy {found['accuracy']:.4f}, balanced accuracy {found['balanced_accuracy']:.4f} on {len(self.ids)} images "
@@ -72,7 +72,7 @@ class EvaluationSet:
 
     @torch.no_grad()
     def predict(self, method: Method) -> Predictions:
-        """Logits of all samples but damaged ones that are skipped, the same on every rank.
+        """Predict all samples, except damaged ones that are skipped; the result is the same on every rank.
 
         Raises:
             UserError: a logit or a feature is not finite.

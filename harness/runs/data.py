@@ -27,10 +27,10 @@ VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
 
 
 class RunData:
-    """What one run reads of its dataset, on the device, as its method reads it.
+    """The data that one run reads, on the device, in the form that its method takes.
 
     Attributes:
-        samples, validation: those to learn from and those to select with, None where the run has none.
+        samples, validation: the training samples and those to select an epoch with; None where the run has none.
     """
 
     def __init__(self, config: Config, inputs: Inputs, topology: Topology, method: type[Method]) -> None:
@@ -42,15 +42,15 @@ class RunData:
             self.samples, self.validation = training_samples(config, inputs.dataset)
         self._read: list[tuple[str, Views]] = []
 
-    def too_few(self) -> dict[str, int]:
-        """Classes with fewer training samples than the config asks for, and how many they have."""
+    def classes_below_shots(self) -> dict[str, int]:
+        """The number of training samples of each class that has fewer than `data.shots`."""
         shots = self.config.data.shots
         if self.samples is None or shots == "all":
             return {}
         return fewer(self.samples, self.inputs.dataset.classes, shots)
 
     def batches(self, train: TrainConfig) -> TrainingBatches:
-        """The batches of the training."""
+        """The batches of the training loop."""
         assert self.samples is not None and train.augmentation_seed is not None
         augmentation = Augmentation(train.augmentation_seed, train.crop_scale, train.flip)
         source = self._source(self.samples, "train", augmentation)
@@ -83,7 +83,7 @@ class RunData:
         self.test_set().source.fill([EVALUATION])
 
     def skipped(self) -> dict[str, dict[str, str]]:
-        """Damaged samples that were left out, by split, and why; all ranks call it together."""
+        """The reason for each damaged sample that was left out, by split and id; all ranks call it together."""
         found: dict[str, dict[str, str]] = {}
         for split, images in self._read:
             found.setdefault(split, {}).update(self.topology.all_gather_objects(images.skipped.items()))
@@ -119,7 +119,7 @@ class RunData:
         return source
 
     def _bank(self, samples: Samples, split: str, augmentation: Augmentation | None) -> FeatureBank:
-        """Where the features of a split's samples are stored."""
+        """The bank that stores the features of a split's samples."""
         config, inputs = self.config, self.inputs
         facts = bank_facts(
             inputs.backbone.digest,
@@ -135,7 +135,7 @@ class RunData:
 
 
 def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples | None]:
-    """The training samples and those to select with: k per class and up to min(k, 4) per class, or all of both."""
+    """Draw the training and validation samples: k and at most min(k, 4) per class, or all of both."""
     train = dataset.split("train")
     validation = dataset.split("val") if dataset.has("val") else None
     shots, seed = config.data.shots, config.data.split_seed

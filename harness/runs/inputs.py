@@ -1,4 +1,4 @@
-"""The inputs of a run: dataset, task and backbone, loaded; and the method made of them."""
+"""Load the inputs of a run (dataset, task and backbone), and build its method from them."""
 
 import logging
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Inputs:
 
 
 def load_inputs(config: Config, topology: Topology) -> Inputs:
-    """Load what a config names. Raises UserError where it is missing, damaged or does not fit together."""
+    """Load dataset, symptom sets and backbone of a config. Raises UserError where one is missing, damaged or does not fit."""
     dataset = Dataset(config.data.path)
     symptoms = load_sets(config.symptoms)
     task = make_task(dataset.classes, symptoms)
@@ -45,7 +45,7 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
 
 
 def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
-    """A task with the symptoms of its classes. Raises UserError where a class is in no set."""
+    """Make the task of some classes and their symptoms. Raises UserError where a class is in no set."""
     texts = tuple(symptoms.texts(classes) for symptoms in sets)
     if not texts:
         return Task(classes)
@@ -55,7 +55,7 @@ def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
-    """A method at its start, on the backbone's device; its random values are keyed by the run's seed."""
+    """Build a method with its initial values, which the run's seed determines, on the backbone's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)

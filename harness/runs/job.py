@@ -1,4 +1,4 @@
-"""One run at work: its method is prepared and trained, then tested, and what it leaves is written."""
+"""Prepare, train and test the method of one run, and write its results."""
 
 import logging
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Job:
-    """One run at work: its training, then its test. All ranks compute; the one that has a directory writes.
+    """A run in progress: its training, then its test. All ranks compute; the one that has a directory writes.
 
     Attributes:
         training: None for a method without a training loop.
-        checkpoints: where the training is saved, and goes on from.
+        checkpoints: of the training, which is resumed from the newest.
     """
 
     def __init__(self, config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> None:
@@ -32,7 +32,7 @@ class Job:
             self.provenance.add(plugins=plugin_digests(config.run.plugins))
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.data = RunData(config, inputs, topology, type(self.method))
-        self._note_training_samples()
+        self._record_training_samples()
         if self.data.support_views:
             self.method.prepare(*self.data.support())
         self.training = self._training(config.train) if config.train else None
@@ -41,7 +41,7 @@ class Job:
             directory.write_config(config)
 
     def test(self, best: BestEpoch | None) -> None:
-        """Predict the test split with what was learned, and write all that a run leaves."""
+        """Predict the test split and write the results: learned tensors, predictions, metrics and provenance."""
         if best:
             assert self.config.train is not None
             self.provenance.add(kept_epoch=best.epoch, validation_accuracy=best.validation_accuracy)
@@ -73,11 +73,11 @@ class Job:
         write_step = self.directory.write_step if self.directory else lambda row: None
         return Training(self.method, batches, validation, train, self.topology, write_step, self.config.run.log_every)
 
-    def _note_training_samples(self) -> None:
-        """Put into the provenance how many samples are learned from, and which classes have fewer than was asked for."""
+    def _record_training_samples(self) -> None:
+        """Add to the provenance the number of training samples, and the classes with fewer than `data.shots`."""
         if self.data.samples is None:
             return
         self.provenance.add(training_samples=len(self.data.samples))
-        if short := self.data.too_few():
+        if short := self.data.classes_below_shots():
             log.warning("data.fewer=take: fewer than %d images of %s", self.config.data.shots, ", ".join(short))
             self.provenance.add(fewer_than_shots=short)

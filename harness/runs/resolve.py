@@ -1,4 +1,4 @@
-"""Resolve a config: what a user wrote, with the recipe of the method and every default filled in.
+"""Resolve a config: fill in the recipe of its method and every default.
 
 `vipbench config CONFIG.yaml [key=value ...]` prints one resolved. Paths are relative to the current directory.
 """
@@ -85,7 +85,7 @@ def _with_plugins(draft: _Draft, plugins: Sequence[Path]) -> _Draft:
 
 
 def _resolve_draw(draft: _Draft) -> dict[str, Any]:
-    """The draw of the images that a method learns from."""
+    """Resolve the draw of the training images: its split seed, None where nothing is drawn."""
     if draft.data.shots == 0:
         raise UserError(f"data.shots: method {draft.method['name']!r} trains and needs images; give a number or 'all'")
     split_seed = None  # where nothing is drawn
@@ -95,7 +95,7 @@ def _resolve_draw(draft: _Draft) -> dict[str, Any]:
 
 
 def _unused_draw(draft: _Draft) -> dict[str, Any]:
-    """Pinned seeds and shots of a method that reads no images: they change nothing there, so that equal runs are one run."""
+    """Fixed seeds and shots for a method that reads no training images, so that equal runs have one identity."""
     return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
 
 

@@ -60,7 +60,7 @@ def evaluate_run(
         settings = config.data.model_copy(update={"on_error": on_error} if on_error else {})
         loading = Loading(config.run.eval_batch_size, config.run.workers, settings.on_error)
         source = Source(dataset.split(split), method.backbone, method.needs, topology, loading, split)
-        predictions = _in_order(EvaluationSet(source, topology).predict(method), classes, dataset.classes)
+        predictions = _reorder(EvaluationSet(source, topology).predict(method), classes, dataset.classes)
         digests = Digests(
             dataset.info.digest, method.backbone.digest, sets_digest(symptom_sets), method_digest(config.method.name)
         )
@@ -78,13 +78,13 @@ def evaluate_run(
 
 
 def _name(dataset: str, split: str, digests: Digests, trained: dict[str, Any]) -> str:
-    """The folder of an evaluation: readable words of the dataset and its digest, and that of another symptom set."""
+    """The folder name of an evaluation: dataset, split and digest, and the digest of another symptom set."""
     words = [re.sub(r"[^\w-]+", "-", word) for word in (dataset, split)]
     other = digests.symptoms if digests.symptoms != trained["symptoms"] else None
     return "_".join([*words, digests.dataset[:8], *([f"symptoms-{other[:8]}"] if other else [])])
 
 
-def _in_order(predictions: Predictions, predicted: list[str], labelled: list[str]) -> Predictions:
-    """Logits in the method's order of classes, put into the dataset's, in which its labels count."""
+def _reorder(predictions: Predictions, predicted: list[str], labelled: list[str]) -> Predictions:
+    """Put logits [N, C] from the method's order of classes into the dataset's, which its labels follow."""
     columns = np.array([predicted.index(name) for name in labelled])
     return Predictions(predictions.ids, predictions.labels, np.ascontiguousarray(predictions.logits[:, columns]))
