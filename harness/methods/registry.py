@@ -5,7 +5,9 @@ as entry points of the group `vipbench.methods`, under their names; it is import
 """
 
 import importlib
+import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ from harness.system.files import digest_file, digest_json
 
 BUILT_IN = ("harness.methods", "baselines")  # packages
 ENTRY_POINTS = "vipbench.methods"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 M = TypeVar("M", bound=Method)
 
 
@@ -46,10 +49,15 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
     """Class decorator: add a method to the registry under its name.
 
     Raises:
-        UserError: the name is taken, or the class is no `Method` with a `Config`, or was not defined in a file.
+        UserError: the name is taken or cannot be that of a folder, or the class is no `Method` with a `Config`, or was not
+            defined in a file.
     """
 
     def add(cls: type[M]) -> type[M]:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"method {shortened(name)!r}: a name has letters, digits, _ and - only, since folders are named so"
+            )
         if name in _methods:
             raise UserError(f"method {name!r} is registered already, by {_methods[name].origin}; rename one")
         if not (issubclass(cls, Method) and issubclass(getattr(cls, "Config", object), MethodConfig)):
@@ -84,10 +92,13 @@ def load_plugins(paths: Sequence[Path]) -> None:
     """
     _import_built_in()
     for path in paths:
-        path = path.resolve()
-        if not path.is_file() or path.suffix != ".py":
+        if not os.path.isfile(path) or path.suffix != ".py":
             raise UserError(f"plugin {path}: no such Python file; give one that registers a method")
-        digest = digest_file(path)
+        path = path.resolve()
+        try:
+            digest = digest_file(path)
+        except OSError as error:
+            raise UserError(f"plugin {path}: cannot be read: {error.strerror}") from error
         if _plugins.get(path) != digest:
             with _all_or_nothing():
                 _load_plugin(path)
@@ -109,7 +120,7 @@ def _load_plugin(path: Path) -> None:
     module = sys.modules[spec.name] = module_from_spec(spec)
     with _one_line(f"plugin {path}", path):
         # Not by the loader, which may take a cached file of an earlier content, and would write one beside the user's.
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     if not set(_methods) - others:
         raise UserError(f'plugin {path}: registers no method; put @register("NAME") on a subclass of Method')
 

@@ -78,16 +78,14 @@ class Run:
         """The predictions of the test split, a row per sample in the order of ids.
 
         Columns: id, label (position of the class), class and predicted (names), logits and probabilities (lists of C float32),
-        and for each class, under its name, its probability.
+        and for each class, under its name, its probability ("NAME (class)" where the name is that of another column).
 
         Raises:
             UserError: the file is damaged.
         """
         path = self.path / PREDICTIONS
         try:
-            stored = pd.read_parquet(
-                path, columns=["id", "label", "logits"]
-            )  # what derives from them is computed again
+            stored = pd.read_parquet(path, columns=["id", "label", "logits"])  # the other columns derive from them
             logits = np.stack(stored["logits"].to_list())
             found = Predictions(stored["id"].to_numpy(), stored["label"].to_numpy(), logits)
             frame = found.to_frame(self.classes)

@@ -102,6 +102,8 @@ def test_other_code_is_another_run_and_does_not_evaluate_the_first(config: Path,
     plugin.write_text(plugin.read_text().replace("weight: NonNegativeFloat = 8.0", "weight: NonNegativeFloat = 8.00"))
     command("run", config, "--plugin", plugin)
     assert len(list((tmp_path / "runs").glob("my_kgcoop_*"))) == 2
+    table = CliRunner().invoke(app, ["table", str(tmp_path / "runs"), "--rows", "method", "--columns", "shots"])
+    assert "would mix runs before and after method.name=my_kgcoop changed in content" in str(table.exception)
     with pytest.raises(UserError, match="code of method 'my_kgcoop' is not what it was when the run was made"):
         evaluate_run(first, dataset, "test", None, "cpu")
     plugin.unlink()
@@ -146,6 +148,7 @@ BAD = {
     "halfway.py": (METHOD.format(name="mine") + "\n1 / 0\n", "ZeroDivisionError"),
     "config.py": (METHOD.format(name="mine").replace("= MethodConfig", "= dict"), "whose Config is a subclass"),
     "no_class.py": (METHOD.format(name="mine").replace("(TextClassifier)", ""), "give a subclass of Method"),
+    "names.py": (METHOD.format(name="../mine"), "a name has letters, digits, _ and - only"),
     "text.txt": (METHOD.format(name="mine"), "no such Python file"),
     "missing.py": (None, "no such Python file"),
 }
