@@ -29,19 +29,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 M = TypeVar("M", bound=Method)
 
 
-class _Entry(NamedTuple):
-    """A registered method, with the file that defines it and its SHA-256; without them where it is one of vipbench's own."""
+class _Code(NamedTuple):
+    """The file that defines a method, and its SHA-256."""
 
-    method: type[Method]
-    file: Path | None = None
-    digest: str | None = None
-
-    @property
-    def origin(self) -> str:
-        return str(self.file or self.method.__module__)
+    file: Path
+    digest: str
 
 
-_methods: dict[str, _Entry] = {}
+_methods: dict[str, type[Method]] = {}
+_code: dict[type[Method], _Code] = {}  # of methods that are not vipbench's own
 _plugins: dict[Path, str] = {}  # SHA-256 of those loaded
 
 
@@ -59,10 +55,12 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
                 f"method {shortened(name)!r}: a name has letters, digits, _ and - only, since folders are named so"
             )
         if name in _methods:
-            raise UserError(f"method {name!r} is registered already, by {_methods[name].origin}; rename one")
+            raise UserError(f"method {name!r} is registered already, by {_origin(name)}; rename one")
         if not (issubclass(cls, Method) and issubclass(getattr(cls, "Config", object), MethodConfig)):
             raise UserError(f"method {name!r}: give a subclass of Method, whose Config is a subclass of MethodConfig")
-        _methods[name] = _Entry(cls, *_defined_in(name, cls))
+        if cls.__module__.rpartition(".")[0] not in BUILT_IN:
+            _code[cls] = _defined_in(name, cls)
+        _methods[name] = cls
         return cls
 
     return add
@@ -76,12 +74,25 @@ def method_names() -> list[str]:
 
 def method_class(name: str | None) -> type[Method]:
     """The method of a name. Raises UserError where there is none, or two, or its package cannot be imported."""
-    return _entry(name).method
+    names = method_names()
+    if name is None or name not in names:
+        raise UserError(f"config: method.name: there is no method {name!r}; {did_you_mean(str(name), names)}")
+    offers = [entry for entry in _offered(tuple(sys.path)) if entry.name == name]
+    if name not in _methods:
+        _import_offer(offers[0])
+    for offer in offers:
+        if _root(_methods[name].__module__) != _root(offer.module):
+            raise UserError(
+                f"method {name!r} is registered by {_origin(name)} and offered by {_distribution(offer)} "
+                f"(entry point {offer.value}); rename one, or uninstall it"
+            )
+    return _methods[name]
 
 
 def method_digest(name: str) -> str | None:
     """SHA-256 of the file that defines a method; None for vipbench's own, whose version is on record in another way."""
-    return _entry(name).digest
+    code = _code.get(method_class(name))
+    return code.digest if code else None
 
 
 def load_plugins(paths: Sequence[Path]) -> None:
@@ -112,7 +123,7 @@ def plugin_digests(paths: Sequence[Path]) -> dict[str, str]:
 
 def _load_plugin(path: Path) -> None:
     """Execute a file as a module of a name that nothing else has, in the place of what it registered before."""
-    for name in [name for name, entry in _methods.items() if entry.file == path]:
+    for name in [name for name, cls in _methods.items() if cls in _code and _code[cls].file == path]:
         del _methods[name]
     others = set(_methods)
     spec = spec_from_file_location(f"vipbench_plugin_{digest_json(str(path))[:16]}", path)
@@ -123,22 +134,6 @@ def _load_plugin(path: Path) -> None:
         exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     if not set(_methods) - others:
         raise UserError(f'plugin {path}: registers no method; put @register("NAME") on a subclass of Method')
-
-
-def _entry(name: str | None) -> _Entry:
-    names = method_names()
-    if name is None or name not in names:
-        raise UserError(f"config: method.name: there is no method {name!r}; {did_you_mean(str(name), names)}")
-    offers = [entry for entry in _offered(tuple(sys.path)) if entry.name == name]
-    if name not in _methods:
-        _import_offer(offers[0])
-    for offer in offers:
-        if _root(_methods[name].method.__module__) != _root(offer.module):
-            raise UserError(
-                f"method {name!r} is registered by {_methods[name].origin} and offered by {_distribution(offer)} "
-                f"(entry point {offer.value}); rename one, or uninstall it"
-            )
-    return _methods[name]
 
 
 def _import_offer(offer: EntryPoint) -> None:
@@ -165,16 +160,20 @@ def _import_built_in() -> None:
         importlib.import_module(f"baselines.{module.name}")
 
 
-def _defined_in(name: str, cls: type[Method]) -> tuple[Path | None, str | None]:
-    """The file that defines a method, and its SHA-256; None for vipbench's own."""
-    if cls.__module__.rpartition(".")[0] in BUILT_IN:
-        return None, None
+def _origin(name: str) -> str:
+    """The file or module that registered a method, for error messages."""
+    cls = _methods[name]
+    return str(_code[cls].file) if cls in _code else cls.__module__
+
+
+def _defined_in(name: str, cls: type[Method]) -> _Code:
+    """The file that defines a method. Raises UserError where there is none, as for a class of a notebook."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if file is None:
         raise UserError(
             f"method {name!r}: its code is part of what a run is, and must be a file; save it and name it in run.plugins"
         )
-    return Path(file), digest_file(Path(file))
+    return _Code(Path(file), digest_file(Path(file)))
 
 
 @contextmanager

@@ -46,10 +46,10 @@ def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_plugins", {})
 
 
-def forget(plugin: Path) -> None:
+def forget_plugins() -> None:
     """Do as if this were another process."""
     registry._plugins.clear()
-    for name in [name for name, entry in registry._methods.items() if entry.file == plugin]:
+    for name in [name for name, cls in registry._methods.items() if cls in registry._code]:
         del registry._methods[name]
 
 
@@ -85,7 +85,7 @@ def test_a_new_method_takes_few_lines_and_trains_where_it_is_named(config: Path,
 
     write_images(tmp_path / "images", seed=3)
     command("prepare", tmp_path / "images", "--format", "folder", "--out", tmp_path / "other")
-    forget(plugin)
+    forget_plugins()
     command("evaluate", path, "--data", tmp_path / "other", "--device", "cpu")
     (evaluation,) = (path / "evaluations").iterdir()
     assert json.loads((evaluation / "metrics.json").read_text())["samples"] == 21
@@ -109,7 +109,7 @@ def test_other_code_is_another_run_and_does_not_evaluate_the_first(config: Path,
     plugin.unlink()
     with pytest.raises(UserError, match=r"plugin .*my_kgcoop\.py: no such Python file"):
         evaluate_run(first, dataset, "test", None, "cpu")
-    forget(plugin)
+    forget_plugins()
     same = evaluate_run(first, dataset, "test", None, "cpu", plugins=[kept])
     assert json.loads((same / "metrics.json").read_text()) == Run.load(first).metrics
     assert Run.load(first, [kept]).method().task.classes == CLASSES
@@ -119,7 +119,7 @@ def test_a_sweep_holds_its_plugins_and_packs(config: Path, tmp_path: Path) -> No
     plugin, grid = write_plugin(tmp_path), tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({"base": str(config), "axes": {"seed": [1, 2]}}))
     names = plan(grid, tmp_path / "out", plugins=[plugin])
-    forget(plugin)
+    forget_plugins()
     configs = [load_config(tmp_path / "out" / "configs" / f"{name}.yaml") for name in names]
     assert [found.run.plugins for found in configs] == [(plugin,)] * 2
     assert execute_together(configs) == {}
@@ -149,6 +149,7 @@ BAD = {
     "config.py": (METHOD.format(name="mine").replace("= MethodConfig", "= dict"), "whose Config is a subclass"),
     "no_class.py": (METHOD.format(name="mine").replace("(TextClassifier)", ""), "give a subclass of Method"),
     "names.py": (METHOD.format(name="../mine"), "a name has letters, digits, _ and - only"),
+    "nowhere.py": (METHOD.format(name="mine").replace("@register", "del __file__\n@register"), "must be a file"),
     "text.txt": (METHOD.format(name="mine"), "no such Python file"),
     "missing.py": (None, "no such Python file"),
 }
