@@ -50,7 +50,7 @@ def simulate(folder: Path) -> int:
         run.mkdir(parents=True)
         write_text(run / "config.yaml", config.to_yaml())
         write_json(run / "metrics.json", metrics[numbers.integers(len(metrics))])
-        write_json(run / "provenance.json", {"dataset": "benchmark", "digests": digests.to_mapping(), "versions": {}})
+        write_json(run / "provenance.json", {"dataset": "benchmark", "digests": digests._asdict(), "versions": {}})
     return len(os.listdir(folder))
 
 

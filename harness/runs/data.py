@@ -27,10 +27,10 @@ VALIDATION_SHOTS = 4  # at most, per class; as in CoOp's protocol
 
 
 class RunData:
-    """The data that one run reads, on the device, in the form that its method takes.
+    """The samples that one run reads of its dataset, on the device, as its method reads them.
 
     Attributes:
-        samples, validation: the training samples and those to select an epoch with; None where the run has none.
+        samples, validation: those to learn from and those to select with, None where the run has none.
     """
 
     def __init__(self, config: Config, inputs: Inputs, topology: Topology, method: type[Method]) -> None:
@@ -119,7 +119,7 @@ class RunData:
         return source
 
     def _bank(self, samples: Samples, split: str, augmentation: Augmentation | None) -> FeatureBank:
-        """The bank that stores the features of a split's samples."""
+        """The feature bank of a split's samples."""
         config, inputs = self.config, self.inputs
         facts = bank_facts(
             inputs.backbone.digest,

@@ -1,7 +1,7 @@
 """Load the inputs of a run (dataset, task and backbone), and build its method from them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,7 +11,7 @@ from harness.data.reader import Dataset
 from harness.distributed.topology import Topology
 from harness.errors import UserError
 from harness.methods.base import Method, Task
-from harness.methods.registry import method_class, method_digest
+from harness.methods.registry import method_class, method_digest, plugin_digests
 from harness.models.backbone import Backbone, load_backbone
 from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
 from harness.system.devices import to_device
@@ -21,12 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """The loaded inputs of a run. Runs on the same data, backbone and symptoms can share them."""
+    """The loaded inputs of a run. Runs on the same data, backbone and symptoms, with the same plugins, can share them.
+
+    Attributes:
+        plugins: SHA-256 by path.
+    """
 
     dataset: Dataset
     task: Task
     backbone: Backbone
     digests: Digests
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 def load_inputs(config: Config, topology: Topology) -> Inputs:
@@ -41,7 +46,7 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     if config.run.compile:
         backbone.image.compile()
     digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
-    return Inputs(dataset, task, backbone, digests)
+    return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
 
 
 def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:

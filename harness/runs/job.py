@@ -5,7 +5,6 @@ import logging
 from harness.config.schema import Config, TrainConfig
 from harness.distributed.engines.zero import gathered_parameters
 from harness.distributed.topology import Topology
-from harness.methods.registry import plugin_digests
 from harness.runs.data import RunData
 from harness.runs.directory import RunDirectory
 from harness.runs.inputs import Inputs, build_method
@@ -28,20 +27,20 @@ class Job:
         self.config, self.inputs, self.topology, self.directory = config, inputs, topology, directory
         self.provenance = Provenance(inputs.dataset, inputs.digests, topology)
         self.provenance.add(seeds=config.seeds)
-        if config.run.plugins:
-            self.provenance.add(plugins=plugin_digests(config.run.plugins))
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.data = RunData(config, inputs, topology, type(self.method))
-        self._record_training_samples()
+        self._note_training_samples()
         if self.data.support_views:
             self.method.prepare(*self.data.support())
         self.training = self._training(config.train) if config.train else None
         self.checkpoints = Checkpoints(directory, topology, config.run)
         if directory:
             directory.write_config(config)
+        if inputs.plugins:
+            self.provenance.add(plugins=inputs.plugins)
 
     def test(self, best: BestEpoch | None) -> None:
-        """Predict the test split and write the results: learned tensors, predictions, metrics and provenance."""
+        """Predict the test split with what was learned, and write all that a run leaves."""
         if best:
             assert self.config.train is not None
             self.provenance.add(kept_epoch=best.epoch, validation_accuracy=best.validation_accuracy)
@@ -73,7 +72,7 @@ class Job:
         write_step = self.directory.write_step if self.directory else lambda row: None
         return Training(self.method, batches, validation, train, self.topology, write_step, self.config.run.log_every)
 
-    def _record_training_samples(self) -> None:
+    def _note_training_samples(self) -> None:
         """Add to the provenance the number of training samples, and the classes with fewer than `data.shots`."""
         if self.data.samples is None:
             return
