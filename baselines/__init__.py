@@ -1,1 +1,1 @@
-"""Methods that ViP is compared with, one file each. A file here is found by itself; see CONTRIBUTING.md."""
+"""Methods that ViP is compared with, one file each. Every file here is imported; see CONTRIBUTING.md."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from harness.config.options import Plugins
 from harness.data import cli as data_cli
 from harness.data.choices import OnError
 from harness.demo import cli as demo_cli
@@ -67,21 +68,22 @@ app.add_typer(symptoms_cli.app, name="symptoms")
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     force: Annotated[bool, typer.Option("--force", help="run again although it is finished")] = False,
 ) -> None:
     """Run one config: train, test, write the run directory."""
     from harness.runs.execute import execute
     from harness.runs.resolve import load_config
 
-    execute(load_config(config, overrides or []), force)
+    execute(load_config(config, overrides or [], plugin or []), force)
 
 
 @app.command("config")
-def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
+def show_config(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Print a config resolved: every default filled in."""
     from harness.runs.resolve import load_config
 
-    typer.echo(load_config(config, overrides or []).to_yaml(), nl=False)
+    typer.echo(load_config(config, overrides or [], plugin or []).to_yaml(), nl=False)
 
 
 @app.command()
@@ -92,11 +94,14 @@ def evaluate(
     symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
     device: Annotated[Device, typer.Option(help="where to compute; auto is a GPU where there is one")] = Device.auto,
     on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="the run's plugin, where it lies elsewhere now; repeatable")
+    ] = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
     from harness.runs.transfer import evaluate_run
 
-    evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None)
+    evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None, plugin or [])
 
 
 def main() -> None:

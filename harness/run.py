@@ -1,6 +1,6 @@
 """Start ONE run: a config in, a run directory out.
 
-python harness/run.py CONFIG.yaml [key=value ...] [--force]
+python harness/run.py CONFIG.yaml [key=value ...] [--plugin METHOD.py] [--force]
 torchrun --nproc-per-node 2 harness/run.py CONFIG.yaml
 accelerate launch harness/run.py CONFIG.yaml
 """
@@ -19,6 +19,7 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
+from harness.config.options import Plugins  # noqa: E402
 from harness.runs.execute import execute  # noqa: E402
 from harness.runs.resolve import load_config  # noqa: E402
 from harness.system.console import end_with_runner, user_errors  # noqa: E402
@@ -27,6 +28,7 @@ from harness.system.console import end_with_runner, user_errors  # noqa: E402
 def main(
     config: Annotated[Path, typer.Argument(help="a config in YAML")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")] = None,
+    plugin: Plugins = None,
     force: Annotated[
         bool, typer.Option("--force", help="start again although it is finished or has a checkpoint")
     ] = False,
@@ -34,7 +36,7 @@ def main(
     """Run one config."""
     end_with_runner()
     with user_errors():
-        execute(load_config(config, overrides or []), force)
+        execute(load_config(config, overrides or [], plugin or []), force)
 
 
 if __name__ == "__main__":

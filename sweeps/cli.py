@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.config.options import Plugins
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
     out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
+    plugin: Plugins = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
     ] = False,
@@ -91,7 +93,7 @@ def run(
         from sweeps.runner import run_sweep
 
         chosen = _executor(executor, given)
-        states = run_sweep(grid, out, chosen, overrides or [], pack=pack)
+        states = run_sweep(grid, out, chosen, overrides or [], pack=pack, plugins=plugin or [])
         if wait:
             states = _watch(out, [state.name for state in states])
     except KeyboardInterrupt:

@@ -46,10 +46,11 @@ class Grid(Section):
     include: list[dict[str, Any]] = Field(default_factory=list)
 
 
-def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
-    """The resolved config of each combination, in the grid's order: the last axis varies fastest; included runs come last.
+def read_grid(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> list[Config]:
+    """The resolved config of each combination, in the grid's order: the last axis varies fastest, then what is included.
 
-    `overrides` (key=value) change every run. Combinations may resolve to the same config: zero-shot ignores seed and shots.
+    `overrides` (key=value) change every run, and `plugins` are added to each. Combinations may resolve to the same config:
+    zero-shot ignores seed and shots.
 
     Raises:
         UserError: the file or one of its configs is wrong, or `adjust` or `exclude` name what no combination has.
@@ -69,7 +70,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> list[Config]:
     kept += [_apply(base, changes) for changes in grid.include]
     if not kept:
         raise UserError(f"{path}: the grid is empty; give axes or include, and exclude less")
-    return [resolve_config(override(mapping, overrides)) for mapping in kept]
+    return [resolve_config(override(mapping, overrides), plugins) for mapping in kept]
 
 
 def _apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,23 +20,25 @@ class Plan(Section):
     runs: tuple[str, ...]
 
 
-def write_plan(grid: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
+def write_plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> list[str]:
     """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
     from harness.config.identity import Digests, run_name
     from harness.config.schema import Config
     from harness.data.info import DatasetInfo
+    from harness.methods.registry import method_digest
     from harness.models.backbone import backbone_digest
     from harness.symptoms.sets import load_sets, sets_digest
     from sweeps.grid import read_grid
 
     runs_at = f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"  # quoted: overrides are YAML
-    configs = read_grid(grid, [*overrides, runs_at])
+    configs = read_grid(grid, [*overrides, runs_at], plugins)
     datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
     symptoms = {files: sets_digest(load_sets(files)) for files in {config.symptoms for config in configs}}
     backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
     runs: dict[str, Config] = {}
     for config in configs:
-        digests = Digests(datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms])
+        content = datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms]
+        digests = Digests(*content, method_digest(config.method.name))
         runs.setdefault(run_name(config, digests), config)
     for name, config in runs.items():
         write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())

@@ -62,6 +62,7 @@ def run_sweep(
     overrides: Sequence[str] = (),
     command: Sequence[str] = RUN_COMMAND,
     pack: bool = False,
+    plugins: Sequence[Path] = (),
 ) -> list[RunState]:
     """Run the runs of a grid that are neither finished nor at work; returns the states of all runs of this grid.
 
@@ -69,6 +70,7 @@ def run_sweep(
         executor: None: this machine, one run at a time.
         pack: train runs together that differ only in seed, shots or learning rate.
         command: starts one run when a config file is added to it.
+        plugins: Python files that register methods, for every run.
 
     Raises:
         UserError: the grid or what it names is wrong, `out` cannot be written, or another process works on this sweep. A run
@@ -78,7 +80,7 @@ def run_sweep(
     names: list[str] = []
 
     def missing() -> list[Unit]:
-        names.extend(write_plan(grid, out, overrides))
+        names.extend(write_plan(grid, out, overrides, plugins))
         write_json(out / LAUNCH, {"executor": executor.model_dump(mode="json"), "pack": pack})
         return plan_units(out, _missing(out, names), command, pack)
 

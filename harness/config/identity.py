@@ -12,11 +12,21 @@ LATER = ("steps", "schedule", "final_lr", "betas", "eps")
 
 
 class Digests(NamedTuple):
-    """SHA-256 of the content that a run reads."""
+    """SHA-256 of the content that a run reads.
+
+    Attributes:
+        symptoms: None for a method that reads none.
+        method: of the file that defines the method; None for vipbench's own methods.
+    """
 
     dataset: str
     backbone: str
     symptoms: str | None
+    method: str | None = None
+
+    def to_mapping(self) -> dict[str, str | None]:
+        """Digests by name; that of the method only where there is one, so that other runs are what they were before."""
+        return {name: digest for name, digest in self._asdict().items() if name != "method" or digest}
 
 
 def run_name(config: Config, digests: Digests) -> str:
@@ -33,6 +43,6 @@ def run_name(config: Config, digests: Digests) -> str:
         for name in LATER:
             if settings["train"][name] is None:
                 del settings["train"][name]
-    facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests._asdict()}
+    facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests.to_mapping()}
     identity = digest_json(facts | ({"compile": True} if config.run.compile else {}))
     return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"

@@ -134,6 +134,7 @@ class RunConfig(Section):
     # Where steps and results are sent to; see harness/runs/tracking.py.
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     tracking_project: str = "vipbench"  # its name at W&B and MLflow
+    plugins: tuple[HomePath, ...] = ()  # Python files that register methods; see harness/methods/registry.py
     bank: bool = True  # store image features under `out`, shared by all runs there
     bank_gib: Gib | None = None  # how much the stored features may take; those used longest ago leave first
 

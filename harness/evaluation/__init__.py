@@ -1,1 +1,1 @@
-"""From logits to metrics."""
+"""Evaluation: predictions of a split, and the metrics that derive from them."""

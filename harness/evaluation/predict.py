@@ -1,5 +1,6 @@
 """Predictions: every sample exactly once, on any number of ranks. Predictions are written; metrics derive from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from scipy.special import logsumexp
 
 from harness.distributed.topology import Topology
-from harness.evaluation.metrics import compute_metrics
+from harness.evaluation.metrics import compute_metrics, softmax
 from harness.features.source import Source
 from harness.methods.base import Method
+
+COLUMNS = ("id", "label", "class", "predicted", "logits", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,26 @@ class Predictions:
         return compute_metrics(self.labels, self.logits, classes)
 
     def summary(self, classes: list[str]) -> str:
-        """Accuracy beside what it must be compared with: balanced accuracy, and always guessing the most frequent class."""
+        """Accuracy with its references: balanced accuracy, and the share of the most frequent class."""
         found, counts = self.metrics(classes), np.bincount(self.labels, minlength=len(classes))
         return (
             f"accuracy {found['accuracy']:.4f}, balanced accuracy {found['balanced_accuracy']:.4f} on {len(self.ids)} images "
             f"(always guessing {classes[counts.argmax()]!r} gives {found['majority_share']:.4f})"
         )
 
-    def to_frame(self) -> pd.DataFrame:
-        """Columns id, label, logits (a list of C float32)."""
-        return pd.DataFrame({"id": self.ids, "label": self.labels, "logits": list(self.logits)})
+    def to_frame(self, classes: Sequence[str]) -> pd.DataFrame:
+        """A row per sample: `COLUMNS`, of which class and predicted are names, logits and probabilities lists of C float32."""
+        names = np.array(classes, dtype=object)
+        probabilities = softmax(self.logits).astype(np.float32)
+        values = (
+            self.ids,
+            self.labels,
+            names[self.labels],
+            names[self.logits.argmax(axis=1)],
+            list(self.logits),
+            list(probabilities),
+        )
+        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 class EvaluationSet:
@@ -59,7 +72,7 @@ class EvaluationSet:
 
     @torch.no_grad()
     def predict(self, method: Method) -> Predictions:
-        """Logits of all samples but damaged ones that are skipped, the same on every rank.
+        """Predict all samples, except damaged ones that are skipped; the result is the same on every rank.
 
         Raises:
             UserError: a logit or a feature is not finite.

@@ -44,8 +44,8 @@ class FeatureBank:
 
     Args:
         root: the folder of all banks.
-        facts: what determines the features, as JSON, "precision" among it; it names the bank.
-        samples: N, how many samples the split has.
+        facts: everything that determines the features, as JSON, "precision" among it; its digest names the bank.
+        samples: N, the number of samples of the split.
         dim: d.
         bound: bytes that all banks of the folder may take together; None for no bound.
     """
@@ -58,7 +58,7 @@ class FeatureBank:
         self._in_use = _use(self.folder, facts)
 
     def lock(self) -> FileLock:
-        """Held by the process that fills the bank; the operating system releases it when that process dies."""
+        """A lock for the process that fills the bank; the operating system releases it when that process dies."""
         return FileLock(self.folder / LOCK)
 
     def reserve(self, records: Sequence[tuple[int, int]]) -> None:
@@ -69,7 +69,7 @@ class FeatureBank:
         """
         if self.bound is None or not records:
             return
-        needed = self._room(records)
+        needed = self._disk_bytes(records)
         in_use = 0
         for bank in list_banks(self.folder.parent, check=False):
             with _unused(bank.folder) as unused:
@@ -82,7 +82,7 @@ class FeatureBank:
             )
         prune(self.folder.parent, self.bound - needed)
 
-    def _room(self, records: Sequence[tuple[int, int]]) -> int:
+    def _disk_bytes(self, records: Sequence[tuple[int, int]]) -> int:
         """Bytes on disk that records (view, row) take: whole blocks, each counted once, since holes take none."""
         view, row = np.array(records).T
         first, last = row * self.record.itemsize // BLOCK, ((row + 1) * self.record.itemsize - 1) // BLOCK
@@ -93,7 +93,7 @@ class FeatureBank:
         return len(np.unique(view[:, None] * in_a_view + blocks)) * BLOCK
 
     def read(self, view: int, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Features [n, d] float32 of samples, and whether each is there [n] bool (where not, its features are zeros)."""
+        """Read features [n, d] float32 of samples, and a mask [n] bool of those that are stored; the others are zeros."""
         stored = _records(self._path(view), self.record, self.samples)
         records = np.zeros(len(rows), self.record)
         within = rows < len(stored)
@@ -104,7 +104,7 @@ class FeatureBank:
         return torch.from_numpy(features).view(self.dtype).float(), present
 
     def write(self, view: int, rows: np.ndarray, features: Tensor) -> None:
-        """Put features [n, d] of samples into a view.
+        """Store features [n, d] of samples in a view.
 
         Raises:
             UserError: the disk is full or cannot be written.
@@ -132,9 +132,9 @@ class BankInfo:
     """A bank on disk.
 
     Attributes:
-        facts: what determines its features; None where its facts.json is missing or damaged.
+        facts: everything that determines its features; None where facts.json is missing or damaged.
         size: bytes on disk.
-        records, damaged: how many records are there, and how many are damaged; 0 where nothing was checked.
+        records, damaged: the numbers of whole and of damaged records; 0 where nothing was checked.
         short: names of views that end before their last record, which reads as missing.
         used: when it was last used, in seconds since 1970; 0 where that is not known.
     """
@@ -198,7 +198,7 @@ def _use(folder: Path, facts: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _unused(folder: Path) -> Iterator[bool]:
-    """Keep a bank from being used while it is open; yields False where a process uses it."""
+    """Lock a bank against use for the length of a block; yields False where a process uses it."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(

@@ -248,7 +248,7 @@ def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
 
 def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
     """Describe a cell whose runs read different datasets, backbones or symptom sets."""
-    name = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms"}[kind]
+    name = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms", "method": "method.name"}[kind]
     places = list(dict.fromkeys(_show(value) for value in group[name]))
     if len(places) > 1:
         return f"cell {where} would mix {name}={', '.join(places)}; add {name} to --rows or --columns"

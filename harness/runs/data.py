@@ -42,15 +42,15 @@ class RunData:
             self.samples, self.validation = training_samples(config, inputs.dataset)
         self._read: list[tuple[str, Views]] = []
 
-    def too_few(self) -> dict[str, int]:
-        """Classes with fewer training samples than the config asks for, and how many they have."""
+    def classes_below_shots(self) -> dict[str, int]:
+        """The number of training samples of each class that has fewer than `data.shots`."""
         shots = self.config.data.shots
         if self.samples is None or shots == "all":
             return {}
         return fewer(self.samples, self.inputs.dataset.classes, shots)
 
     def batches(self, train: TrainConfig) -> TrainingBatches:
-        """The batches of the training."""
+        """The batches of the training loop."""
         assert self.samples is not None and train.augmentation_seed is not None
         augmentation = Augmentation(train.augmentation_seed, train.crop_scale, train.flip)
         source = self._source(self.samples, "train", augmentation)
@@ -83,7 +83,7 @@ class RunData:
         self.test_set().source.fill([EVALUATION])
 
     def skipped(self) -> dict[str, dict[str, str]]:
-        """Damaged samples that were left out, by split, and why; all ranks call it together."""
+        """The reason for each damaged sample that was left out, by split and id; all ranks call it together."""
         found: dict[str, dict[str, str]] = {}
         for split, images in self._read:
             found.setdefault(split, {}).update(self.topology.all_gather_objects(images.skipped.items()))
@@ -135,7 +135,7 @@ class RunData:
 
 
 def training_samples(config: Config, dataset: Dataset) -> tuple[Samples, Samples | None]:
-    """The training samples and those to select with: k per class and up to min(k, 4) per class, or all of both."""
+    """Draw the training and validation samples: k and at most min(k, 4) per class, or all of both."""
     train = dataset.split("train")
     validation = dataset.split("val") if dataset.has("val") else None
     shots, seed = config.data.shots, config.data.split_seed

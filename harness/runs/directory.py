@@ -4,7 +4,7 @@
         config.yaml           the resolved config
         provenance.json       versions, git commit, digests, seeds, hardware, times
         steps.jsonl           learning rate and loss by step, validation accuracy by epoch
-        predictions.parquet   id, label, logits of every test sample: the record from which metrics derive
+        predictions.parquet   id, class, logits and probabilities of every test sample: the record from which metrics derive
         metrics.json          see harness/evaluation/metrics.py
         prompts.safetensors   the learned tensors
         logs/rank-0.log ...   messages of each process
@@ -115,7 +115,7 @@ class RunDirectory:
     def write_evaluation(self, predictions: "Predictions", classes: list[str], provenance: Mapping[str, Any]) -> None:
         """Write predictions, the metrics that derive from them, and provenance."""
         with atomic_path(self.path / PREDICTIONS) as temporary:
-            predictions.to_frame().to_parquet(temporary, index=False)
+            predictions.to_frame(classes).to_parquet(temporary, index=False)
         metrics = predictions.metrics(classes)
         write_json(self.path / METRICS, metrics)
         write_json(self.path / PROVENANCE, dict(provenance))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def execute(config: Config, force: bool = False) -> Path:
-    """Train and test as a config says; all ranks call it together. Returns the run directory.
+    """Train and test one config; all ranks call it together. Returns the run directory.
 
     A finished run is not run again, and an unfinished one goes on from its newest checkpoint, unless `force`. Raises UserError
     for anything that the user can mend, and Stopped where a signal asked for an end, after what was done is written.

@@ -1,7 +1,7 @@
-"""The inputs of a run: dataset, task and backbone, loaded; and the method made of them."""
+"""Load the inputs of a run (dataset, task and backbone), and build its method from them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,7 +11,7 @@ from harness.data.reader import Dataset
 from harness.distributed.topology import Topology
 from harness.errors import UserError
 from harness.methods.base import Method, Task
-from harness.methods.registry import method_class
+from harness.methods.registry import method_class, method_digest, plugin_digests
 from harness.models.backbone import Backbone, load_backbone
 from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
 from harness.system.devices import to_device
@@ -21,16 +21,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, loaded. Runs on the same data, backbone and symptoms can share it."""
+    """The loaded inputs of a run. Runs on the same data, backbone and symptoms, with the same plugins, can share them.
+
+    Attributes:
+        plugins: SHA-256 by path.
+    """
 
     dataset: Dataset
     task: Task
     backbone: Backbone
     digests: Digests
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 def load_inputs(config: Config, topology: Topology) -> Inputs:
-    """Load what a config names. Raises UserError where it is missing, damaged or does not fit together."""
+    """Load dataset, symptom sets and backbone of a config. Raises UserError where one is missing, damaged or does not fit."""
     dataset = Dataset(config.data.path)
     symptoms = load_sets(config.symptoms)
     task = make_task(dataset.classes, symptoms)
@@ -40,12 +45,12 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
         raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     if config.run.compile:
         backbone.image.compile()
-    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms))
-    return Inputs(dataset, task, backbone, digests)
+    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
+    return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
 
 
 def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
-    """A task with the symptoms of its classes. Raises UserError where a class is in no set."""
+    """Make the task of some classes and their symptoms. Raises UserError where a class is in no set."""
     texts = tuple(symptoms.texts(classes) for symptoms in sets)
     if not texts:
         return Task(classes)
@@ -55,7 +60,7 @@ def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
-    """A method at its start, on the backbone's device; its random values are keyed by the run's seed."""
+    """Build a method with its initial values, which the run's seed determines, on the backbone's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)

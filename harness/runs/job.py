@@ -1,4 +1,4 @@
-"""One run at work: its method is prepared and trained, then tested, and what it leaves is written."""
+"""Prepare, train and test the method of one run, and write its results."""
 
 import logging
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Job:
-    """One run at work: its training, then its test. All ranks compute; the one that has a directory writes.
+    """A run in progress: its training, then its test. All ranks compute; the one that has a directory writes.
 
     Attributes:
         training: None for a method without a training loop.
-        checkpoints: where the training is saved, and goes on from.
+        checkpoints: of the training, which is resumed from the newest.
     """
 
     def __init__(self, config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> None:
@@ -38,6 +38,8 @@ class Job:
         self.checkpoints = Checkpoints(directory, topology, config.run)
         if directory:
             directory.write_config(config)
+        if inputs.plugins:
+            self.provenance.add(plugins=inputs.plugins)
 
     def test(self, best: BestEpoch | None) -> None:
         """Predict the test split with what was learned, and write all that a run leaves."""
@@ -73,10 +75,10 @@ class Job:
         return Training(self.method, batches, validation, train, self.topology, write_step, self.config.run.log_every)
 
     def _note_training_samples(self) -> None:
-        """Put into the provenance how many samples are learned from, and which classes have fewer than was asked for."""
+        """Add to the provenance the number of training samples, and the classes with fewer than `data.shots`."""
         if self.data.samples is None:
             return
         self.provenance.add(training_samples=len(self.data.samples))
-        if short := self.data.too_few():
+        if short := self.data.classes_below_shots():
             log.warning("data.fewer=take: fewer than %d images of %s", self.config.data.shots, ", ".join(short))
             self.provenance.add(fewer_than_shots=short)

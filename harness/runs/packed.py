@@ -1,7 +1,7 @@
 """Packed runs: several runs trained together in one process (harness/training/packing.py).
 
 The runs differ in seed, shots or learning rate and share data, backbone and method. Each run keeps its own batches, optimiser,
-selection and run directory, and ends as it would alone. One that fails does so alone.
+selection and run directory, and gives the same result as alone. A run that fails does not end the others.
 """
 
 import logging
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 
 class PackedRun:
-    """One run among several of a process: its directory, its log, its training, and how it ended.
+    """One of several runs in a process: its directory, log, training and outcome.
 
     Attributes:
-        error: why it failed, which does not stop the others; "" while it goes well.
-        stack: what is open for it; closing it finishes the run's directory.
-        batch, random: of the step that is next.
+        error: the reason of its failure, which does not stop the others; "" where there is none.
+        stack: its open resources; closing it finishes the run's directory.
+        batch, random: of the next step.
         best: the epoch kept, once the training has ended.
     """
 
@@ -56,8 +56,8 @@ class PackedRun:
         self.best: BestEpoch | None = None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Do what concerns this run alone: messages go into its log only, and an error of the user ends this run only."""
+    def isolated(self) -> Iterator[None]:
+        """Confine a block to this run: messages go into its log only, and a UserError ends this run only."""
         log_path = log_file(self.final.with_name(self.final.name + PARTIAL), rank=0)
         with log_only_to(log_path):
             try:
@@ -69,7 +69,7 @@ class PackedRun:
                 self.stack.__exit__(type(error), error, error.__traceback__)  # records it in the run's directory
 
     def start(self, inputs: Inputs, topology: Topology) -> None:
-        """Open the directory, and bring the training to where its newest checkpoint was."""
+        """Open the directory and resume the training from its newest checkpoint."""
         directory = self.stack.enter_context(open_run(self.config, self.final, topology))
         self.job = Job(self.config, inputs, topology, directory)
         self.job.provenance.add(packed=True)  # shared passes round differently, by about 1e-6
@@ -80,14 +80,14 @@ class PackedRun:
         self.batches = self.training.batches()
 
     def prepare_step(self) -> None:
-        """Get the next batch, whose step draws from random numbers of its own; where there is none, end the training."""
+        """Get the next batch and a random stream for its step; after the last batch, finish the training."""
         self.batch = next(self.batches, None)
         self.random = RandomStream()
         if self.batch is None:
             self.best = self.training.finish()
 
     def step(self, loss: Tensor) -> None:
-        """Update what is learned with the gradients that are there, and count the step."""
+        """Update the parameters with the accumulated gradients, and count the step."""
         training = self.training
         if training.train.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(training.method.trainable().values(), training.train.max_grad_norm)
@@ -99,17 +99,17 @@ class PackedRun:
         self.job.checkpoints.save(self.training, read_state(self.training.optimizer, self.training.loss.trainable()))
 
     def finish(self) -> None:
-        """Test what was trained; the directory is whole then."""
+        """Test the trained method; this completes the directory."""
         assert self.best
         self.job.test(self.best)
         self.stack.close()
 
 
 def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
-    """Train started runs in place, side by side, each from its own step on. Those that fail are left out from then on.
+    """Train started runs side by side, each from its own step on. A run that fails is left out from then on.
 
     Raises:
-        Stopped: a signal asked for an end, and all are saved.
+        Stopped: a signal asked for an end; checkpoints of all were written before.
     """
 
     def training() -> list[PackedRun]:
@@ -121,11 +121,11 @@ def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology
         try:
             while training():
                 for run in training():
-                    with run.alone():
+                    with run.isolated():
                         run.prepare_step()
                 stepping = training()
                 for run, loss in zip(stepping, backward_together(stepping, tower, topology), strict=True):
-                    with run.alone():
+                    with run.isolated():
                         run.step(loss)
                 progress.advance(len(stepping), note=f"{len(stepping)} runs")
                 if stepping and schedule.due(ended=any(run.training.step == run.training.steps for run in stepping)):
@@ -137,12 +137,12 @@ def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology
 
 def _save(runs: Sequence[PackedRun]) -> None:
     for run in runs:
-        with run.alone():
+        with run.isolated():
             run.save()
 
 
 def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> list[Tensor]:
-    """Add up the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
+    """Accumulate the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
     batches = [run.training.parts(run.batch, run.config.run.micro_batch) if run.batch else [] for run in runs]
     losses: list[list[Tensor]] = [[] for _ in runs]
     for index in range(max(map(len, batches), default=0)):
@@ -157,9 +157,9 @@ def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Top
 
 
 def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
-    """Run configs that `sweeps.packing` would group; returns why runs failed, by run directory.
+    """Run configs of one group of `sweeps.packing`; returns the reasons of failures by run directory.
 
-    What is finished is not run again. Raises UserError for what stops all of them, and Stopped as
+    Finished runs are skipped. Raises UserError for an error that concerns all of them, and Stopped as
     `harness.runs.execute.execute` does.
     """
     if not_packed := sorted(set(configs[0].run.tracking) & set(ONE_RUN_PER_PROCESS)):
@@ -176,14 +176,14 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
             runs = [PackedRun(final, config) for final, config in finals.items() if not is_finished(final)]
             for run in runs:
                 everything.enter_context(run.stack)
-                with run.alone():
+                with run.isolated():
                     run.start(inputs, topology)
             started = [run for run in runs if not run.error]
             if started:
                 fit_together(started, inputs.backbone.text, topology)
             for run in started:
                 if not run.error:
-                    with run.alone():
+                    with run.isolated():
                         run.finish()
                         log.info("%s", run.final)
         return {run.final: run.error for run in runs if run.error}

@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "transforme
 
 
 class Provenance:
-    """Collects what goes into a run's provenance.json, from its start on."""
+    """Collect the contents of a run's provenance.json from its start on."""
 
     def __init__(self, dataset: Dataset, digests: Digests, topology: Topology) -> None:
         self.started, self._clock = datetime.now(UTC), time.monotonic()
@@ -26,14 +26,14 @@ class Provenance:
         self.facts: dict[str, Any] = {
             "dataset": dataset.info.name,
             "classes": dataset.classes,
-            "digests": digests._asdict(),
+            "digests": digests.to_mapping(),
         }
 
     def add(self, **facts: Any) -> None:
         self.facts |= facts
 
     def describe(self) -> dict[str, Any]:
-        """Everything so far, with the time it took; all ranks call it together."""
+        """All facts so far, with versions, hardware and times; all ranks call it together."""
         return {
             **self.facts,
             "result_version": RESULT_VERSION,
@@ -47,7 +47,7 @@ class Provenance:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, ourselves and what computes results."""
+    """Versions of Python, vipbench and the packages that results depend on."""
     return {
         "python": platform.python_version(),
         "vipbench": __version__,
@@ -68,7 +68,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name and how many cores this process may use."""
+    """The processor's name and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,4 +1,4 @@
-"""Resolve a config: what a user wrote, with the recipe of the method and every default filled in.
+"""Resolve a config: fill in the recipe of its method and every default.
 
 `vipbench config CONFIG.yaml [key=value ...]` prints one resolved. Paths are relative to the current directory.
 """
@@ -21,25 +21,30 @@ from harness.config.schema import (
 )
 from harness.config.validation import Section, validate
 from harness.errors import UserError
-from harness.methods.registry import method_class
+from harness.methods.registry import load_plugins, method_class
 from harness.system.files import read_yaml
 
 log = logging.getLogger(__name__)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> Config:
     """Read a YAML file, apply `key.subkey=value` overrides, resolve.
 
+    Args:
+        plugins: Python files that register methods, besides those in `run.plugins`.
+
     Raises:
-        UserError: no such file, not YAML, unknown or misspelt key, wrong type or impossible value.
+        UserError: no such file, not YAML, unknown or misspelt key, wrong type or impossible value, or a plugin that cannot be
+            loaded.
     """
-    return resolve_config(override(read_yaml(path), overrides))
+    return resolve_config(override(read_yaml(path), overrides), plugins)
 
 
-def resolve_config(mapping: Mapping[str, Any]) -> Config:
-    """Validate and resolve a plain mapping. Raises UserError as `load_config` does."""
+def resolve_config(mapping: Mapping[str, Any], plugins: Sequence[Path] = ()) -> Config:
+    """Validate and resolve a plain mapping; its plugins are loaded. Arguments and errors are those of `load_config`."""
     given = {key: longhand(key, value) for key, value in mapping.items()}
-    draft = validate(_Draft, given)
+    draft = _with_plugins(validate(_Draft, given), plugins)
+    load_plugins(draft.run.plugins)
     method_type = method_class(draft.method.get("name"))
     method = validate(method_type.Config, draft.method, "method.")
     values = {name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "run")}
@@ -73,8 +78,14 @@ class _Draft(Section):
     run: RunConfig = RunConfig()
 
 
+def _with_plugins(draft: _Draft, plugins: Sequence[Path]) -> _Draft:
+    """Add plugins to a config by their absolute paths, each once."""
+    every = tuple(dict.fromkeys([*draft.run.plugins, *(path.absolute() for path in plugins)]))
+    return draft.model_copy(update={"run": draft.run.model_copy(update={"plugins": every})})
+
+
 def _resolve_draw(draft: _Draft) -> dict[str, Any]:
-    """The draw of the images that a method learns from."""
+    """Resolve the draw of the training images: its split seed, None where nothing is drawn."""
     if draft.data.shots == 0:
         raise UserError(f"data.shots: method {draft.method['name']!r} trains and needs images; give a number or 'all'")
     split_seed = None  # where nothing is drawn
@@ -84,7 +95,7 @@ def _resolve_draw(draft: _Draft) -> dict[str, Any]:
 
 
 def _unused_draw(draft: _Draft) -> dict[str, Any]:
-    """Pinned seeds and shots of a method that reads no images: they change nothing there, so that equal runs are one run."""
+    """Fixed seeds and shots for a method that reads no training images, so that equal runs have one identity."""
     return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
 
 

@@ -2,7 +2,7 @@
 
 python harness/run.py CONFIG.yaml run.tracking=[tensorboard]      # then: tensorboard --logdir runs
 
-Where W&B and MLflow send what they get is theirs to say (WANDB_MODE, WANDB_API_KEY, MLFLOW_TRACKING_URI, ...).
+W&B and MLflow read their destination from their own variables (WANDB_MODE, WANDB_API_KEY, MLFLOW_TRACKING_URI, ...).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +28,12 @@ ONE_RUN_PER_PROCESS = ("wandb", "mlflow")  # their clients keep the current run 
 def tracking(
     names: Sequence[str], project: str, run: str, folder: Path, settings: Mapping[str, Any]
 ) -> Iterator["Trackers"]:
-    """Trackers that are told of one run.
+    """Start the trackers of one run, and finish them at the end.
 
     Args:
         names: of "tensorboard", "wandb" and "mlflow".
         project: of W&B, and MLflow's experiment. run: the run's name there.
-        folder: where trackers write that write files.
+        folder: for the files of trackers that write some.
         settings: the run's config, by dotted keys.
 
     Raises:
@@ -51,7 +51,7 @@ def tracking(
 
 
 class Trackers:
-    """What is told of a run goes to all of them."""
+    """Pass the settings and numbers of a run on to several trackers."""
 
     def __init__(self, trackers: Sequence[GeneralTracker], settings: Mapping[str, Any]) -> None:
         self.trackers, self.step = trackers, 0
@@ -61,7 +61,7 @@ class Trackers:
             tracker.store_init_configuration(plain)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Tell numbers by name; "step" is when they were true, and where there is none the step before."""
+        """Log numbers by name at the step that "step" gives, or at that of the row before."""
         self.step = row.get("step", self.step)
         numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
         for tracker in self.trackers:

@@ -117,8 +117,10 @@ def test_room_is_counted_for_what_will_be_written(tmp_path: Path) -> None:
     store.write(1, rows, torch.ones(16, 512))
     (info,) = list_banks(tmp_path, check=False)
     assert info.size <= 16 * 2 * 4096
-    assert info.size <= store._room([(1, int(row)) for row in rows])
-    assert store._room([(view, row) for view in (0, 1) for row in range(10)]) == 2 * 6 * 4096, "neighbours share blocks"
+    assert info.size <= store._disk_bytes([(1, int(row)) for row in rows])
+    assert store._disk_bytes([(view, row) for view in (0, 1) for row in range(10)]) == 2 * 6 * 4096, (
+        "neighbours share blocks"
+    )
 
 
 @pytest.mark.parametrize("size", [0, 1, 19, 20, 199])
