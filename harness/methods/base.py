@@ -131,6 +131,8 @@ class Method(nn.Module):
         Packing shares passes of the text tower. A method that draws random numbers, combines gradients, or looks at a batch as
         a whole is trained alone.
         """
+        if not cls.trains:
+            return "it has no training loop"
         if cls.needs == "images":
             return "it trains inside the image tower"
         if cls.combine is not Method.combine:
@@ -147,6 +149,13 @@ class Method(nn.Module):
 
         Args:
             validation: as evaluated (V = 1); None where the dataset has no validation split.
+        """
+
+    def finish(self, validation: Support | None) -> None:
+        """Choose on validation samples what is chosen once all else is learned; called once, with the kept epoch's parameters.
+
+        Args:
+            validation: as `prepare` was given it; None also where `support` asks for nothing.
         """
 
     def forward(self, inputs: Tensor) -> Output:
@@ -203,7 +212,7 @@ class Method(nn.Module):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if own[name].shape != tensor.shape:
-                    own[name].data = torch.empty_like(tensor, device=own[name].device)
+                    own[name].data = own[name].new_empty(tensor.shape)
                 own[name].copy_(tensor)
         self.eval()
 
@@ -256,6 +265,11 @@ def template_features(task: Task, backbone: Backbone, templates: Sequence[str] |
     texts = [template.replace("{}", name) for name in names for template in templates]
     features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
     return F.normalize(features, dim=-1).view(len(names), len(templates), -1)
+
+
+def class_name_features(task: Task, backbone: Backbone) -> Tensor:
+    """L2-normalised text features [C, d] of the class names: the mean over the task's templates, normalised again."""
+    return F.normalize(template_features(task, backbone).mean(dim=1), dim=-1)
 
 
 def symptom_names(classes: Sequence[str], symptoms: Sequence[Sequence[str]]) -> list[str]:
