@@ -82,7 +82,7 @@ class TipAdapter(Method):
 
     def prepare(self, support: Support, validation: Support | None) -> None:
         self.keys.data = F.normalize((support.features * support.norms[..., None]).mean(dim=0), dim=-1)
-        self.values.data = F.one_hot(support.labels, len(self.task.classes)).float()
+        self.values.data = torch.eye(len(self.task.classes), device=support.labels.device)[support.labels]
 
     @torch.no_grad()
     def finish(self, validation: Support | None) -> None:
