@@ -1,6 +1,5 @@
 """Short runs of every registered method: what a test needs to put any of them through the same things."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from harness.training.loop import fit
 SMALL: dict[str, dict[str, Any]] = {"biomedcoop": {"tau": 0.8}}  # of three prompts more than 1.15 would keep all
 
 
-def small_config(base: Mapping[str, Any], name: str, out: Path, *overrides: str) -> Config:
+def small_config(base: dict[str, Any], name: str, out: Path, *overrides: str) -> Config:
     """A run of a second: two epochs of a method's own recipe, but for a rate at which something happens."""
     content = override(base, [f"run.out={out}", "run.log_every=1", *overrides])
     content["method"] = {"name": name, **SMALL.get(name, {})}
