@@ -20,15 +20,15 @@ MAY_DIFFER: dict[str, Any] = {
 def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
     """Names of runs, those together that one process works on, in the order of the plan.
 
-    Runs that differ only in seed, shots or learning rate (and what follows from them) train together. Methods that refuse
-    (`Method.not_packed`), fp16, whose loss scaling belongs to one run, and trackers that follow one run per process stay alone.
+    Runs that differ only in seed, shots or learning rate (and what follows from them) train together. Methods that train
+    nothing or read images, fp16, whose loss scaling belongs to one run, and trackers that follow one run per process stay alone.
     """
     if not pack:
         return [[name] for name in configs]
     groups: dict[str, list[list[str]]] = defaultdict(list)
     for name, config in configs.items():
-        refused = method_class(config.method.name).not_packed(config.method)
-        packs = not refused and config.precision != "fp16"
+        method = method_class(config.method.name)
+        packs = method.trains and method.needs == "features" and config.precision != "fp16"
         packs = packs and not set(config.run.tracking) & set(ONE_RUN_PER_PROCESS)
         same = groups[json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER)) if packs else name]
         if not same or len(same[-1]) == MOST:
