@@ -1,5 +1,6 @@
 """What every method must do, for each one that is registered: a new one is tested by being there."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,15 @@ def test_packed_is_as_alone_or_refused(base: dict[str, Any], tmp_path: Path, run
         return
     assert execute_together(together) == {}
     assert_close(tmp_path / runs[name].name, runs[name])
+
+
+def test_a_method_is_one_small_file() -> None:
+    """At most 150 lines, and no other file of the program names it, so that it has a special case nowhere."""
+    root = Path(__file__).parents[2]
+    for path in root.glob("baselines/*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 150, path
+    others = [path for folder in ("harness", "sweeps") for path in root.glob(f"{folder}/**/*.py")]
+    assert len(others) > 100
+    for path in others:
+        named = {name for name in METHODS if re.search(rf"""["']{name}["']""", path.read_text("utf-8"))}
+        assert named <= ({"vip"} if path.name == "vip.py" else set()), path
