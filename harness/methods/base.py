@@ -198,7 +198,7 @@ class Method(nn.Module):
         return {**self.trainable(), **fitted}
 
     def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `learned` gave. A tensor that is empty (it is made by `prepare`) takes any shape.
+        """Put back what `learned` gave. A dimension of size 0, which `prepare` decides, takes any size.
 
         Raises:
             UserError: names or shapes are not those of this method on this task.
@@ -206,8 +206,7 @@ class Method(nn.Module):
         own = self.learned()
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        fits = {name: given[name] if name in given and not own[name].numel() else shapes[name] for name in shapes}
-        if fits != given:
+        if shapes.keys() != given.keys() or not all(_fits(given[name], shape) for name, shape in shapes.items()):
             raise UserError(f"prompts: the file holds {given}, but the method learns {shapes}; they must agree")
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -215,6 +214,10 @@ class Method(nn.Module):
                     own[name].data = own[name].new_empty(tensor.shape)
                 own[name].copy_(tensor)
         self.eval()
+
+
+def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(given) == len(shape) and all(own in (0, size) for size, own in zip(given, shape, strict=True))
 
 
 class TextClassifier(Method):

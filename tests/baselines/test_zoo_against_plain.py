@@ -210,6 +210,19 @@ def test_tip_adapter(towers: dict[str, Towers], name: str, validated: bool) -> N
     assert set(method.trainable()) == trained
 
 
+def test_what_is_loaded_has_the_sizes_that_are_fixed(towers: dict[str, Towers]) -> None:
+    method = build(towers, "vit", "tip_adapter")
+    method.prepare(support_of(32, 3, 9, 2), None)
+    learned = dict(method.learned())
+    build(towers, "vit", "tip_adapter").load_learned(learned)
+    for keys in (torch.zeros(9, 31), torch.zeros(9), torch.zeros(9, 32, 1)):
+        with pytest.raises(UserError, match="they must agree"):
+            build(towers, "vit", "tip_adapter").load_learned({**learned, "keys": keys})
+    del learned["alpha"]
+    with pytest.raises(UserError, match="they must agree"):
+        build(towers, "vit", "tip_adapter").load_learned(learned)
+
+
 def test_tip_adapter_f_searches_after_the_training(towers: dict[str, Towers]) -> None:
     """On its learned keys, and from the validation samples alone."""
     method = build(towers, "vit", "tip_adapter_f", search_scale=(20.0, 60.0), search_steps=(5, 5))
