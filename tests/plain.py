@@ -105,3 +105,156 @@ def vip(
             merged = merge["t"][index] + torch.stack(weighted).sum(0)
         logits.append(model.logit_scale.exp() * unit(image) @ unit(merged))
     return torch.stack(logits)
+
+
+def softmax(values: list[Tensor]) -> list[Tensor]:
+    highest = max(float(value) for value in values)
+    exponents = [(value - highest).exp() for value in values]
+    return [exponent / sum(exponents) for exponent in exponents]
+
+
+def cross_entropy(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Mean over images of -log p(label)."""
+    losses = [-softmax(list(row))[int(label)].log() for row, label in zip(logits, labels, strict=True)]
+    return sum(losses[1:], start=losses[0]) / len(losses)
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    return (first @ second) / (first.norm() * second.norm())
+
+
+def template_feature(model: Any, tokenizer: Any, name: str) -> Tensor:
+    return unit(encode(model, tokenizer, words(model, tokenizer, f"a photo of a {name}.")))
+
+
+def prompted(model: Any, tokenizer: Any, classes: list[str], context: Tensor) -> list[Tensor]:
+    """CoOp's normalised class features; one context [M, w] for all classes."""
+    return [unit(encode(model, tokenizer, body(model, tokenizer, context, name, "end"))) for name in classes]
+
+
+def logits_of(model: Any, images: Tensor, features: list[Tensor]) -> list[Tensor]:
+    """[C] logits of each image."""
+    scale = model.logit_scale.exp()
+    return [torch.stack([scale * unit(image) @ feature for feature in features]) for image in images]
+
+
+def kgcoop(
+    model: Any, tokenizer: Any, images: Tensor, labels: Tensor, classes: list[str], context: Tensor, weight: float
+) -> Tensor:
+    """KgCoOp's loss: cross-entropy + w (1 - mean cosine to the template's features)."""
+    features = prompted(model, tokenizer, classes, context)
+    cosines = [
+        cosine(feature, template_feature(model, tokenizer, name))
+        for feature, name in zip(features, classes, strict=True)
+    ]
+    return cross_entropy(logits_of(model, images, features), labels) + weight * (1 - sum(cosines) / len(cosines))
+
+
+def prograd(
+    model: Any, tokenizer: Any, images: Tensor, labels: Tensor, classes: list[str], context: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """ProGrad's two losses: cross-entropy, and T^2 times the soft cross-entropy with the zero-shot prediction."""
+    student = logits_of(model, images, prompted(model, tokenizer, classes, context))
+    teacher = logits_of(model, images, [template_feature(model, tokenizer, name) for name in classes])
+    soft = []
+    for own, other in zip(student, teacher, strict=True):
+        target = softmax(list(other / temperature))
+        soft += [
+            -p.detach() * q.log() * temperature**2
+            for p, q in zip(target, softmax(list(own / temperature)), strict=True)
+        ]
+    return cross_entropy(student, labels), sum(soft[1:], start=soft[0]) / len(images)
+
+
+def projected(own: Tensor, general: Tensor, factor: float) -> Tensor:
+    """g - lambda (g . b^) b^ where g . b < 0, else g; number by number."""
+    g, b = own.flatten().tolist(), general.flatten().tolist()
+    product, square = sum(x * y for x, y in zip(g, b, strict=True)), sum(y * y for y in b)
+    if product >= 0:
+        return own
+    return torch.tensor([x - factor * product / square * y for x, y in zip(g, b, strict=True)]).view(own.shape)
+
+
+def lower_median(values: list[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def kept_prompts(scores: list[float], tau: float) -> list[int]:
+    """BiomedCoOp's selection, as published: (score - median) / MAD, standardised with Bessel's correction, |z| <= tau."""
+    median = lower_median(scores)
+    mad = lower_median([abs(score - median) for score in scores])
+    z = [(score - median) / mad for score in scores]
+    mean = sum(z) / len(z)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in z) / (len(z) - 1))
+    return [place for place, value in enumerate(z) if abs((value - mean) / deviation) <= tau]
+
+
+def biomedcoop(
+    model: Any,
+    tokenizer: Any,
+    images: Tensor,
+    labels: Tensor,
+    classes: list[str],
+    texts: list[list[str]],
+    context: Tensor,
+    weights: tuple[float, float],
+    tau: float,
+) -> Tensor:
+    """BiomedCoOp's loss; every class has as many texts."""
+    fixed = [[unit(encode(model, tokenizer, words(model, tokenizer, f"{text}."))) for text in own] for own in texts]
+    learned = prompted(model, tokenizer, classes, context)
+    scores = []
+    for place in range(len(texts[0])):
+        rows = logits_of(model, images, [own[place] for own in fixed])
+        scores.append(sum(float(max(row)) for row in rows) / len(rows))
+    kept = kept_prompts(scores, tau)
+    teacher = [unit(sum(unit(own[place]) for place in kept) / len(kept)) for own in fixed]  # type: ignore[arg-type]
+    target = [unit(sum(own) / len(own)) for own in fixed]  # type: ignore[arg-type]
+    squares = [(one - other).square().sum() for one, other in zip(learned, target, strict=True)]
+    mse = sum(squares) / (len(classes) * len(images[0]))
+    student = logits_of(model, images, learned)
+    divergence = []
+    for own, other in zip(student, logits_of(model, images, teacher), strict=True):
+        divergence += [p * (p.log() - q.log()) for p, q in zip(softmax(list(other)), softmax(list(own)), strict=True)]
+    kl = sum(divergence) / (len(images) * len(classes))
+    return cross_entropy(student, labels) + weights[0] * mse + weights[1] * kl
+
+
+def tip_logits(image: Tensor, text: list[Tensor], keys: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
+    """Tip-Adapter: logits [C] of one normalised image feature."""
+    logits = []
+    for label, feature in enumerate(text):
+        cached = [
+            math.exp(-beta * (1 - float(image @ key))) for key, own in zip(keys, labels, strict=True) if own == label
+        ]
+        logits.append(100 * float(image @ feature) + alpha * sum(cached))
+    return torch.tensor(logits)
+
+
+def tip_search(
+    images: Tensor,
+    expected: Tensor,
+    text: list[Tensor],
+    keys: Tensor,
+    labels: Tensor,
+    ends: tuple[float, float],
+    steps: int,
+) -> tuple[float, float]:
+    """(beta, alpha) of best accuracy, the first of equal ones."""
+    best, chosen = -1, (0.0, 0.0)
+    for i in range(steps):
+        for j in range(steps):
+            beta, alpha = 0.1 + i * (ends[0] - 0.1) / steps, 0.1 + j * (ends[1] - 0.1) / steps
+            rows = [tip_logits(image, text, keys, labels, alpha, beta) for image in images]
+            correct = sum(int(row.argmax()) == int(label) for row, label in zip(rows, expected, strict=True))
+            if correct > best:
+                best, chosen = correct, (beta, alpha)
+    return chosen
+
+
+def penalised_loss(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, c: float) -> Tensor:
+    """Logistic regression's objective: |W|^2 / 2 + C sum over samples of -log p(label)."""
+    losses = [
+        -softmax(list(weight @ row + bias))[int(label)].log() for row, label in zip(features, labels, strict=True)
+    ]
+    return weight.square().sum() / 2 + c * sum(losses[1:], start=losses[0])

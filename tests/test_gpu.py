@@ -35,7 +35,7 @@ def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:
     return execute(resolve_config(override(base, [f"run.out={out}", *overrides])))
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vip", "kgcoop", "prograd", "biomedcoop"])
 def test_a_gpu_gives_the_numbers_of_a_cpu(base_config: dict[str, Any], tmp_path: Path, method: str) -> None:
     logits = []
     for device in ("cpu", "cuda"):
@@ -72,7 +72,7 @@ def test_tf32_is_on_only_where_it_is_asked_for(base_config: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f"])
 def test_half_precision_trains(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
     run(base_config, tmp_path, f"method={method}", f"precision={precision}", "run.device=cuda", "train.epochs=6")
     row = read_runs(tmp_path).iloc[0]

@@ -14,6 +14,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: fp32 with rounded p
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # what fp32 holds
+NonNegative = Annotated[float, Field(ge=0, le=3e38)]
 Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 Gib = Annotated[float, Field(gt=0, le=2**30)]
 ContextLength = Annotated[int, Field(ge=1, le=4096)]  # vectors; more than any text tower takes
@@ -67,12 +68,12 @@ class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1, le=10**6)] | None = 50
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None  # optimiser steps, in the place of epochs
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of SGD, 0.9 by default
-    weight_decay: Annotated[float, Field(ge=0, le=3e38)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = 1
     warmup_lr: Rate | None = None  # 1e-5 by default
     # None: half a cosine by epoch that ends above 0 (Dassl). "step": half a cosine by step, down to `final_lr`.
     schedule: Literal["step"] | None = None
-    final_lr: Annotated[float, Field(ge=0, le=3e38)] | None = None  # 0 by default
+    final_lr: NonNegative | None = None  # 0 by default
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = (
         None  # of Adam, torch's
     )

@@ -131,6 +131,8 @@ class Method(nn.Module):
         Packing shares passes of the text tower. A method that draws random numbers, combines gradients, or looks at a batch as
         a whole is trained alone.
         """
+        if not cls.trains:
+            return "it has no training loop"
         if cls.needs == "images":
             return "it trains inside the image tower"
         if cls.combine is not Method.combine:
@@ -147,6 +149,13 @@ class Method(nn.Module):
 
         Args:
             validation: as evaluated (V = 1); None where the dataset has no validation split.
+        """
+
+    def finish(self, validation: Support | None) -> None:
+        """Choose on validation samples what is chosen once all else is learned; called once, with the kept epoch's parameters.
+
+        Args:
+            validation: as `prepare` was given it; None also where `support` asks for nothing.
         """
 
     def forward(self, inputs: Tensor) -> Output:
@@ -189,7 +198,7 @@ class Method(nn.Module):
         return {**self.trainable(), **fitted}
 
     def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `learned` gave. A tensor that is empty (it is made by `prepare`) takes any shape.
+        """Put back what `learned` gave. A dimension of size 0, which `prepare` decides, takes any size.
 
         Raises:
             UserError: names or shapes are not those of this method on this task.
@@ -197,15 +206,18 @@ class Method(nn.Module):
         own = self.learned()
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        fits = {name: given[name] if name in given and not own[name].numel() else shapes[name] for name in shapes}
-        if fits != given:
+        if shapes.keys() != given.keys() or not all(_fits(given[name], shape) for name, shape in shapes.items()):
             raise UserError(f"prompts: the file holds {given}, but the method learns {shapes}; they must agree")
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if own[name].shape != tensor.shape:
-                    own[name].data = torch.empty_like(tensor, device=own[name].device)
+                    own[name].data = own[name].new_empty(tensor.shape)
                 own[name].copy_(tensor)
         self.eval()
+
+
+def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(given) == len(shape) and all(own in (0, size) for size, own in zip(given, shape, strict=True))
 
 
 class TextClassifier(Method):
@@ -256,6 +268,11 @@ def template_features(task: Task, backbone: Backbone, templates: Sequence[str] |
     texts = [template.replace("{}", name) for name in names for template in templates]
     features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
     return F.normalize(features, dim=-1).view(len(names), len(templates), -1)
+
+
+def class_name_features(task: Task, backbone: Backbone) -> Tensor:
+    """L2-normalised text features [C, d] of the class names: the mean over the task's templates, normalised again."""
+    return F.normalize(template_features(task, backbone).mean(dim=1), dim=-1)
 
 
 def symptom_names(classes: Sequence[str], symptoms: Sequence[Sequence[str]]) -> list[str]:

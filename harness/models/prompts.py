@@ -176,10 +176,22 @@ def context_prompt(tower: TokenEmbedding, name: str, context_length: int, positi
 
 
 def context_vectors(tower: TokenEmbedding, words: str | None, length: int | None, copies: int = 1) -> nn.Parameter:
-    """Learned context [copies, M, w]: the embeddings of `words` (M is their token count), or M = `length` draws N(0, 0.02)."""
+    """Learned context [copies, M, w]: M = `length` draws N(0, 0.02), or the embeddings of `words`.
+
+    With words, M is their token count; with a length too, they are the last ones of so many vectors, behind zeros.
+
+    Raises:
+        UserError: the words have more tokens than `length`.
+    """
     if words is None:
         assert length is not None
         return nn.Parameter(torch.randn(copies, length, tower.width, device="cpu") * CONTEXT_STD)  # the CPU's generator
+    tokens = tower.tokenize(words.replace("_", " "))
+    front = 0 if length is None else length - len(tokens)
+    if front < 0:
+        raise UserError(
+            f"method.context_length: {length} vectors are fewer than the {len(tokens)} tokens of init_words {words!r}"
+        )
     with torch.no_grad():
-        tokens = torch.tensor([tower.tokenize(words.replace("_", " "))], device="cpu")
-        return nn.Parameter(tower.embed(to_device(tokens, tower.device)).float().repeat(copies, 1, 1))
+        embedded = tower.embed(to_device(torch.tensor([tokens], device="cpu"), tower.device)).float()
+        return nn.Parameter(nn.functional.pad(embedded, (0, 0, front, 0)).repeat(copies, 1, 1))

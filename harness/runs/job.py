@@ -5,6 +5,7 @@ import logging
 from harness.config.schema import Config, TrainConfig
 from harness.distributed.engines.zero import gathered_parameters
 from harness.distributed.topology import Topology
+from harness.methods.base import Support
 from harness.runs.data import RunData
 from harness.runs.directory import RunDirectory
 from harness.runs.inputs import Inputs, build_method
@@ -32,8 +33,10 @@ class Job:
         self.method = build_method(config, inputs.task, inputs.backbone)
         self.data = RunData(config, inputs, topology, type(self.method))
         self._note_training_samples()
+        self._held_out: Support | None = None  # the frozen features of the validation samples
         if self.data.support_views:
-            self.method.prepare(*self.data.support())
+            support, self._held_out = self.data.support()
+            self.method.prepare(support, self._held_out)
         self.training = self._training(config.train) if config.train else None
         self.checkpoints = Checkpoints(directory, topology, config.run)
         if directory:
@@ -43,6 +46,8 @@ class Job:
 
     def test(self, best: BestEpoch | None) -> None:
         """Predict the test split with what was learned, and write all that a run leaves."""
+        with gathered_parameters(self.method.trainable().values()):
+            self.method.finish(self._held_out)
         if best:
             assert self.config.train is not None
             self.provenance.add(kept_epoch=best.epoch, validation_accuracy=best.validation_accuracy)

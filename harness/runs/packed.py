@@ -18,6 +18,7 @@ from harness.config.schema import Config
 from harness.distributed.engines.optimizer_state import read_state, write_state
 from harness.distributed.topology import Topology
 from harness.errors import UserError
+from harness.methods.registry import method_class
 from harness.models.text_tower import TextTower
 from harness.runs.directory import PARTIAL, is_finished
 from harness.runs.inputs import Inputs, load_inputs
@@ -164,6 +165,9 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
     """
     if not_packed := sorted(set(configs[0].run.tracking) & set(ONE_RUN_PER_PROCESS)):
         raise UserError(f"run.tracking: {not_packed[0]} follows one run per process; run these without --pack")
+    method = configs[0].method
+    if reason := method_class(method.name).not_packed(method):
+        raise UserError(f"method {method.name!r}: {reason}, so that its runs train alone; run these without --pack")
     topology = Topology(configs[0].run.device, configs[0].precision)
     try:
         if topology.world > 1:

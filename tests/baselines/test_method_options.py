@@ -77,7 +77,9 @@ def test_symptom_order_of_classes_is_the_datasets(vit_backbone: Backbone) -> Non
     )
 
 
-@pytest.mark.parametrize("name", ["coop", "cocoop", "vip", "zero_shot"])
+@pytest.mark.parametrize(
+    "name", ["coop", "cocoop", "kgcoop", "prograd", "biomedcoop", "tip_adapter", "vip", "zero_shot"]
+)
 def test_a_text_that_is_too_long_is_named(vit_backbone: Backbone, name: str) -> None:
     long = "very " * 90
     task = Task(["nevus", long], [["round"], [long]])
@@ -87,10 +89,11 @@ def test_a_text_that_is_too_long_is_named(vit_backbone: Backbone, name: str) -> 
 
 
 def test_all_methods_are_found_by_name() -> None:
-    assert {"zero_shot", "coop", "cocoop", "vip"} <= set(method_names())
+    prompts = {"coop", "cocoop", "vip", "kgcoop", "prograd", "biomedcoop"}
+    assert prompts | {"zero_shot", "linear_probe", "tip_adapter", "tip_adapter_f"} <= set(method_names())
 
 
-@pytest.mark.parametrize("name", ["coop", "cocoop", "vip"])
+@pytest.mark.parametrize("name", ["coop", "cocoop", "vip", "kgcoop", "prograd", "biomedcoop"])
 def test_only_prompts_are_trainable(vit_backbone: Backbone, name: str) -> None:
     method = build(vit_backbone, name)
     assert not any(key.startswith("backbone") for key in method.trainable())

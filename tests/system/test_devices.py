@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from harness.config.overrides import override
 from harness.config.schema import Config
 from harness.data.reader import Dataset
+from harness.methods.registry import method_class, method_names
 from harness.runs.execute import execute, fill_banks
 from harness.runs.packed import execute_together
 from harness.runs.resolve import resolve_config
 from harness.training.loop import Training
 from tests.pretended_gpu import pretended_gpu
+from tests.zoo import SMALL
 
 METHODS: dict[str, dict[str, Any]] = {
     "zero_shot": {"name": "zero_shot", "text": "symptoms"},
@@ -28,11 +30,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "vip": {"name": "vip", "context_length": 2},
     "vip_merge_mean": {"name": "vip", "context_length": 2, "merge": "mean"},
 }
+METHODS |= {name: {"name": name, **SMALL.get(name, {})} for name in method_names() if name not in METHODS}
 
 
 def configured(base: dict[str, Any], out: Path, method: str, device: str, *overrides: str) -> Config:
     content = override(base, [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5", *overrides])
-    if method == "zero_shot":
+    if method_class(METHODS[method]["name"]).trains:
+        content["train"]["steps"] = None
+    else:
         content.pop("train")
     return resolve_config({**content, "method": METHODS[method]})
 
@@ -119,7 +124,7 @@ def test_every_way_to_train_runs(
     on_both(base_config, cpu_runs, tmp_path, method, *settings)
 
 
-@pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.slow
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
@@ -188,7 +193,7 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
     assert len(list((tmp_path / "cuda" / ".bank").glob("*/view-*.bin"))) > 3
 
 
-@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter"])
 @pytest.mark.slow
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cpu_runs: Path, method: str) -> None:
     from harness.runs.transfer import evaluate_run

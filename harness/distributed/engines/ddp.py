@@ -67,9 +67,9 @@ class PlainEngine:
         for part in parts:
             with self.accelerator.no_sync(self.model):
                 own = self.model(*part)
-            for place, loss in enumerate(own):
+            for place in range(len(own)):
                 found = torch.autograd.grad(
-                    loss * scale,
+                    own[place] * scale,
                     parameters,
                     retain_graph=place < len(own) - 1,
                     allow_unused=True,

@@ -1,0 +1,76 @@
+"""Real processes: every registered method on two and three ranks, and under DeepSpeed's ZeRO, ends as in one process."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.distributed.topology import Topology
+from harness.methods.base import Method
+from harness.methods.registry import method_class, method_names
+from harness.system.files import read_json
+from tests.integration.launching import ROOT, deepspeed, launch, torchrun
+from tests.integration.methods_on_ranks import REFUSALS, TENSORS, run_all
+
+pytestmark = pytest.mark.integration
+
+WORKER = str(Path(__file__).with_name("methods_on_ranks.py"))
+
+
+@pytest.fixture(scope="module")
+def base(base_config: dict[str, Any], model_folder: Path) -> dict[str, Any]:
+    """Two samples per batch, so that a third rank has none."""
+    train = {"batch_size": 2, "epochs": 1}
+    return {**base_config, "backbone": {"name": str(model_folder / "vit.json")}, "train": train}
+
+
+@pytest.fixture(scope="module")
+def one_process(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    topology = Topology("cpu", "fp32")
+    try:
+        tensors, refusals = run_all(base, tmp_path_factory.mktemp("one"), topology)
+    finally:
+        topology.close()
+    assert refusals == {}
+    assert {name.partition("/")[0] for name in tensors} == set(method_names())
+    return tensors
+
+
+def assert_same(
+    launcher: Sequence[str], base: dict[str, Any], folder: Path, expected: dict[str, Tensor]
+) -> dict[str, str]:
+    """Compare what every method gave with one process; returns why methods were refused."""
+    (folder / "base.json").write_text(json.dumps(base))
+    result = launch([*launcher, WORKER, "base.json", str(folder)], folder, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    refusals, tensors = read_json(folder / REFUSALS), load_file(folder / TENSORS)
+    assert tensors.keys() == {name for name in expected if name.partition("/")[0] not in refusals}
+    distances = {name: float((tensor - expected[name]).abs().max()) for name, tensor in tensors.items()}
+    assert {name: far for name, far in distances.items() if far > (1e-4 if name.endswith("/logits") else 1e-5)} == {}
+    return dict(refusals)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_method_on_several_ranks(
+    base: dict[str, Any], one_process: dict[str, Tensor], tmp_path: Path, processes: int
+) -> None:
+    assert assert_same(torchrun(processes), base, tmp_path, one_process) == {}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_every_method_under_zero(
+    base: dict[str, Any], one_process: dict[str, Tensor], tmp_path: Path, stage: int
+) -> None:
+    """Methods that combine gradients are refused, in one line; all others end as in one process."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}))
+    refusals = assert_same(deepspeed(str(path), 2), base, tmp_path, one_process)
+    combining = {name for name in method_names() if method_class(name).combine is not Method.combine}
+    assert set(refusals) == combining == {"prograd"}
+    for reason in refusals.values():
+        assert f"ZeRO-{stage} reduces one gradient" in reason and "\n" not in reason

@@ -1,0 +1,57 @@
+"""Short runs of every registered method: what a test needs to put any of them through the same things."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from harness.config.overrides import override
+from harness.config.schema import Config
+from harness.distributed.engines.zero import gathered_parameters
+from harness.distributed.topology import Topology
+from harness.methods.base import Method
+from harness.methods.registry import method_class
+from harness.runs.inputs import Inputs, load_inputs
+from harness.runs.job import Job
+from harness.runs.resolve import resolve_config
+from harness.system.devices import to_host
+from harness.training.checkpoint import Checkpoints
+from harness.training.loop import fit
+
+# Options with which small towers and few texts show what a method does.
+SMALL: dict[str, dict[str, Any]] = {"biomedcoop": {"tau": 0.8}}  # of three prompts more than 1.15 would keep all
+
+
+def small_config(base: dict[str, Any], name: str, out: Path, *overrides: str) -> Config:
+    """A run of a second: two epochs of a method's own recipe, but for a rate at which something happens."""
+    content = override(base, [f"run.out={out}", "run.log_every=1", *overrides])
+    content["method"] = {"name": name, **SMALL.get(name, {})}
+    if method_class(name).trains:
+        content["train"] = {"epochs": 2, "steps": None, "warmup_epochs": 0, "lr": 0.01, "batch_size": 5} | content[
+            "train"
+        ]
+    else:
+        content.pop("train")
+    return resolve_config(content)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that wrote nothing: the method as it ended, what it learned, and its logits [N, C] on the test split."""
+
+    method: Method
+    learned: dict[str, Tensor]
+    logits: np.ndarray
+
+
+def run_unwritten(config: Config, topology: Topology, inputs: Inputs | None = None) -> Outcome:
+    """Train and test as `harness.runs.execute.execute` does, without a run directory; all ranks call it together."""
+    job = Job(config, inputs or load_inputs(config, topology), topology, None)
+    checkpoints = Checkpoints(None, topology, config.run)
+    job.test(fit(job.training, checkpoints, config.run.micro_batch) if job.training else None)
+    predictions = job.data.test_set().predict(job.method)
+    with gathered_parameters(job.method.trainable().values()):
+        learned = {name: to_host(tensor).clone() for name, tensor in job.method.learned().items()}
+    return Outcome(job.method, learned, predictions.logits)
