@@ -9,18 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from harness.config.options import Plugins
-from harness.data import cli as data_cli
+from harness.commands import backbone, bank, data, demo, report, serve, sweep, symptoms
+from harness.commands.options import Plugins
 from harness.data.choices import OnError
-from harness.demo import cli as demo_cli
-from harness.models import cli as models_cli
-from harness.report import cli as report_cli
-from harness.runs import bank_cli
-from harness.symptoms import cli as symptoms_cli
-from harness.symptoms.llm import serve_cli
 from harness.system.console import interruptions, setup_logging, user_errors
-from sweeps import cli as sweep_cli
-from sweeps.submit import submit_command
 
 
 class Verbs(TyperGroup):
@@ -37,7 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help=__doc__,
-    context_settings={"obj": submit_command},  # for `symptoms generate`, whose package lies below the sweeps'
 )
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
@@ -52,16 +43,16 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-app.command()(data_cli.prepare)
-app.command()(data_cli.index)
-app.command()(data_cli.inspect)
-app.command()(report_cli.table)
-app.command()(demo_cli.demo)
-app.add_typer(sweep_cli.app, name="sweep")
-app.add_typer(bank_cli.app, name="bank")
-app.add_typer(models_cli.app, name="backbone")
-app.command()(serve_cli.serve)
-app.add_typer(symptoms_cli.app, name="symptoms")
+app.command()(data.prepare)
+app.command()(data.index)
+app.command()(data.inspect)
+app.command()(report.table)
+app.command()(demo.demo)
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(bank.app, name="bank")
+app.add_typer(backbone.app, name="backbone")
+app.command()(serve.serve)
+app.add_typer(symptoms.app, name="symptoms")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
-from harness.config.options import Plugins  # noqa: E402
+from harness.commands.options import Plugins  # noqa: E402
 from harness.runs.execute import execute  # noqa: E402
 from harness.runs.resolve import load_config  # noqa: E402
 from harness.system.console import end_with_runner, user_errors  # noqa: E402

@@ -1,6 +1,6 @@
 """Signals that ask a run to end: noted when they come, and heeded by all ranks together at places where nothing is lost.
 
-Slurm sends SIGTERM, sweeps/slurm_job.py SIGUSR1; what has not ended half a minute later is killed.
+Slurm sends SIGTERM, sweeps/executors/slurm_job.py SIGUSR1; what has not ended half a minute later is killed.
 """
 
 import logging

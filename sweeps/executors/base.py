@@ -1,6 +1,7 @@
 """The interface of an executor.
 
-A new one is a subclass in a file of its own, named in `LaunchRecord.executor` (sweeps/runner.py) and in `Kind` (sweeps/cli.py).
+A new one is a subclass in a file of its own, named in `LaunchRecord.executor` (sweeps/runner.py) and in `Kind` of
+harness/commands/sweep.py.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from harness.data.cli import inspect, prepare
+from harness.commands.data import inspect, prepare
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from tests.data.drawn_images import drawn, image_folder, save

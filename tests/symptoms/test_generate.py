@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from harness.commands.symptoms import app
 from harness.errors import UserError
-from harness.symptoms.cli import app
 from harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
 from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.record import Identity, Request, Response

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from harness.cli import app
+from harness.commands.generate import Source
 from harness.errors import UserError
-from harness.symptoms.generate_cli import Source
-from harness.symptoms.options import read_key
+from harness.symptoms.llm.keys import read_key
 from sweeps.executors.profile import Profile
 from sweeps.units import Unit
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from harness.commands.options import check_output
+from harness.commands.symptoms import app
 from harness.errors import UserError
-from harness.symptoms.cli import app
 from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.record import Request, Response
-from harness.symptoms.options import check_output
 from harness.system.devices import choose_device
 from harness.system.files import output_errors
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.commands.cache import cache_app
 from harness.errors import UserError
-from harness.symptoms.cache_cli import cache_app
 from harness.symptoms.llm.cache import ResponseCache
 from harness.symptoms.llm.record import Identity, Request, Response
 

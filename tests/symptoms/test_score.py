@@ -9,10 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from harness.commands.symptoms import app
 from harness.data.reader import Dataset
 from harness.errors import UserError
 from harness.models.backbone import Backbone
-from harness.symptoms.cli import app
 from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered_share, prune_set, score_cosines, score_set
 from harness.symptoms.sets import SymptomSet
 from tests.conftest import CLASSES, COUNTS, SYMPTOMS

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from harness.commands.symptoms import app
 from harness.errors import UserError
 from harness.models.backbone import Backbone
-from harness.symptoms.cli import app
 from harness.symptoms.filters import Rules
 from harness.symptoms.prompting import KNOWLEDGE
 from harness.symptoms.sets import SymptomSet, check, difference, import_plain, most_tokens

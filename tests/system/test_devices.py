@@ -206,8 +206,8 @@ def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cp
 
 @pytest.mark.slow
 def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, symptoms: Path) -> None:
+    from harness.commands.options import load
     from harness.symptoms import filters, sets
-    from harness.symptoms.options import load
     from harness.symptoms.score import score_set
 
     name, symptom_set = str(model_folder / "vit.json"), sets.SymptomSet.load(symptoms)

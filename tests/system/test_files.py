@@ -17,8 +17,8 @@ from harness.errors import UserError
 from harness.features.cache import FeatureBank, list_banks
 from harness.symptoms.llm.batch import read_batch
 from harness.symptoms.llm.cache import ResponseCache
+from harness.symptoms.llm.keys import read_key
 from harness.symptoms.llm.record import Identity
-from harness.symptoms.options import read_key
 from harness.symptoms.plans import read_classes
 from harness.system.files import (
     MOST_FILE_BYTES,

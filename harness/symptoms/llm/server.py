@@ -22,8 +22,8 @@ from typing import Self
 import httpx
 
 from harness.errors import UserError
+from harness.symptoms.llm.keys import KEY_ADVICE
 from harness.symptoms.llm.transport import LOOPBACK
-from harness.symptoms.options import KEY_ADVICE
 from harness.system.files import digest_file, digest_json
 from harness.system.progress import Progress
 

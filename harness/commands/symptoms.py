@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from harness.symptoms.cache_cli import cache_app
-from harness.symptoms.generate_cli import generate
-from harness.symptoms.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
+from harness.commands.cache import cache_app
+from harness.commands.generate import generate
+from harness.commands.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
 from harness.system.files import output_errors
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in the images of each class, in words.")

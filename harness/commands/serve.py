@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from harness.symptoms.options import ApiKey, ApiKeyFile, read_key
+from harness.commands.options import ApiKey, ApiKeyFile
+from harness.symptoms.llm.keys import read_key
 
 
 def serve(

@@ -28,7 +28,7 @@ def demo(
             make_dataset(data)
     places = {
         "data.path": data,
-        "backbone.name": Path(__file__).parent / "model",
+        "backbone.name": ROOT / "harness" / "demo" / "model",
         "symptoms": ROOT / "symptoms_cache" / "demo" / "lesions.json",
     }
     given = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.config.options import Plugins
+from harness.commands.options import Plugins
 from harness.errors import UserError
 
 if TYPE_CHECKING:

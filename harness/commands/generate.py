@@ -3,27 +3,19 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.options import ApiKey, ApiKeyFile, BackboneName, Overwrite, Pretrained, check_output, load
 from harness.errors import UserError
-from harness.symptoms.options import (
-    ApiKey,
-    ApiKeyFile,
-    BackboneName,
-    Overwrite,
-    Pretrained,
-    check_output,
-    load,
-    read_key,
-)
+from harness.symptoms.llm.keys import read_key
 from harness.system.files import output_errors
 
 if TYPE_CHECKING:
@@ -72,15 +64,6 @@ class Source:
     concurrency: int
     gpus: int | None
     tensor_parallel: int
-
-
-class SubmitJob(Protocol):
-    """Submits a command as a job of a cluster; the command line hands one over as the context's object."""
-
-    def __call__(
-        self, command: Sequence[str], folder: Path, log: Path, profile: Path | None, options: dict[str, Any]
-    ) -> str:
-        """Submit `command --gpus N`, recorded in `folder`; returns the job's number."""
 
 
 def generate(
@@ -197,7 +180,8 @@ def generate(
 
 def _submit(context: typer.Context, source: Source, profile: Path | None, options: dict[str, Any]) -> None:
     """Submit the same command as a Slurm job. When requeued it goes on from the recorded answers."""
-    submit_job: SubmitJob = context.obj
+    from sweeps.submit import submit_command
+
     if source.serve is None:
         raise UserError(
             "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
@@ -206,7 +190,7 @@ def _submit(context: typer.Context, source: Source, profile: Path | None, option
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
     check_output(log_file)
-    number = submit_job(command, jobs, log_file, profile, options)
+    number = submit_command(command, jobs, log_file, profile, options)
     typer.echo(
         f"job {number} is in the queue and will write the set; what it says: {log_file}; scancel {number} ends it"
     )

@@ -1,4 +1,4 @@
-"""Options that the verbs of `vipbench symptoms` and `vipbench serve` share: declare, read and check them."""
+"""Options that several verbs share: declare, read and check them."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import UserError
-from harness.system.files import output_errors, read_whole
+from harness.symptoms.llm.keys import KEY_ADVICE, KEY_VARIABLE
+from harness.system.files import output_errors
 
 if TYPE_CHECKING:
     from harness.models.backbone import Backbone
@@ -17,9 +18,9 @@ Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an
 Out = Annotated[Path, typer.Option(help="the symptom set to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file at --out")]
 
-MOST_KEY_BYTES = 1 << 20
-KEY_VARIABLE = "VIPBENCH_API_KEY"
-KEY_ADVICE = f"give --api-key-file FILE, or set {KEY_VARIABLE}"
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="a Python file that registers a method; repeatable")
+]
 
 
 def _refuse_key(value: str | None) -> None:
@@ -31,25 +32,6 @@ ApiKey = Annotated[str | None, typer.Option("--api-key", hidden=True, callback=_
 ApiKeyFile = Annotated[
     Path | None, typer.Option(help=f"a file that holds the server's API key; default: ${KEY_VARIABLE}, if set")
 ]
-
-
-def read_key(file: Path | None) -> str | None:
-    """Read the API key from a file or the environment; None where there is none.
-
-    Raises:
-        UserError: the file cannot be read, or holds no key (its content is not shown).
-    """
-    try:
-        key = (
-            read_whole(file, MOST_KEY_BYTES).decode("utf-8-sig").strip()
-            if file
-            else os.environ.get(KEY_VARIABLE, "").strip()
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api-key-file: {file}: cannot be read as text: {error}") from None
-    if (file and not key) or not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"{file or KEY_VARIABLE}: holds no API key, which is one line without spaces")
-    return key or None
 
 
 def class_names(data: str | None, classes: str | None) -> list[str] | None:
