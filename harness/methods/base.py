@@ -216,6 +216,11 @@ class TextClassifier(Method):
 
     _cached: Tensor | None = None
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scalar that cosines are multiplied with: the backbone's own."""
+        return self.backbone.logit_scale
+
     def class_features(self) -> Tensor:
         """L2-normalised features [C, d] of the classes."""
         raise NotImplementedError
@@ -227,7 +232,7 @@ class TextClassifier(Method):
             if self._cached is None:
                 self._cached = self.class_features().detach()
             features = self._cached
-        return Output(cosine_logits(self.backbone.logit_scale, inputs, features), {"class_features": features})
+        return Output(cosine_logits(self.logit_scale, inputs, features), {"class_features": features})
 
     def train(self, mode: bool = True) -> "TextClassifier":
         self._cached = None

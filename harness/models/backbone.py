@@ -19,6 +19,7 @@ from harness.config.schema import BackboneConfig
 from harness.errors import UserError
 from harness.models.open_clip import create, digest
 from harness.models.text_tower import TextTower, text_tower
+from harness.models.tower_view import ImageTowerView
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ class Backbone(nn.Module):
 
 
 # Modules whose weights are read without calling the modules that hold them, so that an engine which shards weights must gather
-# such a module as one.
-READ_IN_PIECES = (TextTower, nn.MultiheadAttention, AttentionPool2d)
+# such a module as one. So it must where blocks are computed again in the backward pass.
+READ_IN_PIECES = (TextTower, ImageTowerView, nn.MultiheadAttention, AttentionPool2d)
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "cocoop": {"name": "cocoop"},
     "vip": {"name": "vip", "context_length": 2},
     "vip_merge_mean": {"name": "vip", "context_length": 2, "merge": "mean"},
+    "clip_lora": {"name": "clip_lora"},
+    "maple": {"name": "maple", "depth": 2},
 }
+# A ViT for methods that change the image tower; steps in the place of the epochs of the config.
+SETTINGS = {"clip_lora": ["train.epochs=null", "train.steps=9"], "maple": []}
 
 
 def configured(base: dict[str, Any], out: Path, method: str, device: str, *overrides: str) -> Config:
-    content = override(base, [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5", *overrides])
+    own = list(SETTINGS.get(method, []))
+    if method in SETTINGS:
+        own.append(f"backbone={Path(base['backbone']['name']).with_name('vit.json')}")
+    settings = [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5"]
+    content = override(base, [*settings, *own, *overrides])
     if method == "zero_shot":
         content.pop("train")
     return resolve_config({**content, "method": METHODS[method]})
@@ -85,7 +94,7 @@ def test_every_method_runs(base_config: dict[str, Any], tmp_path: Path, method: 
 
 
 @pytest.mark.parametrize("tower", ["vit", "bert", "bidirectional"])
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize("method", ["vip", "cocoop", "clip_lora", "maple"])
 def test_every_kind_of_tower_runs(
     base_config: dict[str, Any], model_folder: Path, tmp_path: Path, method: str, tower: str
 ) -> None:
@@ -101,12 +110,12 @@ def test_every_kind_of_tower_runs(
     ],
     ids=["adamw", "text in parts", "loader processes"],
 )
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize("method", ["vip", "cocoop", "clip_lora", "maple"])
 def test_every_way_to_train_runs(base_config: dict[str, Any], tmp_path: Path, method: str, settings: list[str]) -> None:
     on_both(base_config, tmp_path, method, *settings)
 
 
-@pytest.mark.parametrize("method", ["coop", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["coop", "cocoop", "vip", "clip_lora", "maple"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
     """Autocast itself needs CUDA; what is stored, scaled and restored in half precision does not."""
@@ -123,8 +132,10 @@ def test_a_damaged_image_is_left_out(
     assert len(logits(run)) == 20
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [*product(["vip", "cocoop"], ["sgd", "adamw"]), ("clip_lora", "adamw"), ("maple", "sgd")],
+)
 def test_a_run_goes_on(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, optimizer: str
 ) -> None:
@@ -166,7 +177,7 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
     assert len(list((tmp_path / "cuda" / ".bank").glob("*/view-*.bin"))) > 3
 
 
-@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip"])
+@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "clip_lora", "maple"])
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, tmp_path: Path, method: str) -> None:
     from harness.runs.transfer import evaluate_run
 
