@@ -49,11 +49,10 @@ class CLIPLoRA(TextClassifier):
 
     def __init__(self, config: CLIPLoRAConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)
-        towers = TowerViews(backbone.image, backbone.text)
+        self.towers = towers = TowerViews(backbone.image, backbone.text)
         settings = (config.rank, config.alpha, config.dropout)
-        both = {"image": towers.image.blocks, "text": towers.text.blocks}
-        self.lora = nn.ModuleDict({name: add_lora(blocks, *settings) for name, blocks in both.items()})
-        self.towers = towers  # after what is learned, which thus has its names from `lora`
+        image, text = add_lora(towers.image, *settings), add_lora(towers.text, *settings)
+        self.lora = nn.ModuleDict({"image": image, "text": text})
         texts = [task.templates[0].replace("{}", name.replace("_", " ")) for name in task.classes]
         tokens = [backbone.text.tokenize(text) for text in texts]
         self.prompts = PromptBatch(backbone.text, tokens, [f"class {name!r}" for name in task.classes])

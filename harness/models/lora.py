@@ -4,7 +4,7 @@ The frozen weights stay as they are; dropout is by keys, see harness/models/stat
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.models.stateless_dropout import current_keys, keep_masks, split_keys
+from harness.models.text_tower import TextTower
+from harness.models.tower_view import ImageTowerView
 
 
 class LowRank(nn.Module):
@@ -51,10 +53,10 @@ class LoraLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, low_rank: LowRank) -> None:
         super().__init__()
-        self.linear, self.low_rank = linear, low_rank
+        self.linear, self.update = linear, low_rank.__call__  # see add_lora on why it is not a module of this one
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.low_rank(x)
+        return self.linear(x) + self.update(x)
 
 
 class LoraAttention(nn.Module):
@@ -64,23 +66,29 @@ class LoraAttention(nn.Module):
         super().__init__()
         self.num_heads, self.out_proj = attention.num_heads, attention.out_proj
         self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
-        self.low_rank = low_rank
+        self.update = low_rank.__call__
 
     def forward(self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.low_rank(x)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.update(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
-def add_lora(blocks: Iterable[nn.Module], rank: int, alpha: float, dropout: float) -> nn.ModuleList:
-    """Add updates of the queries, keys and values to each block of a view, scaled by alpha / sqrt(rank); returns what was added.
+def add_lora(tower: ImageTowerView | TextTower, rank: int, alpha: float, dropout: float) -> nn.ModuleList:
+    """Add updates of the queries, keys and values to each block of a tower's view, scaled by alpha / sqrt(rank).
+
+    Returns:
+        The updates. The view calls them, but they are not among its modules: an engine that shards weights gathers a view as a
+        whole, which it does for frozen weights only.
 
     Raises:
         UserError: a block has no attention of a known kind.
     """
     added = nn.ModuleList()
-    for block in list(blocks):
+    if isinstance(tower, TextTower):
+        tower.learns = True
+    for block in tower.blocks:
         found = list(_projections(block))
         if not found:
             raise UserError(

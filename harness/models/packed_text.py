@@ -4,7 +4,7 @@ The same numbers as open_clip's own forward pass, by its own weights. Tokens of 
 group of prompts shares in front (start token, shared context vectors) are in it once per group, and their keys and values serve
 every prompt of the group. The last block computes the end tokens only, since no other output is read.
 
-Blocks may be those of a view (harness/models/tower_view.py): attention with low-rank updates, and deep vectors in the slots.
+Blocks may be those of a view with LoRA (harness/models/lora.py), and prompts may have deep vectors in their slots.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from harness.models.lora import LoraAttention
 from harness.models.prompts import Prompts
 from harness.models.stateless_dropout import dropout_keys, split_keys
 from harness.system.devices import to_device
@@ -99,8 +98,8 @@ def _block(block: Any, tokens: Tensor, layout: Layout, eot_only: bool) -> Tensor
 def _attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Causal attention of every token within its prompt: [N, w] -> [N, w]."""
     qkv = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
-    if isinstance(attn, LoraAttention):
-        qkv = qkv + attn.low_rank(tokens)
+    if update := getattr(attn, "update", None):
+        qkv = qkv + update(tokens)
     qkv = qkv.view(len(tokens), 3, attn.num_heads, -1)
     front, own = _front(qkv, layout), _padded(qkv[layout.groups * layout.shared :], layout)
     outputs = []
@@ -122,8 +121,8 @@ def _eot_attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
         tokens.index_select(0, layout.ends), attn.in_proj_weight[:width], None if bias is None else bias[:width]
     )
     kv = F.linear(tokens, attn.in_proj_weight[width:], None if bias is None else bias[width:])
-    if isinstance(attn, LoraAttention):
-        added = attn.low_rank(tokens)
+    if update := getattr(attn, "update", None):
+        added = update(tokens)
         queries, kv = queries + added[:, :width].index_select(0, layout.ends), kv + added[:, width:]
     kv = kv.view(len(tokens), 2, attn.num_heads, -1)
     front, own = _front(kv, layout), _padded(kv[layout.groups * layout.shared :], layout)

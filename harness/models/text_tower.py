@@ -39,6 +39,7 @@ class TextTower(nn.Module):
         pads_to_context_length: whether padding takes part in attention, so that it must be what the model saw.
         layers: how many blocks it has.
         memory_bytes: about how much the activations of one pass may take.
+        learns: whether parts that are learned were added to its blocks, as they may be to those of a view.
         forward_override: who takes the prompts instead, while several runs share a pass (harness/pack.py).
     """
 
@@ -46,6 +47,7 @@ class TextTower(nn.Module):
     context_length: int
     layers: int
     memory_bytes: int = 2 * 2**30
+    learns: bool = False
     forward_override: Callable[[Prompts], Tensor] | None = None
     pads_to_context_length = False
 
@@ -90,9 +92,7 @@ class TextTower(nn.Module):
 
     def compute(self, prompts: Prompts) -> Tensor:
         """`forward`, here and now."""
-        trained = torch.is_grad_enabled() and (
-            prompts.embeddings.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        )
+        trained = torch.is_grad_enabled() and (self.learns or prompts.embeddings.requires_grad)
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))
         if size >= len(prompts):

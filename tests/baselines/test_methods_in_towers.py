@@ -42,11 +42,16 @@ def changeable(towers: dict[str, Towers], tmp_path_factory: pytest.TempPathFacto
     return {kind: (built | towers)[kind] for kind in KINDS}
 
 
+def start(backbone: Backbone, name: str, task: Task = Task(CLASSES), **options: Any) -> Method:
+    """A method as it starts."""
+    cls = method_class(name)
+    return cls(cls.Config(name=name, **{**OPTIONS[name], **options}), task, backbone)
+
+
 def build(backbone: Backbone, name: str, **options: Any) -> Method:
     """A method whose learned values are all random, so that none hides another."""
     torch.manual_seed(3)
-    cls = method_class(name)
-    method = cls(cls.Config(name=name, **{**OPTIONS[name], **options}), Task(CLASSES), backbone)
+    method = start(backbone, name, **options)
     with torch.no_grad():
         for value in method.trainable().values():
             value.add_(torch.randn_like(value) * 0.05)
@@ -83,9 +88,10 @@ def test_clip_lora(
     monkeypatch.setattr(entry.backbone.text, "memory_bytes", memory)
     method, inputs = build(entry.backbone, "clip_lora"), pixels(entry.backbone)
     copies = copies_of(method)
+    lora: Any = method.lora
     matrices = {
         tower: [(copies[f"lora.{tower}.{i}.a"], copies[f"lora.{tower}.{i}.b"]) for i in range(len(added))]
-        for tower, added in method.lora.items()
+        for tower, added in lora.items()
     }
     masks: list[Any] = [None, None]
     if dropped:
@@ -122,12 +128,10 @@ def test_a_start_is_that_of_the_papers(changeable: dict[str, Towers]) -> None:
     """CLIP-LoRA begins as zero-shot classification by the first template; MaPLe with the words' own vectors."""
     entry, texts = changeable["timm"], [f"one {name}." for name in CLASSES]
     backbone, inputs = entry.backbone, pixels(entry.backbone)
-    cls = method_class("clip_lora")
-    lora = cls(cls.Config(name="clip_lora"), Task(CLASSES, templates=("one {}.", "two {}.")), backbone).eval()
+    lora = start(backbone, "clip_lora", Task(CLASSES, templates=("one {}.", "two {}."))).eval()
     expected = 100 * backbone.encode_images(inputs) @ F.normalize(backbone.text.encode_texts(texts), dim=-1).T
     assert (lora(inputs).logits - expected).abs().max() < 1e-4
-    cls = method_class("maple")
-    learned = cls(cls.Config(name="maple", depth=2), Task(CLASSES), backbone).learned()
+    learned = start(backbone, "maple").learned()
     assert torch.equal(learned["context"][0], plain.words(entry.model, entry.tokenizer, "a photo"))
     assert 0.01 < learned["deep.0"].std() < 0.03
     assert not torch.equal(learned["project.weight"], learned["project_deep.0.weight"])
@@ -136,8 +140,7 @@ def test_a_start_is_that_of_the_papers(changeable: dict[str, Towers]) -> None:
 def test_deep_projections_are_clones(tmp_path: Path) -> None:
     config = {**MODELS["vit"], "vision_cfg": {**VIT, "layers": 3}, "text_cfg": {**TEXT, "layers": 3}}
     (tmp_path / "three.json").write_text(json.dumps({"model_cfg": config}))
-    backbone, cls = load_backbone(BackboneConfig(name=str(tmp_path / "three.json"))), method_class("maple")
-    learned = cls(cls.Config(name="maple", depth=3), Task(CLASSES), backbone).learned()
+    learned = start(load_backbone(BackboneConfig(name=str(tmp_path / "three.json"))), "maple", depth=3).learned()
     assert torch.equal(learned["project_deep.0.weight"], learned["project_deep.1.weight"])
     assert not torch.equal(learned["deep.0"], learned["deep.1"])
 
@@ -222,13 +225,12 @@ def test_only_what_was_added_is_learned_and_it_is_put_back(changeable: dict[str,
     learned = {key: value.detach().clone() for key, value in method.learned().items()}
     assert set(learned) == set(method.trainable()) and not any("backbone" in key or "towers" in key for key in learned)
     assert not method.per_class
-    cls = method_class(name)
-    other = cls(cls.Config(name=name, **OPTIONS[name]), Task(["other", "classes"]), backbone)
+    other = start(backbone, name, Task(["other", "classes"]))
     other.load_learned(learned)
-    again = cls(cls.Config(name=name, **OPTIONS[name]), Task(CLASSES), backbone)
+    again = start(backbone, name)
     again.load_learned(learned)
     with torch.no_grad():
-        assert torch.equal(again(inputs).logits, method.eval()(inputs).logits)
+        assert torch.equal(again.eval()(inputs).logits, method.eval()(inputs).logits)
         assert other(inputs).logits.shape == (4, 2)
 
 
