@@ -37,7 +37,7 @@ class CLIPLoRAConfig(MethodConfig):
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 2
     alpha: Rate = 1.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.25
 
 
 @register("clip_lora")

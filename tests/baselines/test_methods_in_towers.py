@@ -225,6 +225,9 @@ def test_only_what_was_added_is_learned_and_it_is_put_back(changeable: dict[str,
     learned = {key: value.detach().clone() for key, value in method.learned().items()}
     assert set(learned) == set(method.trainable()) and not any("backbone" in key or "towers" in key for key in learned)
     assert not method.per_class
+    held = {id(parameter) for parameter in method.parameters()}
+    own = {id(parameter) for parameter in [*backbone.parameters(), *method.trainable().values()]}
+    assert held == own, "a view has the backbone's very weights"
     other = start(backbone, name, Task(["other", "classes"]))
     other.load_learned(learned)
     again = start(backbone, name)
@@ -249,6 +252,20 @@ def test_packing_is_refused() -> None:
     for name in OPTIONS:
         cls = method_class(name)
         assert "image tower" in cls.not_packed(cls.Config(name=name))
+
+
+def test_a_text_tower_with_lora_keeps_to_its_memory(
+    changeable: dict[str, Towers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are learned although its prompts are not, so that parts are computed again in the backward pass."""
+    backbone, held = changeable["vit"].backbone, []
+    for memory in (2**40, 2**18):
+        monkeypatch.setattr(backbone.text, "memory_bytes", memory)
+        method = start(backbone, "clip_lora", Task([f"finding number {index}" for index in range(100)]))
+        with saved_bytes({parameter.untyped_storage()._cdata for parameter in method.parameters()}) as kept:
+            method.train()(pixels(backbone))
+        held.append(sum(kept.values()))
+    assert held[1] < 0.5 * held[0]
 
 
 def test_checkpointing_keeps_the_inputs_of_blocks_alone() -> None:
