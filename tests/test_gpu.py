@@ -45,6 +45,22 @@ def test_a_gpu_gives_the_numbers_of_a_cpu(base_config: dict[str, Any], tmp_path:
     assert np.abs(logits[0] - logits[1]).max() < (1e-4 if method == "zero_shot" else 1e-3)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [["method=clip_lora", "train.epochs=null", "train.steps=9", "train.lr=0.001"], ["method=maple", "method.depth=2"]],
+    ids=["clip_lora", "maple"],
+)
+def test_a_gpu_trains_inside_the_towers_as_a_cpu(
+    base_config: dict[str, Any], model_folder: Path, tmp_path: Path, settings: list[str]
+) -> None:
+    """The same features are dropped on both."""
+    base, logits = {**base_config, "method": {}, "backbone": {"name": str(model_folder / "vit.json")}}, []
+    for device in ("cpu", "cuda"):
+        path = run(base, tmp_path / device, *settings, f"run.device={device}")
+        logits.append(np.stack(pd.read_parquet(path / "predictions.parquet")["logits"].to_list()))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-2
+
+
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_a_gpu_gives_the_features_of_a_cpu(model_folder: Path, kind: str) -> None:
     choose_device("cuda")

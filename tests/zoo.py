@@ -21,12 +21,21 @@ from harness.training.checkpoint import Checkpoints
 from harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
-SMALL: dict[str, dict[str, Any]] = {"biomedcoop": {"tau": 0.8}}  # of three prompts more than 1.15 would keep all
+SMALL: dict[str, dict[str, Any]] = {
+    "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
+    "maple": {"depth": 2},
+}
+
+
+def backbone_of(base: dict[str, Any], name: str) -> str:
+    """The backbone of a base config, or the ViT beside it for a method that changes an image tower of blocks."""
+    own = Path(base["backbone"]["name"])
+    return str(own.with_name("vit.json") if method_class(name).needs == "images" else own)
 
 
 def small_config(base: dict[str, Any], name: str, out: Path, *overrides: str) -> Config:
     """A run of a second: two epochs of a method's own recipe, but for a rate at which something happens."""
-    content = override(base, [f"run.out={out}", "run.log_every=1", *overrides])
+    content = override(base, [f"backbone={backbone_of(base, name)}", f"run.out={out}", "run.log_every=1", *overrides])
     content["method"] = {"name": name, **SMALL.get(name, {})}
     if method_class(name).trains:
         content["train"] = {"epochs": 2, "steps": None, "warmup_epochs": 0, "lr": 0.01, "batch_size": 5} | content[

@@ -95,7 +95,7 @@ class Method(nn.Module):
         Config: the method's options.
         trains: whether there is a training loop.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
-        drawing: keys of random numbers; the loop sets it before each `forward` of a training step.
+        drawing: keys of random numbers, which the loop sets for each `forward` of a training step; None elsewhere.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -228,6 +228,11 @@ class TextClassifier(Method):
 
     _cached: Tensor | None = None
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scalar that cosines are multiplied with: the backbone's own."""
+        return self.backbone.logit_scale
+
     def class_features(self) -> Tensor:
         """L2-normalised features [C, d] of the classes."""
         raise NotImplementedError
@@ -239,7 +244,7 @@ class TextClassifier(Method):
             if self._cached is None:
                 self._cached = self.class_features().detach()
             features = self._cached
-        return Output(cosine_logits(self.backbone.logit_scale, inputs, features), {"class_features": features})
+        return Output(cosine_logits(self.logit_scale, inputs, features), {"class_features": features})
 
     def train(self, mode: bool = True) -> "TextClassifier":
         self._cached = None

@@ -24,6 +24,7 @@ from harness.models.open_clip_internals import (
     image_transform_v2,
 )
 from harness.models.text_tower import TextTower, text_tower
+from harness.models.tower_view import ImageTowerView
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ class Backbone(nn.Module):
 
 
 # Modules whose weights are read without calling the modules that hold them, so that an engine which shards weights must gather
-# such a module as one.
-READ_IN_PIECES = (TextTower, nn.MultiheadAttention, AttentionPool2d)
+# such a module as one. So it must where blocks are computed again in the backward pass.
+READ_IN_PIECES = (TextTower, ImageTowerView, nn.MultiheadAttention, AttentionPool2d)
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:

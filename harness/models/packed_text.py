@@ -3,6 +3,8 @@
 The same numbers as open_clip's own forward pass, by its own weights. Tokens of all prompts lie in one list; positions that a
 group of prompts shares in front (start token, shared context vectors) are in it once per group, and their keys and values serve
 every prompt of the group. The last block computes the end tokens only, since no other output is read.
+
+Blocks may be those of a view with LoRA (harness/models/lora.py), and prompts may have deep vectors in their slots.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.models.open_clip_internals import ResidualAttentionBlock
 from harness.models.prompts import Prompts
+from harness.models.stateless_dropout import dropout_keys, split_keys
 from harness.system.devices import to_device
 
 
@@ -52,20 +55,36 @@ def supports(transformer: Any) -> bool:
 
 
 def encode_eot(blocks: nn.ModuleList, prompts: Prompts, positions: Tensor) -> Tensor:
-    """What a causal transformer says at each prompt's last token: [P, w].
+    """The output of a causal transformer at each prompt's last token: [P, w].
 
     Args:
         positions: [at least L, w] positional embedding.
     """
-    layout = _layout(
-        prompts.lengths.numpy().tobytes(), prompts.embeddings.shape[1], prompts.groups, prompts.shared, positions.device
-    )
-    x = prompts.embeddings + positions[: prompts.embeddings.shape[1]]
-    front = x.view(layout.groups, -1, *x.shape[1:])[:, 0, : layout.shared].flatten(0, 1)
-    tokens = torch.cat([front, x.flatten(0, 1).index_select(0, layout.source)])
-    for block in list(blocks)[:-1]:
-        tokens = _block(block, tokens, layout, eot_only=False)
-    return _block(blocks[-1], tokens, layout, eot_only=True)
+    length = prompts.embeddings.shape[1]
+    lengths = prompts.lengths.numpy().tobytes()
+    layout = _layout(lengths, length, prompts.groups, prompts.shared, positions.device)
+    tokens = _packed(prompts.embeddings + positions[:length], layout)
+    keys = None
+    if prompts.keys is not None:
+        assert not prompts.shared, "tokens that prompts share would be dropped for all of them alike"
+        keys = _packed(split_keys(prompts.keys, length), layout)
+    with dropout_keys(keys):
+        for number, block in enumerate(blocks):
+            if 1 <= number <= len(prompts.deep):
+                assert prompts.slots is not None
+                places, vectors = _slot_places(
+                    prompts.slots.numpy().tobytes(), lengths, prompts.groups, prompts.shared, positions.device
+                )
+                deep = prompts.deep[number - 1].to(tokens.dtype).index_select(0, vectors)
+                tokens = tokens.index_copy(0, places, deep)
+            tokens = _block(block, tokens, layout, eot_only=number == len(blocks) - 1)
+    return tokens
+
+
+def _packed(values: Tensor, layout: Layout) -> Tensor:
+    """[P, L, ...] of prompts -> [N, ...] of the tokens in their list."""
+    front = values.view(layout.groups, -1, *values.shape[1:])[:, 0, : layout.shared].flatten(0, 1)
+    return torch.cat([front, values.flatten(0, 1).index_select(0, layout.source)])
 
 
 def _block(block: Any, tokens: Tensor, layout: Layout, eot_only: bool) -> Tensor:
@@ -76,9 +95,11 @@ def _block(block: Any, tokens: Tensor, layout: Layout, eot_only: bool) -> Tensor
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
-def _attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) -> Tensor:
+def _attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Causal attention of every token within its prompt: [N, w] -> [N, w]."""
     qkv = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
+    if update := getattr(attn, "update", None):
+        qkv = qkv + update(tokens)
     qkv = qkv.view(len(tokens), 3, attn.num_heads, -1)
     front, own = _front(qkv, layout), _padded(qkv[layout.groups * layout.shared :], layout)
     outputs = []
@@ -92,7 +113,7 @@ def _attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) -> T
     return torch.cat(outputs) if layout.shared else outputs[0]
 
 
-def _eot_attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) -> Tensor:
+def _eot_attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Attention of each prompt's last token: [N, w] -> [P, w]."""
     width = tokens.shape[1]
     bias = attn.in_proj_bias
@@ -100,6 +121,9 @@ def _eot_attention(attn: nn.MultiheadAttention, tokens: Tensor, layout: Layout) 
         tokens.index_select(0, layout.ends), attn.in_proj_weight[:width], None if bias is None else bias[:width]
     )
     kv = F.linear(tokens, attn.in_proj_weight[width:], None if bias is None else bias[width:])
+    if update := getattr(attn, "update", None):
+        added = update(tokens)
+        queries, kv = queries + added[:, :width].index_select(0, layout.ends), kv + added[:, width:]
     kv = kv.view(len(tokens), 2, attn.num_heads, -1)
     front, own = _front(kv, layout), _padded(kv[layout.groups * layout.shared :], layout)
     k, v = (_after_front(front[index], own[index], layout) for index in (0, 1))
@@ -154,3 +178,20 @@ def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device:
         causal=to_device(columns <= shared + columns[:longest, None], device),
         until_end=to_device((columns < lengths[:, None])[:, None, None], device),
     )
+
+
+@lru_cache(maxsize=64)
+def _slot_places(
+    slots_bytes: bytes, lengths_bytes: bytes, groups: int, shared: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the slots of all prompts lie in the list of tokens [D] int64, each place once, and which vector stands there [D]."""
+    lengths = torch.frombuffer(bytearray(lengths_bytes), dtype=torch.int64)
+    slots = torch.frombuffer(bytearray(slots_bytes), dtype=torch.int64).view(len(lengths), -1)
+    own, rows = lengths - shared, torch.arange(len(lengths), device="cpu")[:, None]
+    each = len(lengths) // groups
+    in_front = slots < shared
+    own_places = groups * shared + (own.cumsum(0) - own)[:, None] + slots - shared
+    places = torch.where(in_front, rows // each * shared + slots, own_places)
+    once = ~in_front | (rows % each == 0)
+    vectors = torch.arange(slots.shape[1], device="cpu").expand_as(slots)
+    return to_device(places[once], device), to_device(vectors[once], device)

@@ -1,7 +1,7 @@
 """Prompts of ragged length with places for context vectors: token lists in, embeddings for the text tower out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -45,19 +45,34 @@ class Prompts:
         lengths: [P] int64, on the CPU: the tokens of each prompt; what comes after is padding.
         groups: G.
         shared: how many positions in front are the same in all prompts of a group.
+        deep: D times [M, w]: vectors that replace what stands in the slots before blocks 1 to D.
+        slots: [P, M] int64, on the CPU: the positions of the slots; needed where there are deep vectors.
+        keys: [P] int64 of dropout inside the tower (harness/models/stateless_dropout.py), with nothing shared; None: no dropout.
     """
 
     embeddings: Tensor
     lengths: Tensor
     groups: int = 1
     shared: int = 0
+    deep: tuple[Tensor, ...] = ()
+    slots: Tensor | None = None
+    keys: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def lengths_on(self, device: torch.device) -> Tensor:
         """The lengths [P] int64 on a device; with text_stack's layouts all that crosses from the CPU when prompts are encoded."""
-        return _lengths_on(self.lengths.numpy().tobytes(), device)
+        return _numbers_on(self.lengths.numpy().tobytes(), device)
+
+    def with_deep(self, block: int, x: Tensor) -> Tensor:
+        """The input [P, L, w] of a block with the deep vectors for it in the slots."""
+        if not 1 <= block <= len(self.deep):
+            return x
+        assert self.slots is not None
+        slots = _numbers_on(self.slots.numpy().tobytes(), x.device).view(*self.slots.shape, 1)
+        index = slots.expand(-1, -1, x.shape[-1])
+        return x.scatter(1, index, self.deep[block - 1].to(x.dtype).expand(index.shape))
 
     def split(self, size: int) -> "list[Prompts]":
         """Parts of about `size` prompts, in order: some whole groups each, or where one group is larger, parts of groups."""
@@ -72,8 +87,14 @@ class Prompts:
         return [self._part(first, end, max(1, (end - first) // each)) for first, end in zip(bounds, ends, strict=True)]
 
     def _part(self, first: int, end: int, groups: int) -> "Prompts":
-        lengths = self.lengths[first:end]
-        return Prompts(self.embeddings[first:end], lengths, groups, self.shared)
+        return replace(
+            self,
+            embeddings=self.embeddings[first:end],
+            lengths=self.lengths[first:end],
+            groups=groups,
+            slots=None if self.slots is None else self.slots[first:end],
+            keys=None if self.keys is None else self.keys[first:end],
+        )
 
     @staticmethod
     def concatenate(parts: "Sequence[Prompts]") -> "Prompts":
@@ -81,15 +102,18 @@ class Prompts:
         first = parts[0]
         kinds = {(len(part) // part.groups, part.shared, part.embeddings.shape[1:]) for part in parts}
         assert len(kinds) == 1, f"prompts of different kinds: {kinds}"
+        assert not any(part.deep or part.keys is not None for part in parts), (
+            "runs that change the tower are not packed"
+        )
         embeddings = torch.cat([part.embeddings for part in parts])
         lengths = torch.cat([part.lengths for part in parts])
         return Prompts(embeddings, lengths, sum(part.groups for part in parts), first.shared)
 
 
-# A step's lengths are those of the step before; a copy from the CPU waits for what the device still computes.
+# A step's lengths and slots are those of the step before; a copy from the CPU waits for what the device still computes.
 @lru_cache(maxsize=64)
-def _lengths_on(lengths: bytes, device: torch.device) -> Tensor:
-    return to_device(torch.frombuffer(bytearray(lengths), dtype=torch.int64), device)
+def _numbers_on(numbers: bytes, device: torch.device) -> Tensor:
+    return to_device(torch.frombuffer(bytearray(numbers), dtype=torch.int64), device)
 
 
 class PromptBatch(nn.Module):
@@ -120,7 +144,8 @@ class PromptBatch(nn.Module):
         # Which positions are slots is found on the CPU, where the tokens are; then all goes to the tower's device once.
         tokens = torch.tensor([row + [tower.pad] * (width - len(row)) for row in rows], device="cpu")
         is_slot = tokens == SLOT
-        slots = to_device(is_slot.nonzero()[:, 1].view(len(rows), -1), tower.device)
+        self.slots_on_cpu = is_slot.nonzero()[:, 1].view(len(rows), -1)
+        slots = to_device(self.slots_on_cpu, tower.device)
         with torch.no_grad():
             embeddings = tower.embed(to_device(tokens.clamp(min=0), tower.device)).float()
         embeddings.masked_fill_(to_device(is_slot[..., None], tower.device), 0.0)
@@ -130,16 +155,21 @@ class PromptBatch(nn.Module):
         self.shared = _shared_front(rows)
         self.shared_words = _shared_front([row[: row.index(SLOT)] if SLOT in row else row for row in rows], whole=True)
 
-    def fill(self, context: Tensor) -> Prompts:
+    def fixed(self, keys: Tensor | None = None) -> Prompts:
+        """The prompts of texts without slots; with keys [P] int64 the tower's dropout is that of each prompt alone."""
+        return Prompts(self.embeddings, self.lengths, shared=self.shared if keys is None else 0, keys=keys)
+
+    def fill(self, context: Tensor, deep: Sequence[Tensor] = ()) -> Prompts:
         """Put context vectors into the slots; the gradient reaches them.
 
         Args:
             context: [P, M, w], or [1, M, w] to share the vectors among all prompts.
+            deep: vectors [M, w] of all prompts that replace what stands in the slots before blocks 1, 2 and so on.
         """
         index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
         filled = self.embeddings.to(context.dtype).scatter(1, index, context.expand(*index.shape))
         shared = self.shared if len(context) == 1 else min(self.shared, self.shared_words)
-        return Prompts(filled, self.lengths, shared=shared)
+        return Prompts(filled, self.lengths, shared=shared, deep=tuple(deep), slots=self.slots_on_cpu)
 
     def fill_each(self, contexts: Tensor) -> Prompts:
         """All prompts once for each of B contexts [B, M, w]: B groups of P prompts, each with one context."""

@@ -5,6 +5,8 @@ BiomedCLIP has). Sizes: d is the joint embedding size, w the text tower's width;
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.errors import UserError
+from harness.models.deep_prompts import changed_inputs
 from harness.models.open_clip_internals import CLIP, CustomTextCLIP, HFTextEncoder, HFTokenizer, TextTransformer
 from harness.models.packed_text import encode_eot, supports
 from harness.models.prompts import PromptBatch, Prompts
+from harness.models.stateless_dropout import dropout_keys
 
 UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
 TEXTS_PER_PASS = 1024
@@ -33,6 +37,7 @@ class TextTower(nn.Module):
         pads_to_context_length: True where padding takes part in attention, so that it must be what the model saw.
         layers: number of blocks.
         memory_bytes: about how much the activations of one pass may take.
+        learns: whether parts that are learned were added to its blocks, as they may be to those of a view.
         forward_override: what encodes prompts instead, while several runs share a pass (harness/training/packing.py).
     """
 
@@ -40,6 +45,7 @@ class TextTower(nn.Module):
     context_length: int
     layers: int
     memory_bytes: int = 2 * 2**30
+    learns: bool = False
     forward_override: Callable[[Prompts], Tensor] | None = None
     pads_to_context_length = False
 
@@ -84,7 +90,7 @@ class TextTower(nn.Module):
 
     def compute(self, prompts: Prompts) -> Tensor:
         """`forward`, here and now."""
-        trained = torch.is_grad_enabled() and prompts.embeddings.requires_grad
+        trained = torch.is_grad_enabled() and (self.learns or prompts.embeddings.requires_grad)
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))
         if size >= len(prompts):
@@ -93,6 +99,20 @@ class TextTower(nn.Module):
         if trained:
             return torch.cat([checkpoint(self.encode, part, use_reentrant=False) for part in parts])
         return torch.cat([self.encode(part) for part in parts])
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, in order."""
+        raise NotImplementedError
+
+    def changed(self, prompts: Prompts) -> ExitStack:
+        """Have the blocks take the deep vectors of prompts, and what was added to them drop features by their keys."""
+        stack = ExitStack()
+        stack.enter_context(dropout_keys(prompts.keys))
+        if prompts.deep:
+            changes = [(block, partial(prompts.with_deep, number)) for number, block in enumerate(self.blocks)]
+            stack.enter_context(changed_inputs(changes))
+        return stack
 
     @property
     def bytes_per_token(self) -> int:
@@ -109,7 +129,7 @@ class TextTower(nn.Module):
         for first in range(0, len(texts), TEXTS_PER_PASS):
             chosen = order[first : first + TEXTS_PER_PASS]
             batch = PromptBatch(self, [tokens[place] for place in chosen], [names[place] for place in chosen])
-            encoded = self(Prompts(batch.embeddings, batch.lengths, shared=batch.shared))
+            encoded = self(batch.fixed())
             features |= dict(zip(chosen, encoded.float(), strict=True))
         return torch.stack([features[place] for place in range(len(texts))])
 
@@ -143,6 +163,10 @@ class ClipTextTower(TextTower):
         self.packs = text.attn_mask is not None and pool_type in ("argmax", "eos") and supports(text.transformer)
         self.layers = len(text.transformer.resblocks)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.resblocks)
+
     def embed(self, tokens: Tensor) -> Tensor:
         return self.token_embedding(tokens)
 
@@ -154,7 +178,8 @@ class ClipTextTower(TextTower):
         length = prompts.embeddings.shape[1]
         x = prompts.embeddings + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
+        with self.changed(prompts):
+            x = self.ln_final(self.transformer(x, attn_mask=mask))
         if self.pool_type == "first":
             return self._project(x[:, 0])
         if self.pool_type == "last":
@@ -184,6 +209,21 @@ class HuggingFaceTextTower(TextTower):
         self.layers = text.config.num_hidden_layers
         self.context_length = min(tokenizer.context_length, text.context_length or tokenizer.context_length)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, in order.
+
+        Raises:
+            UserError: it is built in another way than BERT.
+        """
+        layers = getattr(getattr(self.transformer, "encoder", None), "layer", None)
+        if layers is None:
+            kind = type(self.transformer).__name__
+            raise UserError(
+                f"backbone: the method changes the blocks of a text tower, and those of a {kind} are not known"
+            )
+        return list(layers)
+
     def embed(self, tokens: Tensor) -> Tensor:
         return self.transformer.get_input_embeddings()(tokens)
 
@@ -191,7 +231,8 @@ class HuggingFaceTextTower(TextTower):
         longest = int(prompts.lengths.max())
         lengths = prompts.lengths_on(prompts.embeddings.device)
         mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()
-        output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
+        with self.changed(prompts):
+            output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
         return self.proj(self.pooler(output, mask))
 
     def _ids(self, text: str) -> list[int]:

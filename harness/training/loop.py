@@ -304,6 +304,7 @@ class WeightedLoss(nn.Module):
         """
         self.method.drawing = Drawing(step_key, keys)
         output = self.method(inputs)
+        self.method.drawing = None
         if gathered is not None:
             output = Output(output.logits, {**output.extras, "batch": gathered})
         losses = self.method.losses(output, labels)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.runs.packed import execute_together
 from harness.runs.resolve import resolve_config
 from harness.training.loop import Training
 from tests.pretended_gpu import pretended_gpu
-from tests.zoo import SMALL
+from tests.zoo import SMALL, backbone_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "zero_shot": {"name": "zero_shot", "text": "symptoms"},
@@ -34,7 +35,9 @@ METHODS |= {name: {"name": name, **SMALL.get(name, {})} for name in method_names
 
 
 def configured(base: dict[str, Any], out: Path, method: str, device: str, *overrides: str) -> Config:
-    content = override(base, [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5", *overrides])
+    tower = backbone_of(base, METHODS[method]["name"])
+    own = [f"backbone={tower}", f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5"]
+    content = override(base, [*own, *overrides])
     if method_class(METHODS[method]["name"]).trains:
         content["train"]["steps"] = None
     else:
@@ -99,7 +102,7 @@ def test_every_method_runs(
 
 
 @pytest.mark.parametrize("tower", ["vit", "bert", "bidirectional"])
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize("method", ["vip", "cocoop", "clip_lora", "maple"])
 @pytest.mark.slow
 def test_every_kind_of_tower_runs(
     base_config: dict[str, Any], model_folder: Path, cpu_runs: Path, tmp_path: Path, method: str, tower: str
@@ -124,7 +127,9 @@ def test_every_way_to_train_runs(
     on_both(base_config, cpu_runs, tmp_path, method, *settings)
 
 
-@pytest.mark.parametrize("method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f"])
+@pytest.mark.parametrize(
+    "method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f", "clip_lora", "maple"]
+)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.slow
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
@@ -143,8 +148,10 @@ def test_a_damaged_image_is_left_out(
     assert len(logits(run)) == 20
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", ["vip", "cocoop"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [*product(["vip", "cocoop"], ["sgd", "adamw"]), ("clip_lora", "adamw"), ("maple", "sgd")],
+)
 @pytest.mark.slow
 def test_a_run_goes_on(
     base_config: dict[str, Any],
@@ -193,7 +200,7 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
     assert len(list((tmp_path / "cuda" / ".bank").glob("*/view-*.bin"))) > 3
 
 
-@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter"])
+@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter", "clip_lora", "maple"])
 @pytest.mark.slow
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cpu_runs: Path, method: str) -> None:
     from harness.runs.transfer import evaluate_run

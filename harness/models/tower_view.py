@@ -1,0 +1,120 @@
+"""Views of a frozen backbone's towers: other modules, the same weights, for a method to change.
+
+Runs share a backbone, so a method never changes it. In a view it may replace modules or have them take other inputs, and nothing
+of that is seen from the backbone. Gradients pass through the image tower with activation checkpointing, block by block.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from harness.errors import UserError
+from harness.models.deep_prompts import append, changed_inputs, replace_last
+from harness.models.open_clip_internals import TimmModel, VisionTransformer
+from harness.models.stateless_dropout import current_keys, dropout_keys
+from harness.models.text_tower import TextTower
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def view(module: M) -> M:
+    """A copy of a tree of modules that holds the very same parameters and buffers."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    if isinstance(module, TextTower):
+        shared[id(module.tokenizer)] = module.tokenizer
+    return copy.deepcopy(module, shared)
+
+
+class CheckpointedBlock(nn.Module):
+    """A block that keeps its input alone for the backward pass, and computes the rest again there."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, **settings: Any) -> Tensor:
+        keys = current_keys()
+
+        def compute(x: Tensor) -> Tensor:
+            with dropout_keys(keys):
+                return self.block(x, **settings)
+
+        if not torch.is_grad_enabled():
+            return compute(x)
+        # Dropout goes by keys, so there is no random state to restore.
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
+
+
+class Anatomy(NamedTuple):
+    """The parts of a vision transformer that methods change: its blocks, the norm before them, and the width of a token."""
+
+    blocks: Any
+    norm_pre: nn.Module
+    width: int
+
+
+class ImageTowerView(nn.Module):
+    """A view of a vision transformer, open_clip's own or timm's (as in BiomedCLIP).
+
+    Raises:
+        UserError: the image tower is no vision transformer.
+    """
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = view(tower)
+        blocks = self._anatomy.blocks
+        for place, block in enumerate(blocks):
+            blocks[place] = CheckpointedBlock(block)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its blocks, each checkpointed."""
+        return list(self._anatomy.blocks)
+
+    @property
+    def width(self) -> int:
+        """The size of a token."""
+        return self._anatomy.width
+
+    @property
+    def _anatomy(self) -> Anatomy:
+        trunk = self.tower.trunk if isinstance(self.tower, TimmModel) else self.tower
+        if isinstance(trunk, VisionTransformer):
+            return Anatomy(trunk.transformer.resblocks, trunk.ln_pre, trunk.transformer.width)
+        if isinstance(trunk, TimmVisionTransformer):
+            return Anatomy(trunk.blocks, trunk.norm_pre, trunk.embed_dim)
+        raise UserError(
+            f"backbone: the method changes the blocks of a vision transformer, but this image tower is a "
+            f"{type(trunk).__name__}; use a ViT"
+        )
+
+    def forward(self, pixels: Tensor, prompts: Sequence[Tensor] = (), keys: Tensor | None = None) -> Tensor:
+        """Un-normalised features [B, d] of pixels [B, 3, H, W].
+
+        Args:
+            prompts: J times [M, width]. The first stand after the patches, without positions, and go through the norm that comes
+                before the blocks; the others replace them before blocks 1 to J - 1.
+            keys: [B] int64, of dropout in the parts that were added.
+        """
+        changes = [(self._anatomy.norm_pre, append(prompts[0]))] if prompts else []
+        changes += [(block, replace_last(deep)) for block, deep in zip(self.blocks[1:], prompts[1:], strict=False)]
+        with dropout_keys(keys), changed_inputs(changes):
+            return cast(Tensor, self.tower(pixels))
+
+
+class TowerViews(nn.Module):
+    """Views of both towers, in evaluation mode as the frozen towers are."""
+
+    def __init__(self, image: nn.Module, text: TextTower) -> None:
+        super().__init__()
+        self.image, self.text = ImageTowerView(image), view(text)
+
+    def train(self, mode: bool = True) -> "TowerViews":
+        return super().train(False)
