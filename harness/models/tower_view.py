@@ -110,7 +110,11 @@ class ImageTowerView(nn.Module):
 
 
 class TowerViews(nn.Module):
-    """Views of both towers, in evaluation mode as the frozen towers are."""
+    """Views of both towers, in evaluation mode as the frozen towers are.
+
+    Learned parts that a method adds are modules of the method, which a view calls but does not hold: ZeRO-3 gathers each view as
+    a whole (`harness.models.backbone.READ_IN_PIECES`), and reduces no right gradients of what is learned inside of it.
+    """
 
     def __init__(self, image: nn.Module, text: TextTower) -> None:
         super().__init__()
