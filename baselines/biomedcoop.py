@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.coop import CoOp, CoOpConfig
-from harness.config.schema import NonNegative, Rate, Words
-from harness.methods.base import Output, Task, cosine_logits, symptom_names
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
+from vipbench.baselines.coop import CoOp, CoOpConfig
+from vipbench.harness.config.schema import NonNegative, Rate, Words
+from vipbench.harness.methods.base import Output, Task, cosine_logits, symptom_names
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
 
 
 class BiomedCoOpConfig(CoOpConfig):

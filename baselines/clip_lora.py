@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.config.schema import MethodConfig, Rate
-from harness.methods.base import Output, Task, TextClassifier
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.lora import add_lora
-from harness.models.prompts import PromptBatch
-from harness.models.stateless_dropout import split_keys
-from harness.models.tower_view import TowerViews
+from vipbench.harness.config.schema import MethodConfig, Rate
+from vipbench.harness.methods.base import Output, Task, TextClassifier
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.lora import add_lora
+from vipbench.harness.models.prompts import PromptBatch
+from vipbench.harness.models.stateless_dropout import split_keys
+from vipbench.harness.models.tower_view import TowerViews
 
 LOGIT_SCALE = 100.0
 STEPS_PER_SHOT, MOST_SHOTS = 500, 16

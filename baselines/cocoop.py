@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from harness.config.schema import ContextLength, MethodConfig, Words
-from harness.methods.base import Method, Output, Task, cosine_logits
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.prompts import PromptBatch, context_prompt, context_vectors
+from vipbench.harness.config.schema import ContextLength, MethodConfig, Words
+from vipbench.harness.methods.base import Method, Output, Task, cosine_logits
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 REDUCTION = 16  # of the meta-net's hidden layer
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from harness.config.schema import ContextLength, MethodConfig, Words
-from harness.methods.base import Task, TextClassifier
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.prompts import PromptBatch, context_prompt, context_vectors
+from vipbench.harness.config.schema import ContextLength, MethodConfig, Words
+from vipbench.harness.methods.base import Task, TextClassifier
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 
 class CoOpConfig(MethodConfig):

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from baselines.coop import CoOp, CoOpConfig
-from harness.config.schema import NonNegative, Words
-from harness.methods.base import Output, Task, class_name_features
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
+from vipbench.baselines.coop import CoOp, CoOpConfig
+from vipbench.harness.config.schema import NonNegative, Words
+from vipbench.harness.methods.base import Output, Task, class_name_features
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
 
 
 class KgCoOpConfig(CoOpConfig):

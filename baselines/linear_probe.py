@@ -24,12 +24,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from harness.config.schema import MethodConfig, Rate
-from harness.errors import UserError
-from harness.methods.base import Method, Output, Support, SupportViews, Task
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.system.devices import to_host
+from vipbench.harness.config.schema import MethodConfig, Rate
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method, Output, Support, SupportViews, Task
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.system.devices import to_host
 
 log = logging.getLogger(__name__)
 

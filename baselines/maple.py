@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.config.schema import MethodConfig
-from harness.errors import UserError
-from harness.methods.base import Output, Task, TextClassifier
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.prompts import CONTEXT_STD, SLOT, PromptBatch, context_vectors
-from harness.models.tower_view import TowerViews
+from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Output, Task, TextClassifier
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.prompts import CONTEXT_STD, SLOT, PromptBatch, context_vectors
+from vipbench.harness.models.tower_view import TowerViews
 
 WORDS, LEARNED = "a photo of a", 2  # tokens of WORDS that are learned; the others stay
 

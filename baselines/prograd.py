@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from baselines.coop import CoOp, CoOpConfig, epochs_for
-from harness.config.schema import ContextLength, NonNegative, Rate, Words
-from harness.methods.base import Output, Task, class_name_features, cosine_logits
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
+from vipbench.baselines.coop import CoOp, CoOpConfig, epochs_for
+from vipbench.harness.config.schema import ContextLength, NonNegative, Rate, Words
+from vipbench.harness.methods.base import Output, Task, class_name_features, cosine_logits
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
 
 # A difference of equal gradients may be so many times the relative rounding; up to 6 was measured, in fp32 and bf16.
 NOISE = 16

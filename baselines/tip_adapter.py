@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.config.schema import MethodConfig, Rate
-from harness.methods.base import Method, Output, Support, SupportViews, Task, class_name_features
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
+from vipbench.harness.config.schema import MethodConfig, Rate
+from vipbench.harness.methods.base import Method, Output, Support, SupportViews, Task, class_name_features
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from harness.config.schema import MethodConfig
-from harness.methods.base import Task, TextClassifier, symptom_names
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.phrases import without_full_stop
+from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.methods.base import Task, TextClassifier, symptom_names
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.phrases import without_full_stop
 
 DEFAULT_TEMPLATES = {
     "class_names": ["a photo of a {}."],

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import Result, context
-from harness.system.files import read_json, write_json
+from vipbench.harness.system.files import read_json, write_json
 
 NAMES = ("training_step", "sweep", "packing", "bank", "reader", "compile", "collect")
 OUT = Path("bench.json")

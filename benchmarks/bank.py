@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
-from harness.system.devices import choose_device
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.system.devices import choose_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

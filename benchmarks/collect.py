@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import Result
-from harness.config.identity import Digests, run_name
-from harness.evaluation.metrics import compute_metrics
-from harness.report.tables import load_runs, make_table
-from harness.runs.directory import ALWAYS, CONFIG, FILES, METRICS, PREDICTIONS, PROVENANCE
-from harness.runs.resolve import resolve_config
-from harness.system.files import digest_file, write_json
-from sweeps.status import sweep_status
+from vipbench.harness.config.identity import Digests, run_name
+from vipbench.harness.evaluation.metrics import compute_metrics
+from vipbench.harness.report.tables import load_runs, make_table
+from vipbench.harness.runs.directory import ALWAYS, CONFIG, FILES, METRICS, PREDICTIONS, PROVENANCE
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.files import digest_file, write_json
+from vipbench.sweeps.status import sweep_status
 
 RUNS = 10_000
 CLASSES = [f"class {number}" for number in range(10)]

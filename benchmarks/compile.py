@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Result, median_seconds
 from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
-from harness.config.schema import BackboneConfig
-from harness.methods.base import Task
-from harness.methods.registry import method_class
-from harness.models import packed_text
-from harness.models.backbone import load_backbone
-from harness.system.devices import choose_device
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.methods.base import Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models import packed_text
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.system.devices import choose_device
 
 REPEATS = 5
 

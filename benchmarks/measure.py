@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.runs.provenance import machine, versions
+from vipbench.harness.runs.provenance import machine, versions
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
 from benchmarks.sweep import make_dataset, timed_sweep, write_grid
 from benchmarks.training_step import CLASSES, SYMPTOMS, stepper
-from harness.config.schema import BackboneConfig
-from harness.methods.base import Method, Task
-from harness.methods.registry import method_class
-from harness.models.backbone import load_backbone
-from harness.system.devices import choose_device
-from harness.system.files import atomic_directory
-from harness.training.packing import RandomStream, compute_together
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.system.files import atomic_directory
+from vipbench.harness.training.packing import RandomStream, compute_together
 
 RUNS = 8
 EPOCHS = 50

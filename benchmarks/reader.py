@@ -34,14 +34,14 @@ from torchvision.transforms import (
 )
 
 from benchmarks.measure import Result
-from harness.config.schema import BackboneConfig
-from harness.data.augment import Augmentation, TrainTransform, normalised
-from harness.data.decode import Picture
-from harness.data.importers import folder as folder_importer
-from harness.data.reader import Dataset, Samples
-from harness.data.shards import write_dataset
-from harness.data.views import Loading, Views
-from harness.models.backbone import load_backbone
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data.augment import Augmentation, TrainTransform, normalised
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.importers import folder as folder_importer
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.shards import write_dataset
+from vipbench.harness.data.views import Loading, Views
+from vipbench.harness.models.backbone import load_backbone
 
 IMAGES, ROUNDS, ENTRIES, READ = 800, 3, 1_000_000, 8000
 BICUBIC = InterpolationMode.BICUBIC

@@ -24,16 +24,16 @@ from PIL import Image
 from benchmarks import textbook
 from benchmarks.measure import Result
 from benchmarks.training_step import BATCH, CLASSES, SYMPTOMS
-from harness.config.schema import BackboneConfig
-from harness.data.importers import folder as folder_importer
-from harness.data.reader import Dataset
-from harness.data.shards import write_dataset
-from harness.methods.base import Task
-from harness.methods.registry import method_class
-from harness.models.backbone import load_backbone
-from harness.runs.collect import read_runs
-from harness.system.devices import choose_device
-from harness.system.files import write_json
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data.importers import folder as folder_importer
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.data.shards import write_dataset
+from vipbench.harness.methods.base import Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.system.files import write_json
 
 METHODS = ("zero_shot", "coop", "cocoop", "vip")
 SEEDS, EPOCHS, EPOCHS_MEASURED = 3, 20, 2
@@ -82,7 +82,7 @@ def write_grid(path: Path, data: Path, axes: dict[str, list[Any]], methods: Sequ
 def timed_sweep(grid: Path, out: Path, options: Sequence[str]) -> float:
     """Seconds of `vipbench sweep run`, as a user would start it."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "harness", "sweep", "run", str(grid), "--out", str(out), *options]
+    command = [sys.executable, "-m", "vipbench", "sweep", "run", str(grid), "--out", str(out), *options]
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
 

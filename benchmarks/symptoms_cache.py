@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.record import Request
-from harness.system.progress import Progress
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.record import Request
+from vipbench.harness.system.progress import Progress
 
 INSTRUCTION = (
     "List what a person can see in a picture of the class, in short plain words of colour, shape and place. " * 8

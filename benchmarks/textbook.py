@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from harness.methods.base import Method
-from harness.models.backbone import Backbone
-from harness.models.prompts import PromptBatch, context_prompt
+from vipbench.harness.methods.base import Method
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.prompts import PromptBatch, context_prompt
 
 
 def plain_logits(method: Method, backbone: Backbone) -> Callable[[Tensor], Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.measure import Result, count_flops, matrix_peak, median_seconds
 from benchmarks.textbook import plain_logits
-from harness.config.schema import BackboneConfig
-from harness.methods.base import Method, Task
-from harness.methods.registry import method_class
-from harness.models.backbone import load_backbone
-from harness.system.devices import choose_device
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.system.devices import choose_device
 
 CLASSES = ["melanoma", "nevus"]
 SYMPTOMS = [

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from harness.commands import backbone, bank, data, demo, report, serve, sweep, symptoms
-from harness.commands.options import Plugins
-from harness.data.choices import OnError
-from harness.system.console import interruptions, setup_logging, user_errors
+from vipbench.harness.commands import backbone, bank, data, demo, report, serve, sweep, symptoms
+from vipbench.harness.commands.options import Plugins
+from vipbench.harness.data.choices import OnError
+from vipbench.harness.system.console import interruptions, setup_logging, user_errors
 
 
 class Verbs(TyperGroup):
@@ -63,8 +63,8 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="run again although it is finished")] = False,
 ) -> None:
     """Run one config: train, test, write the run directory."""
-    from harness.runs.execute import execute
-    from harness.runs.resolve import load_config
+    from vipbench.harness.runs.execute import execute
+    from vipbench.harness.runs.resolve import load_config
 
     execute(load_config(config, overrides or [], plugin or []), force)
 
@@ -72,7 +72,7 @@ def run(
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Print a config resolved: every default filled in."""
-    from harness.runs.resolve import load_config
+    from vipbench.harness.runs.resolve import load_config
 
     typer.echo(load_config(config, overrides or [], plugin or []).to_yaml(), nl=False)
 
@@ -90,7 +90,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
-    from harness.runs.transfer import evaluate_run
+    from vipbench.harness.runs.transfer import evaluate_run
 
     evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None, plugin or [])
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]  # started as a file: our modules are harness.config and so on, not config
+    del sys.path[0]  # started as a file: our modules are vipbench.harness.config and so on, not config
 
-from harness.system.console import interruptions_from_here_on
+from vipbench.harness.system.console import interruptions_from_here_on
 
 interruptions_from_here_on()
 
@@ -17,10 +17,10 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
-from harness.errors import UserError  # noqa: E402
-from harness.runs.packed import execute_together  # noqa: E402
-from harness.runs.resolve import load_config  # noqa: E402
-from harness.system.console import end_with_runner, user_errors  # noqa: E402
+from vipbench.harness.errors import UserError  # noqa: E402
+from vipbench.harness.runs.packed import execute_together  # noqa: E402
+from vipbench.harness.runs.resolve import load_config  # noqa: E402
+from vipbench.harness.system.console import end_with_runner, user_errors  # noqa: E402
 
 
 def main(configs: Annotated[list[Path], typer.Argument(help="configs of one group, in YAML")]) -> None:

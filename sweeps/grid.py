@@ -18,13 +18,13 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.config.overrides import override, set_key
-from harness.config.schema import Config
-from harness.config.validation import Section, validate
-from harness.errors import UserError, did_you_mean
-from harness.runs.directory import flatten
-from harness.runs.resolve import resolve_config
-from harness.system.files import read_yaml
+from vipbench.harness.config.overrides import override, set_key
+from vipbench.harness.config.schema import Config
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.runs.directory import flatten
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.files import read_yaml
 
 MOST_COMBINATIONS = 100_000
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config.schema import Config
-from harness.methods.registry import method_class
-from harness.runs.tracking import ONE_RUN_PER_PROCESS
+from vipbench.harness.config.schema import Config
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.runs.tracking import ONE_RUN_PER_PROCESS
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config.validation import Section, validate
-from harness.errors import UserError, shortened
-from harness.system.files import read_json, write_json, write_text
-from sweeps.units import CONFIGS, FAILED, LOCK, PLAN, RUN_COMMAND, RUNS, Unit, unit
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import read_json, write_json, write_text
+from vipbench.sweeps.units import CONFIGS, FAILED, LOCK, PLAN, RUN_COMMAND, RUNS, Unit, unit
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +22,13 @@ class Plan(Section):
 
 def write_plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> list[str]:
     """Write a grid's plan and configs under `out`; returns the names of its runs, each once. Loads each backbone once."""
-    from harness.config.identity import Digests, run_name
-    from harness.config.schema import Config
-    from harness.data.info import DatasetInfo
-    from harness.methods.registry import method_digest
-    from harness.models.backbone import backbone_digest
-    from harness.symptoms.sets import load_sets, sets_digest
-    from sweeps.grid import read_grid
+    from vipbench.harness.config.identity import Digests, run_name
+    from vipbench.harness.config.schema import Config
+    from vipbench.harness.data.info import DatasetInfo
+    from vipbench.harness.methods.registry import method_digest
+    from vipbench.harness.models.backbone import backbone_digest
+    from vipbench.harness.symptoms.sets import load_sets, sets_digest
+    from vipbench.sweeps.grid import read_grid
 
     runs_at = f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"  # quoted: overrides are YAML
     configs = read_grid(grid, [*overrides, runs_at], plugins)
@@ -95,8 +95,8 @@ def plan_units(out: Path, names: Sequence[str], command: Sequence[str] = RUN_COM
     together = [name for name in names if pack and name not in failed]
     groups = [[name] for name in names if name not in together]
     if together:
-        from harness.runs.resolve import load_config
-        from sweeps.packing import group
+        from vipbench.harness.runs.resolve import load_config
+        from vipbench.sweeps.packing import group
 
         groups = group({name: load_config(out / CONFIGS / f"{name}.yaml") for name in together}) + groups
     return [unit(out, members, command) for members in groups]

@@ -19,19 +19,19 @@ from typing import Annotated
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from harness.config.validation import Section, validate
-from harness.errors import UserError
-from harness.runs.directory import is_finished
-from harness.system.files import disk_errors, read_json, write_json
-from sweeps.executors.base import Executor
-from sweeps.executors.claims import at_work
-from sweeps.executors.local import LocalExecutor
-from sweeps.executors.slurm import SlurmExecutor
-from sweeps.executors.submissions import job_states
-from sweeps.executors.torchrun import TorchrunExecutor
-from sweeps.plan import plan_units, planned, write_plan
-from sweeps.status import RunState, quick_damage, sweep_status
-from sweeps.units import CLAIMS, CONFIGS, DAMAGED, FAILED, JOBS, LOCK, LOGS, RUN_COMMAND, RUNS, Unit
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.directory import is_finished
+from vipbench.harness.system.files import disk_errors, read_json, write_json
+from vipbench.sweeps.executors.base import Executor
+from vipbench.sweeps.executors.claims import at_work
+from vipbench.sweeps.executors.local import LocalExecutor
+from vipbench.sweeps.executors.slurm import SlurmExecutor
+from vipbench.sweeps.executors.submissions import job_states
+from vipbench.sweeps.executors.torchrun import TorchrunExecutor
+from vipbench.sweeps.plan import plan_units, planned, write_plan
+from vipbench.sweeps.status import RunState, quick_damage, sweep_status
+from vipbench.sweeps.units import CLAIMS, CONFIGS, DAMAGED, FAILED, JOBS, LOCK, LOGS, RUN_COMMAND, RUNS, Unit
 
 log = logging.getLogger(__name__)
 

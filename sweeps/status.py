@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.config.schema import TrainConfig
-from harness.errors import UserError, shortened
-from harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, find_damage, is_finished, is_running
-from harness.system.files import read_json, read_yaml
-from harness.training.schedule import total_steps
-from sweeps.executors.submissions import WAITING, JobState, job_states
-from sweeps.plan import planned
-from sweeps.units import FAILED, JOBS, LOGS, RUNS, end_of, last_line
+from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, find_damage, is_finished, is_running
+from vipbench.harness.system.files import read_json, read_yaml
+from vipbench.harness.training.schedule import total_steps
+from vipbench.sweeps.executors.submissions import WAITING, JobState, job_states
+from vipbench.sweeps.plan import planned
+from vipbench.sweeps.units import FAILED, JOBS, LOGS, RUNS, end_of, last_line
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _steps(config: Mapping[str, Any]) -> int:
 
 @cache
 def _dataset(path: str) -> tuple[int, int]:
-    from harness.data.info import DatasetInfo
+    from vipbench.harness.data.info import DatasetInfo
 
     info = DatasetInfo.load(path)
     return len(info.classes), sum(info.splits["train"].counts.values())

@@ -18,9 +18,9 @@ def submit_command(
     Raises:
         UserError: the settings are wrong, or Slurm refuses.
     """
-    from sweeps.executors.profile import Profile  # submitit takes long to import
-    from sweeps.executors.slurm import submit
-    from sweeps.units import Unit
+    from vipbench.sweeps.executors.profile import Profile  # submitit takes long to import
+    from vipbench.sweeps.executors.slurm import submit
+    from vipbench.sweeps.units import Unit
 
     settings = Profile.load(profile, options | {"nodes_per_run": 1, "processes_per_run": 1})
     gpus = ["--gpus", str(settings.gpus_per_run)] if settings.gpus_per_run else []

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.runs.directory import failure, is_finished, is_running
-from harness.system.console import INTERRUPTED
-from harness.system.files import write_json
+from vipbench.harness.runs.directory import failure, is_finished, is_running
+from vipbench.harness.system.console import INTERRUPTED
+from vipbench.harness.system.files import write_json
 
 # Names in the folder of a sweep, explained in sweeps/runner.py.
 PLAN, CONFIGS, RUNS, LOGS, FAILED, CLAIMS, JOBS, DAMAGED = (

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.schema import BackboneConfig
-from harness.data.reader import DamagedSample, Samples
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.open_clip import create
+from vipbench.harness.cli import app
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data.reader import DamagedSample, Samples
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.open_clip import create
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

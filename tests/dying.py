@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from harness.training.loop import Training
+from vipbench.harness.training.loop import Training
 
 
 class Death(BaseException):

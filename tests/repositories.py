@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.config.schema import BackboneConfig
-from harness.models.open_clip import create
 from tests.conftest import LETTERS, MODELS
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.open_clip import create
 
 SIZES = {"hidden_size": 32, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**SIZES, "image_size": 32, "patch_size": 16}

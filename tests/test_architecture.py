@@ -27,7 +27,7 @@ LEVELS = [
     "harness.commands",
     "harness.cli",
 ]
-PROGRAMS = {"harness.run", "harness.pack", "harness.__main__"}  # they may import everything, and nothing imports them
+PROGRAMS = {"harness.run", "harness.pack"}  # they may import everything, and nothing imports them
 LONGEST = 450  # lines
 
 
@@ -51,7 +51,7 @@ def imports(path: Path) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
+        for name in (name.removeprefix("vipbench.") for name in names):
             while name and name not in MODULES:
                 name = name.rpartition(".")[0]
             if name:

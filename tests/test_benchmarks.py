@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from benchmarks import sweep, training_step
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import Backbone, load_backbone
 from tests.pretended_gpu import pretended_gpu
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import Backbone, load_backbone
 
 
 def small(model_folder: Path, devices: list[Any]) -> Callable[..., Backbone]:

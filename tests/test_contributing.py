@@ -16,20 +16,20 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import baselines
-from harness.cli import app
-from harness.config.schema import BackboneConfig
-from harness.data import importers
-from harness.data.reader import Dataset
-from harness.evaluation import metrics
-from harness.methods import registry
-from harness.models.open_clip import create
-from harness.models.text_tower import text_tower
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
-from sweeps.units import FAILED, LOGS, RUNS, unit
 from tests import conftest
 from tests.data.drawn_images import save
+from vipbench import baselines
+from vipbench.harness.cli import app
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data import importers
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.evaluation import metrics
+from vipbench.harness.methods import registry
+from vipbench.harness.models.open_clip import create
+from vipbench.harness.models.text_tower import text_tower
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.sweeps.units import FAILED, LOGS, RUNS, unit
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^## (.+?)\n(?:(?!^## ).*\n)*?```python\n((?:.*\n)*?)```\n", TEXT, re.MULTILINE))

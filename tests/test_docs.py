@@ -15,7 +15,7 @@ DOCUMENTS = [
 TOPS = ("harness", "baselines", "sweeps", "tests", "benchmarks", "docs")
 CODE = sorted(path for top in TOPS for path in (ROOT / top).rglob("*") if path.suffix in (".py", ".yaml"))
 PLACE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOPS)})/[\w./-]*\w/?")
-NAME = re.compile(r"(?<![\w/.-])(?:harness|baselines|sweeps)(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(r"(?<![\w/.-])(?:vipbench\.)?(?:harness|baselines|sweeps)(?:\.[A-Za-z_]\w*)+")
 
 
 def prose(path: Path) -> str:

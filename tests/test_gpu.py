@@ -13,17 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.config.overrides import override
-from harness.config.schema import BackboneConfig
-from harness.methods.base import Task
-from harness.methods.registry import method_class
-from harness.models.backbone import load_backbone
-from harness.runs.collect import read_runs
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
-from harness.system.devices import choose_device
 from tests.conftest import MODELS
 from tests.integration import launching
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.methods.base import Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.devices import choose_device
 
 pytestmark = [
     pytest.mark.gpu,

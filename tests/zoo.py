@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.distributed.engines.zero import gathered_parameters
-from harness.distributed.topology import Topology
-from harness.methods.base import Method
-from harness.methods.registry import method_class
-from harness.runs.inputs import Inputs, load_inputs
-from harness.runs.job import Job
-from harness.runs.resolve import resolve_config
-from harness.system.devices import to_host
-from harness.training.checkpoint import Checkpoints
-from harness.training.loop import fit
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.engines.zero import gathered_parameters
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.methods.base import Method
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.runs.inputs import Inputs, load_inputs
+from vipbench.harness.runs.job import Job
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.devices import to_host
+from vipbench.harness.training.checkpoint import Checkpoints
+from vipbench.harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
 SMALL: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def run_unwritten(config: Config, topology: Topology, inputs: Inputs | None = None) -> Outcome:
-    """Train and test as `harness.runs.execute.execute` does, without a run directory; all ranks call it together."""
+    """Train and test as `vipbench.harness.runs.execute.execute` does, without a run directory; all ranks call it together."""
     job = Job(config, inputs or load_inputs(config, topology), topology, None)
     checkpoints = Checkpoints(None, topology, config.run)
     job.test(fit(job.training, checkpoints, config.run.micro_batch) if job.training else None)

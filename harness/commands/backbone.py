@@ -13,9 +13,9 @@ def check(
     pretrained: Annotated[str | None, typer.Option(help="the weights: an open_clip tag or a file")] = None,
 ) -> None:
     """Load a backbone, encode a drawn image and a text, and warn where it is not as is known of its family."""
-    from harness.config.schema import BackboneConfig
-    from harness.models.backbone import load_backbone
-    from harness.models.check import describe, warnings
+    from vipbench.harness.config.schema import BackboneConfig
+    from vipbench.harness.models.backbone import load_backbone
+    from vipbench.harness.models.check import describe, warnings
 
     config = BackboneConfig(name=name, pretrained=pretrained)
     backbone = load_backbone(config)
@@ -30,7 +30,7 @@ def check(
 @app.command("list")
 def list_() -> None:
     """List medical backbones with their ids, families, licences and modalities."""
-    from harness.models.known import known
+    from vipbench.harness.models.known import known
 
     header = ("NAME", "ID", "FAMILY", "LICENCE", "MODALITY", "STATE")
     rows = [

@@ -1,6 +1,6 @@
 """The bank verbs: `vipbench bank ls|verify|prune DIR` and `vipbench bank build CONFIG...`.
 
-DIR is the .bank folder beside run directories. `torchrun --nproc-per-node 8 -m harness bank build CONFIG...` shares the work.
+DIR is the .bank folder beside run directories. `torchrun --nproc-per-node 8 -m vipbench bank build CONFIG...` shares the work.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the .bank folder be
 @app.command("ls")
 def list_(folder: Folder) -> None:
     """List banks, the one used longest ago first."""
-    from harness.features.cache import list_banks
-    from harness.system.files import disk_errors
+    from vipbench.harness.features.cache import list_banks
+    from vipbench.harness.system.files import disk_errors
 
     with disk_errors(folder):
         for bank in list_banks(folder):
@@ -35,8 +35,8 @@ def list_(folder: Folder) -> None:
 @app.command()
 def verify(folder: Folder) -> None:
     """Check every stored feature; exits with 1 when one is damaged (it would be computed again when it is needed)."""
-    from harness.features.cache import list_banks
-    from harness.system.files import disk_errors
+    from vipbench.harness.features.cache import list_banks
+    from vipbench.harness.system.files import disk_errors
 
     with disk_errors(folder):
         banks = list_banks(folder)
@@ -52,8 +52,8 @@ def verify(folder: Folder) -> None:
 @app.command("prune")
 def prune_(folder: Folder, keep_gib: Annotated[float, typer.Option(min=0, help="how much may stay, in GiB")]) -> None:
     """Remove the banks used longest ago until the rest fits."""
-    from harness.features.cache import prune
-    from harness.system.files import disk_errors
+    from vipbench.harness.features.cache import prune
+    from vipbench.harness.system.files import disk_errors
 
     with disk_errors(folder):
         for path in prune(folder, int(keep_gib * 2**30)):
@@ -65,7 +65,7 @@ def build(
     configs: Annotated[list[Path], typer.Argument(help="configs in YAML, such as those in a sweep's configs/")],
 ) -> None:
     """Compute the image features that runs will read, before they start."""
-    from harness.runs.execute import fill_banks
-    from harness.runs.resolve import load_config
+    from vipbench.harness.runs.execute import fill_banks
+    from vipbench.harness.runs.resolve import load_config
 
     fill_banks([load_config(path) for path in configs])

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.options import check_output
-from harness.errors import UserError
-from harness.symptoms.llm.cache import ResponseCache
-from harness.system.files import output_errors
+from vipbench.harness.commands.options import check_output
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.system.files import output_errors
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the record of the LLM's answers.")
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.data.choices import Leaks, OnError
-from harness.data.importers import formats, importer
-from harness.system.processes import available_cores
+from vipbench.harness.data.choices import Leaks, OnError
+from vipbench.harness.data.importers import formats, importer
+from vipbench.harness.system.processes import available_cores
 
 if TYPE_CHECKING:
-    from harness.data.info import DatasetInfo
+    from vipbench.harness.data.info import DatasetInfo
 
 MAX_WORKERS = 1024
 MAX_SHARD_MIB = 1 << 20
@@ -58,9 +58,9 @@ def prepare(
     ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
-    from harness.data.names import listed_classes
-    from harness.data.shards import write_dataset
-    from harness.data.splits import HoldOut
+    from vipbench.harness.data.names import listed_classes
+    from vipbench.harness.data.shards import write_dataset
+    from vipbench.harness.data.splits import HoldOut
 
     hold_out = HoldOut(val_fraction, test_fraction, seed)
     order = listed_classes(classes, classes_file)
@@ -95,11 +95,11 @@ def index(
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
 ) -> None:
     """Describe webdataset shards that others wrote, so that runs can read them where they are."""
-    from harness.data.external import expand, index_shards
-    from harness.data.members import Reading
-    from harness.data.names import listed_classes
-    from harness.data.remote import is_url
-    from harness.errors import UserError
+    from vipbench.harness.data.external import expand, index_shards
+    from vipbench.harness.data.members import Reading
+    from vipbench.harness.data.names import listed_classes
+    from vipbench.harness.data.remote import is_url
+    from vipbench.harness.errors import UserError
 
     patterns = {split: shards for split, shards in (("train", train), ("val", val), ("test", test)) if shards}
     if not patterns:
@@ -121,8 +121,8 @@ def inspect(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder or URL that `prepare` or `index` wrote")],
 ) -> None:
     """Print a dataset's counts, and verify the checksums of its shards and images."""
-    from harness.data.info import DatasetInfo
-    from harness.data.shards import verify
+    from vipbench.harness.data.info import DatasetInfo
+    from vipbench.harness.data.shards import verify
 
     _show(DatasetInfo.load(folder), folder)
     verify(folder)

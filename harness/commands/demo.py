@@ -15,12 +15,12 @@ def demo(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run, such as data.shots=1")] = None,
 ) -> None:
     """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
-    from harness.data.info import INFO
-    from harness.demo.benchmark import make_dataset
-    from harness.report.tables import load_runs, make_table, to_markdown
-    from harness.system.files import disk_errors, write_text
-    from sweeps.executors.local import LocalExecutor
-    from sweeps.runner import run_sweep
+    from vipbench.harness.data.info import INFO
+    from vipbench.harness.demo.benchmark import make_dataset
+    from vipbench.harness.report.tables import load_runs, make_table, to_markdown
+    from vipbench.harness.system.files import disk_errors, write_text
+    from vipbench.sweeps.executors.local import LocalExecutor
+    from vipbench.sweeps.runner import run_sweep
 
     data, sweep, file = out / "data", out / "sweep", out / "table.md"
     if not (data / INFO).is_file():

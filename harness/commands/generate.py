@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.options import ApiKey, ApiKeyFile, BackboneName, Overwrite, Pretrained, check_output, load
-from harness.errors import UserError
-from harness.symptoms.llm.keys import read_key
-from harness.system.files import output_errors
+from vipbench.harness.commands.options import (
+    ApiKey,
+    ApiKeyFile,
+    BackboneName,
+    Overwrite,
+    Pretrained,
+    check_output,
+    load,
+)
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.keys import read_key
+from vipbench.harness.system.files import output_errors
 
 if TYPE_CHECKING:
-    from harness.symptoms.generate import Plan
-    from harness.symptoms.llm.cache import ResponseCache
-    from harness.symptoms.llm.client import Client
-    from harness.symptoms.llm.record import Identity
-    from harness.symptoms.sets import SymptomSet
+    from vipbench.harness.symptoms.generate import Plan
+    from vipbench.harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.llm.client import Client
+    from vipbench.harness.symptoms.llm.record import Identity
+    from vipbench.harness.symptoms.sets import SymptomSet
 
 SHOWN = 10  # classes in a message about missing symptoms
 CHARACTERS_PER_TOKEN = 4  # of English, about
@@ -130,8 +138,8 @@ def generate(
     ] = None,
 ) -> None:
     """Let an LLM write a symptom set: elicit, refine, filter. Recorded answers are never asked for again."""
-    from harness.symptoms import plans
-    from harness.symptoms.generate import without_llm
+    from vipbench.harness.symptoms import plans
+    from vipbench.harness.symptoms.generate import without_llm
 
     if executor is not Place.slurm and (profile or partition or time):
         raise UserError("--profile, --partition and --time are for --executor slurm")
@@ -180,13 +188,13 @@ def generate(
 
 def _submit(context: typer.Context, source: Source, profile: Path | None, options: dict[str, Any]) -> None:
     """Submit the same command as a Slurm job. When requeued it goes on from the recorded answers."""
-    from sweeps.submit import submit_command
+    from vipbench.sweeps.submit import submit_command
 
     if source.serve is None:
         raise UserError(
             "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
         )
-    command = [sys.executable, "-m", "harness", "symptoms", "generate", *_given_options(context)]
+    command = [sys.executable, "-m", "vipbench", "symptoms", "generate", *_given_options(context)]
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
     check_output(log_file)
@@ -216,8 +224,8 @@ def _check_source(source: Source, offline: bool) -> None:
 
 
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
-    from harness.symptoms.generate import generate
-    from harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.generate import generate
+    from vipbench.harness.symptoms.llm.cache import ResponseCache
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
@@ -231,8 +239,8 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
 
 @contextmanager
 def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
-    from harness.symptoms.llm.client import Client
-    from harness.symptoms.llm.server import Server
+    from vipbench.harness.symptoms.llm.client import Client
+    from vipbench.harness.symptoms.llm.server import Server
 
     if source.serve is None:
         yield Client(
@@ -258,10 +266,10 @@ def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
 
 def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Path | None) -> None:
     """Record a batch's answers, and write the requests that can be made next."""
-    from harness.symptoms.generate import pending
-    from harness.symptoms.llm.batch import read_batch, write_batch
-    from harness.symptoms.llm.cache import ResponseCache
-    from harness.symptoms.llm.record import Identity
+    from vipbench.harness.symptoms.generate import pending
+    from vipbench.harness.symptoms.llm.batch import read_batch, write_batch
+    from vipbench.harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.llm.record import Identity
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
@@ -287,7 +295,7 @@ def _identity_options(identity: "Identity") -> str:
 
 def _estimate(plan: "Plan", tokens_per_second: float) -> None:
     """Print requests, tokens and time of the first round, and one request in full."""
-    from harness.symptoms.generate import Group
+    from vipbench.harness.symptoms.generate import Group
 
     questions = answers = prompt = 0
     example = None

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.errors import UserError
-from harness.symptoms.llm.keys import KEY_ADVICE, KEY_VARIABLE
-from harness.system.files import output_errors
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.keys import KEY_ADVICE, KEY_VARIABLE
+from vipbench.harness.system.files import output_errors
 
 if TYPE_CHECKING:
-    from harness.models.backbone import Backbone
+    from vipbench.harness.models.backbone import Backbone
 
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="an open_clip name, hf-hub: id, folder or JSON")]
 Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an open_clip tag or a file")]
@@ -36,8 +36,8 @@ ApiKeyFile = Annotated[
 
 def class_names(data: str | None, classes: str | None) -> list[str] | None:
     """Read the classes of a prepared dataset (folder or URL) or of a CSV line; None when neither is given."""
-    from harness.data.info import DatasetInfo
-    from harness.data.names import listed_classes
+    from vipbench.harness.data.info import DatasetInfo
+    from vipbench.harness.data.names import listed_classes
 
     if data and classes:
         raise UserError("--data and --classes: give one of them")
@@ -48,7 +48,7 @@ def class_names(data: str | None, classes: str | None) -> list[str] | None:
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
     """Load the backbone that the options name; "auto" is a GPU where there is one."""
-    from harness.symptoms.encode import load as load_on  # imports torch
+    from vipbench.harness.symptoms.encode import load as load_on  # imports torch
 
     return load_on(name, pretrained, device)
 

@@ -26,8 +26,8 @@ def table(
     out: Annotated[Path | None, typer.Option(help="a file to write; default: print it")] = None,
 ) -> None:
     """Compare runs: mean ± sample standard deviation over seeds, best of each column marked."""
-    from harness.report.tables import FORMATS, load_runs, make_table
-    from harness.system.files import disk_errors, write_text
+    from vipbench.harness.report.tables import FORMATS, load_runs, make_table
+    from vipbench.harness.system.files import disk_errors, write_text
 
     with disk_errors(directory):
         made = make_table(load_runs(directory), _names(rows), _names(columns), _names(metric))

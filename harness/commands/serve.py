@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.options import ApiKey, ApiKeyFile
-from harness.symptoms.llm.keys import read_key
+from vipbench.harness.commands.options import ApiKey, ApiKeyFile
+from vipbench.harness.symptoms.llm.keys import read_key
 
 
 def serve(
@@ -31,7 +31,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an LLM with vLLM until Ctrl-C."""
-    from harness.symptoms.llm.server import Server
+    from vipbench.harness.symptoms.llm.server import Server
 
     signal.signal(signal.SIGTERM, _leave)
     server = Server(

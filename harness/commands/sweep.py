@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.options import Plugins
-from harness.errors import UserError
+from vipbench.harness.commands.options import Plugins
+from vipbench.harness.errors import UserError
 
 if TYPE_CHECKING:
-    from sweeps.executors.base import Executor
-    from sweeps.status import RunState
+    from vipbench.sweeps.executors.base import Executor
+    from vipbench.sweeps.status import RunState
 
 app = typer.Typer(no_args_is_help=True, help="Work through a grid of runs.")
 
@@ -90,7 +90,7 @@ def run(
         },
     }
     try:
-        from sweeps.runner import run_sweep
+        from vipbench.sweeps.runner import run_sweep
 
         chosen = _executor(executor, given)
         states = run_sweep(grid, out, chosen, overrides or [], pack=pack, plugins=plugin or [])
@@ -106,7 +106,7 @@ def run(
 @app.command()
 def status(out: Sweep) -> None:
     """Show the state of each run of a sweep."""
-    from sweeps.status import sweep_status
+    from vipbench.sweeps.status import sweep_status
 
     states = sweep_status(out)
     if not states:
@@ -117,9 +117,9 @@ def status(out: Sweep) -> None:
 @app.command()
 def cancel(out: Sweep) -> None:
     """Take a sweep's jobs out of Slurm's queue; those that run stop at a checkpoint."""
-    from sweeps.executors.submissions import cancel
-    from sweeps.plan import planned
-    from sweeps.units import JOBS
+    from vipbench.sweeps.executors.submissions import cancel
+    from vipbench.sweeps.plan import planned
+    from vipbench.sweeps.units import JOBS
 
     planned(out)
     count = cancel(out / JOBS)
@@ -135,7 +135,7 @@ def retry(
 ) -> None:
     """Run the missing runs of a sweep, in the way it was run last."""
     try:
-        from sweeps.runner import retry as again
+        from vipbench.sweeps.runner import retry as again
 
         states = again(out, failed)
     except KeyboardInterrupt:
@@ -146,10 +146,10 @@ def retry(
 
 def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
     """The executor that options describe. Raises UserError for an option of another one."""
-    from sweeps.executors.local import LocalExecutor
-    from sweeps.executors.profile import Profile
-    from sweeps.executors.slurm import SlurmExecutor
-    from sweeps.executors.torchrun import TorchrunExecutor
+    from vipbench.sweeps.executors.local import LocalExecutor
+    from vipbench.sweeps.executors.profile import Profile
+    from vipbench.sweeps.executors.slurm import SlurmExecutor
+    from vipbench.sweeps.executors.torchrun import TorchrunExecutor
 
     options = {of: {name: value for name, value in those.items() if value is not None} for of, those in given.items()}
     for of, those in options.items():
@@ -166,8 +166,8 @@ def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":
     """Wait until the jobs of runs have ended; an interruption does not touch them."""
     from time import sleep
 
-    from harness.system.progress import Progress
-    from sweeps.status import sweep_status
+    from vipbench.harness.system.progress import Progress
+    from vipbench.sweeps.status import sweep_status
 
     states, ended = sweep_status(out, names), 0
     with Progress("sweep", len(states), "runs") as progress:

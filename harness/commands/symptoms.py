@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.cache import cache_app
-from harness.commands.generate import generate
-from harness.commands.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
-from harness.system.files import output_errors
+from vipbench.harness.commands.cache import cache_app
+from vipbench.harness.commands.generate import generate
+from vipbench.harness.commands.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
+from vipbench.harness.system.files import output_errors
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
@@ -27,7 +27,7 @@ def import_(
     overwrite: Overwrite = False,
 ) -> None:
     """Read symptoms in their plain form and write a symptom set."""
-    from harness.symptoms.sets import import_plain
+    from vipbench.harness.symptoms.sets import import_plain
 
     check_output(out, overwrite)
     symptoms = import_plain(file, task=task, modality=modality, author=author)
@@ -47,7 +47,7 @@ def show(file: SetFile) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.symptoms.sets import SymptomSet
+    from vipbench.harness.symptoms.sets import SymptomSet
 
     symptoms = SymptomSet.load(file)
     table = Table("class", "symptom", title=f"{symptoms.task} ({symptoms.modality or 'modality not given'})")
@@ -76,7 +76,7 @@ def check(
     pretrained: Pretrained = None,
 ) -> None:
     """Look for mistakes in a set; exit status 1 when there are any."""
-    from harness.symptoms import sets
+    from vipbench.harness.symptoms import sets
 
     symptoms = sets.SymptomSet.load(file)
     wanted = class_names(data, classes)
@@ -97,7 +97,7 @@ def diff(
     right: Annotated[Path, typer.Argument(metavar="B", help="another one")],
 ) -> None:
     """Print the symptoms that only B has (+), and those that only A has (-)."""
-    from harness.symptoms.sets import SymptomSet, difference
+    from vipbench.harness.symptoms.sets import SymptomSet, difference
 
     lines = difference(SymptomSet.load(left), SymptomSet.load(right))
     typer.echo("\n".join(lines) if lines else "the same symptoms in the same order")
@@ -117,11 +117,11 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Measure on training images how well each symptom separates its class from the rest; the worst come first."""
-    from harness.data.reader import Dataset
-    from harness.errors import UserError
-    from harness.symptoms import score as scoring
-    from harness.symptoms.sets import SymptomSet
-    from harness.system.files import write_json
+    from vipbench.harness.data.reader import Dataset
+    from vipbench.harness.errors import UserError
+    from vipbench.harness.symptoms import score as scoring
+    from vipbench.harness.symptoms.sets import SymptomSet
+    from vipbench.harness.system.files import write_json
 
     if backbone is None:
         raise UserError("--backbone: name the model whose images and texts are compared")
@@ -150,8 +150,8 @@ def prune(
     overwrite: Overwrite = False,
 ) -> None:
     """Drop the symptoms that score worst and write what is left as a new set."""
-    from harness.symptoms.score import Scores, prune_set
-    from harness.symptoms.sets import SymptomSet
+    from vipbench.harness.symptoms.score import Scores, prune_set
+    from vipbench.harness.symptoms.sets import SymptomSet
 
     check_output(out, overwrite)
     symptoms = SymptomSet.load(file)

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from harness.config.schema import Config
-from harness.system.files import digest_json
+from vipbench.harness.config.schema import Config
+from vipbench.harness.system.files import digest_json
 
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
 RESULT_VERSION = 3

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness.errors import UserError, shortened
-from harness.system.files import parse_yaml
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import parse_yaml
 
 
 def override(mapping: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

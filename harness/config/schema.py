@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, SerializeAsAny, model_validator
 
-from harness.config.validation import Section
-from harness.system.urls import without_credentials
+from vipbench.harness.config.validation import Section
+from vipbench.harness.system.urls import without_credentials
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: fp32 with rounded products; needs a GPU, as fp16 does
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -47,7 +47,7 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The frozen model; see `harness.models.backbone.load_backbone`."""
+    """The frozen model; see `vipbench.harness.models.backbone.load_backbone`."""
 
     name: HomeText = "ViT-B-16"
     pretrained: HomeText | None = None

@@ -5,7 +5,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UserError, did_you_mean, shortened
+from vipbench.harness.errors import UserError, did_you_mean, shortened
 
 
 class Section(BaseModel):

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.decode import Picture
-from harness.data.stateless_random import keyed_generator
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.stateless_random import keyed_generator
 
 RATIO = (3 / 4, 4 / 3)  # width to height
 TRIES = 10

@@ -10,11 +10,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.data.images import BadImage, Normalised, normalise_file
-from harness.data.importers.base import Record
-from harness.errors import UserError
-from harness.system.processes import end_with_parent
-from harness.system.progress import Progress
+from vipbench.harness.data.images import BadImage, Normalised, normalise_file
+from vipbench.harness.data.importers.base import Record
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.processes import end_with_parent
+from vipbench.harness.system.progress import Progress
 
 AHEAD = 4  # images in flight per process, which bounds memory
 

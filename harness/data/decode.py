@@ -3,7 +3,7 @@
 import numpy as np
 import simplejpeg
 
-from harness.data.images import JPEG_START, open_image, orientation, upright_rgb
+from vipbench.harness.data.images import JPEG_START, open_image, orientation, upright_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of a shard's images
 COLOURS = ("Gray", "YCbCr", "RGB")  # of JPEGs that simplejpeg turns into RGB; those of four colours are Pillow's
@@ -11,7 +11,7 @@ LYING = range(5, 9)  # EXIF orientations that swap width and height
 
 
 class Picture:
-    """An image file whose pixels are decoded when they are asked for, by the rule of `harness.data.images.upright_rgb`.
+    """An image file whose pixels are decoded when they are asked for, by the rule of `vipbench.harness.data.images.upright_rgb`.
 
     Attributes:
         width, height: of the whole upright image in pixels.

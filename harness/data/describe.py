@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from harness.data.digest import content_digest
-from harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo
-from harness.data.leaks import REPORT, LeakDecision
-from harness.data.reader import Samples
-from harness.errors import UserError
-from harness.system.files import write_json, write_text
+from vipbench.harness.data.digest import content_digest
+from vipbench.harness.data.info import INFO, DatasetInfo, ShardInfo, SplitInfo
+from vipbench.harness.data.leaks import REPORT, LeakDecision
+from vipbench.harness.data.reader import Samples
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import write_json, write_text
 
 
 def write_description(

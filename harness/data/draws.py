@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from harness.data.reader import Samples
-from harness.data.stateless_random import keyed_generator
-from harness.errors import UserError
+from vipbench.harness.data.reader import Samples
+from vipbench.harness.data.stateless_random import keyed_generator
+from vipbench.harness.errors import UserError
 
 
 def draw(samples: Samples, classes: list[str], k: int, seed: int, fewer: bool = False) -> Samples:

@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from braceexpand import braceexpand
 
-from harness.data.choices import Leaks
-from harness.data.describe import check_training_images, count_labels, pseudonyms, write_description
-from harness.data.index import SCHEMA, write_index
-from harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
-from harness.data.leaks import REPORT, LeakDecision, PlacedSample, decide_leaks
-from harness.data.members import Reading, ShardContent, ShardSample, read_shard
-from harness.data.names import check_class_names, is_plain_url, is_safe_name
-from harness.data.remote import is_url, matching
-from harness.errors import UserError
-from harness.system.files import output_errors, write_text
-from harness.system.progress import Progress
-from harness.system.urls import CREDENTIALS_ADVICE, has_credentials
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.describe import check_training_images, count_labels, pseudonyms, write_description
+from vipbench.harness.data.index import SCHEMA, write_index
+from vipbench.harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
+from vipbench.harness.data.leaks import REPORT, LeakDecision, PlacedSample, decide_leaks
+from vipbench.harness.data.members import Reading, ShardContent, ShardSample, read_shard
+from vipbench.harness.data.names import check_class_names, is_plain_url, is_safe_name
+from vipbench.harness.data.remote import is_url, matching
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import output_errors, write_text
+from vipbench.harness.system.progress import Progress
+from vipbench.harness.system.urls import CREDENTIALS_ADVICE, has_credentials
 
 
 class Place(NamedTuple):

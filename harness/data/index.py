@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.data.names import SHA256
-from harness.data.remote import Stream, read_bytes
-from harness.errors import UserError
-from harness.system.files import atomic_path, parse_json
+from vipbench.harness.data.names import SHA256
+from vipbench.harness.data.remote import Stream, read_bytes
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import atomic_path, parse_json
 
 PREPARED_EXTENSIONS = ("jpg", "png")  # of the images that `prepare` writes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.config.validation import first_problem
-from harness.data.names import MAX_NAME, SHA256, check_class_names, is_plain_url, is_safe_name
-from harness.data.remote import is_url, join, read_bytes
-from harness.errors import UserError
+from vipbench.harness.config.validation import first_problem
+from vipbench.harness.data.names import MAX_NAME, SHA256, check_class_names, is_plain_url, is_safe_name
+from vipbench.harness.data.remote import is_url, join, read_bytes
+from vipbench.harness.errors import UserError
 
 INFO = "dataset.json"
 SPLITS = ("train", "val", "test")
@@ -86,7 +86,7 @@ class DatasetInfo(_Described):
     Attributes:
         classes: names in the order of their labels.
         notes: decisions made when it was prepared: splits that were made, images that were skipped or changed.
-        digest: SHA-256 (hex) of classes and samples; see `harness.data.digest`. The reader checks it.
+        digest: SHA-256 (hex) of classes and samples; see `vipbench.harness.data.digest`. The reader checks it.
     """
 
     format: Literal["vipbench-dataset/1"] = "vipbench-dataset/1"

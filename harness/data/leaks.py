@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.data.choices import Leaks
-from harness.data.info import LeakInfo
-from harness.errors import UserError
-from harness.system.files import write_text
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.info import LeakInfo
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import write_text
 
 REPORT = "leaks.csv"
 COLUMNS = ("finding", "kind", "split", "class", "sample", "dropped")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.data.decode import Picture
-from harness.data.images import BadImage
-from harness.data.index import IMAGE_EXTENSIONS, HashedFile, read_members
-from harness.data.names import class_name, is_clutter
-from harness.data.remote import open_binary
-from harness.errors import UserError
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.images import BadImage
+from vipbench.harness.data.index import IMAGE_EXTENSIONS, HashedFile, read_members
+from vipbench.harness.data.names import class_name, is_clutter
+from vipbench.harness.data.remote import open_binary
+from vipbench.harness.errors import UserError
 
 LABELS = ("cls", "json", "txt")  # the first that gives a label is the label; a .txt beside another may be a caption
 MAX_TEXT_BYTES = 1 << 24

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from harness.errors import UserError
-from harness.system.files import read_whole
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_whole
 
 MAX_NAME = 200  # characters of a class's or dataset's name
 SHA256_HEX = r"[0-9a-f]{64}"

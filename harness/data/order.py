@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.data.reader import Samples
+from vipbench.harness.data.reader import Samples
 
 
 def epoch_order(samples: Samples, seed: int, epoch: int, block: int | None = None) -> np.ndarray:

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from harness.data.decode import Picture
-from harness.data.digest import content_digest
-from harness.data.images import BadImage
-from harness.data.index import check_index, read_index
-from harness.data.info import INFO, DatasetInfo, SplitInfo
-from harness.data.remote import ShardCache, is_url, join
-from harness.errors import UserError
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.digest import content_digest
+from vipbench.harness.data.images import BadImage
+from vipbench.harness.data.index import check_index, read_index
+from vipbench.harness.data.info import INFO, DatasetInfo, SplitInfo
+from vipbench.harness.data.remote import ShardCache, is_url, join
+from vipbench.harness.errors import UserError
 
 MAX_OPEN_SHARDS = 16  # per process; a copy that left the cache takes room as long as it is open
 

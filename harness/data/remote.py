@@ -17,9 +17,9 @@ from typing import IO, Any, Protocol
 from filelock import FileLock, Timeout
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from harness.data.names import SHA256_HEX
-from harness.errors import UserError
-from harness.system.files import output_errors
+from vipbench.harness.data.names import SHA256_HEX
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import output_errors
 
 CHUNK_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30  # of dataset.json and of an index

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from harness.data.check import Checked, check_images
-from harness.data.choices import Leaks
-from harness.data.describe import pseudonyms, write_description
-from harness.data.importers.base import Record, Source
-from harness.data.index import (
+from vipbench.harness.data.check import Checked, check_images
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.describe import pseudonyms, write_description
+from vipbench.harness.data.importers.base import Record, Source
+from vipbench.harness.data.index import (
     HashedFile,
     PreparedRows,
     check_index,
@@ -28,15 +28,15 @@ from harness.data.index import (
     read_members,
     write_index,
 )
-from harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
-from harness.data.leaks import REPORT
-from harness.data.reader import Dataset
-from harness.data.remote import join, open_binary
-from harness.data.splits import HoldOut, split_samples
-from harness.data.stateless_random import keyed_digest
-from harness.errors import UserError
-from harness.system.files import atomic_directory, digest_file
-from harness.system.progress import Progress
+from vipbench.harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
+from vipbench.harness.data.leaks import REPORT
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.data.remote import join, open_binary
+from vipbench.harness.data.splits import HoldOut, split_samples
+from vipbench.harness.data.stateless_random import keyed_digest
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import atomic_directory, digest_file
+from vipbench.harness.system.progress import Progress
 
 SHARD_BYTES = 256 * 2**20
 WRITER = "vipbench"  # the owner of members in the shards that are written here

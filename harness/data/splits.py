@@ -10,13 +10,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from harness.data.check import Checked
-from harness.data.choices import Leaks
-from harness.data.describe import check_training_images
-from harness.data.info import SPLITS
-from harness.data.leaks import LeakDecision, PlacedSample, decide_leaks
-from harness.data.stateless_random import keyed_digest
-from harness.errors import UserError
+from vipbench.harness.data.check import Checked
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.describe import check_training_images
+from vipbench.harness.data.info import SPLITS
+from vipbench.harness.data.leaks import LeakDecision, PlacedSample, decide_leaks
+from vipbench.harness.data.stateless_random import keyed_digest
+from vipbench.harness.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harness.data.augment import Augmentation, TrainTransform, normalised
-from harness.data.reader import DamagedSample, Samples
-from harness.errors import UserError
-from harness.system.devices import to_device
-from harness.system.signals import SIGNALS
+from vipbench.harness.data.augment import Augmentation, TrainTransform, normalised
+from vipbench.harness.data.reader import DamagedSample, Samples
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.devices import to_device
+from vipbench.harness.system.signals import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Loading:
 
 
 class Preprocessing(Protocol):
-    """The part of a backbone that turns images into pixels; see `harness.models.backbone.Backbone`."""
+    """The part of a backbone that turns images into pixels; see `vipbench.harness.models.backbone.Backbone`."""
 
     image_size: int
     mean: tuple[float, ...]

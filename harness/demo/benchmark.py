@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.demo.attributes import BROAD, Distribution, Lesion, sample
-from harness.demo.draw import Scene, draw, generator
+from vipbench.harness.demo.attributes import BROAD, Distribution, Lesion, sample
+from vipbench.harness.demo.draw import Scene, draw, generator
 
 CLASSES = ("melanoma", "nevus", "basal cell carcinoma", "seborrheic keratosis")
 IMAGES = {"train": 64, "val": 24, "test": 100}  # per class
@@ -148,8 +148,8 @@ def make_dataset(out: Path, seed: int = 0) -> None:
     """Draw the benchmark and write it as a prepared dataset at `out`, which it replaces."""
     import tempfile
 
-    from harness.data.importers.csv import read as read_manifest
-    from harness.data.shards import write_dataset
+    from vipbench.harness.data.importers.csv import read as read_manifest
+    from vipbench.harness.data.shards import write_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_images(Path(folder), seed)

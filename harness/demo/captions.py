@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.demo.attributes import Lesion
+from vipbench.harness.demo.attributes import Lesion
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "symmetry=symmetric": ("symmetric", "symmetric shape", "both halves look the same", "even round shape"),

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harness.demo.attributes import BROAD, sample
-from harness.demo.captions import FACTS, WORDINGS, caption, fact_flags, facts_of
-from harness.demo.draw import SIZE, Scene, draw, generator
-from harness.system.files import atomic_path, write_json
-from harness.system.progress import Progress
+from vipbench.harness.demo.attributes import BROAD, sample
+from vipbench.harness.demo.captions import FACTS, WORDINGS, caption, fact_flags, facts_of
+from vipbench.harness.demo.draw import SIZE, Scene, draw, generator
+from vipbench.harness.system.files import atomic_path, write_json
+from vipbench.harness.system.progress import Progress
 
 ATTRIBUTES = (
     "symmetry",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from harness.demo.attributes import Lesion
+from vipbench.harness.demo.attributes import Lesion
 
 SIZE = 64
 FINE = 2 * SIZE  # thin things are drawn at twice the size and averaged down, which makes their edges soft

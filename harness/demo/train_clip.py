@@ -1,6 +1,6 @@
 """Train the small CLIP of the embedded benchmark (a program; the training is harness/demo/clip_training.py).
 
-    python -m harness.demo.train_clip --steps 6000 --images 300000 --device cuda --out harness/demo/model
+    python -m vipbench.harness.demo.train_clip --steps 6000 --images 300000 --device cuda --out harness/demo/model
 
 On one GPU with 16 cores that takes a few minutes; figures of the committed weights are in harness/demo/model/README.md.
 """
@@ -13,7 +13,7 @@ import torch
 import typer
 from open_clip import CLIP
 
-from harness.demo.clip_training import MODEL, attribute_accuracy, draw_pool, fit, write_model
+from vipbench.harness.demo.clip_training import MODEL, attribute_accuracy, draw_pool, fit, write_model
 
 
 def main(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError
+from vipbench.harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from harness.errors import UserError
+from vipbench.harness.errors import UserError
 
 log = logging.getLogger(__name__)
 

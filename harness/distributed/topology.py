@@ -23,8 +23,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from harness.distributed.failures import collective, fail_together
-from harness.distributed.launcher import (
+from vipbench.harness.distributed.failures import collective, fail_together
+from vipbench.harness.distributed.launcher import (
     USE_DEEPSPEED,
     announced_launcher,
     announced_world,
@@ -33,9 +33,9 @@ from harness.distributed.launcher import (
     without,
     zero_stage,
 )
-from harness.errors import UserError, shortened
-from harness.system.devices import choose_device
-from harness.system.signals import StopSignals
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.system.signals import StopSignals
 
 MIXED_PRECISION = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 SECONDS_TO_DROP_TENSORS = 0.3
@@ -191,7 +191,7 @@ class Topology:
         return values[0]
 
     def fail_together(self) -> AbstractContextManager[None]:
-        """End on all ranks together, or fail on all for one reason; see `harness.distributed.failures.fail_together`."""
+        """End on all ranks together, or fail on all for one reason; see `vipbench.harness.distributed.failures.fail_together`."""
         return fail_together(self.rank, self.world, self.timeout, self.all_gather_objects)
 
     def close(self) -> None:

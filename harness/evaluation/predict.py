@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from scipy.special import logsumexp
 
-from harness.distributed.topology import Topology
-from harness.evaluation.metrics import compute_metrics, softmax
-from harness.features.source import Source
-from harness.methods.base import Method
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.evaluation.metrics import compute_metrics, softmax
+from vipbench.harness.features.source import Source
+from vipbench.harness.methods.base import Method
 
 COLUMNS = ("id", "label", "class", "predicted", "logits", "probabilities")
 

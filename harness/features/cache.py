@@ -24,8 +24,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.errors import UserError
-from harness.system.files import digest_json, read_json, write_json
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import digest_json, read_json, write_json
 
 FACTS, LOCK, VIEWS = "facts.json", ".lock", "view-*.bin"
 VERSION = 2

@@ -9,17 +9,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from harness.config.identity import RESULT_VERSION
-from harness.data.augment import Augmentation
-from harness.data.reader import Samples
-from harness.data.views import EVALUATION, Loading, Views
-from harness.distributed.engines.zero import is_sharded
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.features.cache import STORED, FeatureBank
-from harness.models.backbone import Backbone
-from harness.system.devices import to_host
-from harness.system.progress import Progress
+from vipbench.harness.config.identity import RESULT_VERSION
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.data.reader import Samples
+from vipbench.harness.data.views import EVALUATION, Loading, Views
+from vipbench.harness.distributed.engines.zero import is_sharded
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.features.cache import STORED, FeatureBank
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.system.devices import to_host
+from vipbench.harness.system.progress import Progress
 
 SECONDS_TO_ASK_AGAIN = 1.0
 

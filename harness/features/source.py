@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.augment import Augmentation
-from harness.data.reader import Samples
-from harness.data.views import EVALUATION, Loading, Views
-from harness.distributed.topology import Topology
-from harness.features.cache import FeatureBank
-from harness.features.encode import check_finite, encode_images, fill_bank, sharded, unnormalised
-from harness.models.backbone import Backbone
-from harness.system.devices import to_device, to_host
-from harness.system.progress import Progress
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.data.reader import Samples
+from vipbench.harness.data.views import EVALUATION, Loading, Views
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.features.cache import FeatureBank
+from vipbench.harness.features.encode import check_finite, encode_images, fill_bank, sharded, unnormalised
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.system.devices import to_device, to_host
+from vipbench.harness.system.progress import Progress
 
 Needs = Literal["features", "unnormalised", "images"]
 

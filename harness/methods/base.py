@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config.schema import MethodConfig
-from harness.data.augment import Augmentation
-from harness.errors import UserError
-from harness.models.backbone import Backbone
+from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 

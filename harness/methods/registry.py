@@ -18,12 +18,12 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from harness.config.schema import MethodConfig
-from harness.errors import UserError, did_you_mean, shortened
-from harness.methods.base import Method
-from harness.system.files import digest_file, digest_json
+from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.errors import UserError, did_you_mean, shortened
+from vipbench.harness.methods.base import Method
+from vipbench.harness.system.files import digest_file, digest_json
 
-BUILT_IN = ("harness.methods", "baselines")  # packages
+BUILT_IN = ("vipbench.harness.methods", "vipbench.baselines")  # packages
 ENTRY_POINTS = "vipbench.methods"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 M = TypeVar("M", bound=Method)

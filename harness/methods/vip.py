@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from harness.config.schema import ContextLength, MethodConfig
-from harness.methods.base import Task, TextClassifier, symptom_names
-from harness.methods.registry import register
-from harness.models.backbone import Backbone
-from harness.models.phrases import without_full_stop
-from harness.models.prompts import PromptBatch, context_prompt, context_vectors
+from vipbench.harness.config.schema import ContextLength, MethodConfig
+from vipbench.harness.methods.base import Task, TextClassifier, symptom_names
+from vipbench.harness.methods.registry import register
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.phrases import without_full_stop
+from vipbench.harness.models.prompts import PromptBatch, context_prompt, context_vectors
 
 FIXED_CONTEXT = "a photo of a"
 QUERY_STD = 0.02

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models.hub import PREFIX, pin
-from harness.models.open_clip import create, digest
-from harness.models.open_clip_internals import (
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.hub import PREFIX, pin
+from vipbench.harness.models.open_clip import create, digest
+from vipbench.harness.models.open_clip_internals import (
     CLIP,
     AttentionPool2d,
     CustomTextCLIP,
     PreprocessCfg,
     image_transform_v2,
 )
-from harness.models.text_tower import TextTower, text_tower
-from harness.models.tower_view import ImageTowerView
+from vipbench.harness.models.text_tower import TextTower, text_tower
+from vipbench.harness.models.tower_view import ImageTowerView
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import Backbone
-from harness.models.known import Expected, expected_of
-from harness.system.devices import to_device
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.known import Expected, expected_of
+from vipbench.harness.system.devices import to_device
 
 TEXT = "a photo of a melanoma"
 # By the names of modules in open_clip, timm and transformers; torch's GELU has its approximation as an attribute.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from vipbench.harness.errors import UserError
 
 PREFIX = "hf-hub:"
 DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # configs and tokenizers; weights are fetched one by one

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError, did_you_mean, shortened
-from harness.models.hub import Repository
-from harness.models.limits import check_numbers, mapping
-from harness.models.processor import (
+from vipbench.harness.errors import UserError, did_you_mean, shortened
+from vipbench.harness.models.hub import Repository
+from vipbench.harness.models.limits import check_numbers, mapping
+from vipbench.harness.models.processor import (
     ARGMAX_EOS,
     RepositoryTokenizer,
     check_tokenizer,
     digest_tokenizer,
     read_preprocessing,
 )
-from harness.system.files import read_json
+from vipbench.harness.system.files import read_json
 
 CONFIG_FILE = "config.json"
 FAMILIES = ("clip", "siglip")  # model_type of the configs; SigLIP 2 of fixed resolution has SigLIP's

@@ -3,12 +3,12 @@
 from functools import cache
 from pathlib import Path
 
-from harness.config.schema import BackboneConfig
-from harness.config.validation import Section, validate
-from harness.models.backbone import Backbone
-from harness.models.open_clip_internals import TimmModel
-from harness.models.openai_file import is_torchscript
-from harness.system.files import read_yaml
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.open_clip_internals import TimmModel
+from vipbench.harness.models.openai_file import is_torchscript
+from vipbench.harness.system.files import read_yaml
 
 FILE = Path(__file__).with_name("known_backbones.yaml")
 

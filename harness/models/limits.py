@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, shortened
+from vipbench.harness.errors import UserError, shortened
 
 MOST_LAYERS, MOST_NUMBER = 1000, 1 << 24  # in a model's config
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.errors import UserError
-from harness.models.stateless_dropout import current_keys, keep_masks, split_keys
-from harness.models.text_tower import TextTower
-from harness.models.tower_view import ImageTowerView
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.stateless_dropout import current_keys, keep_masks, split_keys
+from vipbench.harness.models.text_tower import TextTower
+from vipbench.harness.models.tower_view import ImageTowerView
 
 
 class LowRank(nn.Module):

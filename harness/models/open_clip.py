@@ -21,19 +21,19 @@ import open_clip
 import torch
 from torch import Tensor
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models import hugging_face
-from harness.models.hub import PREFIX, Repository
-from harness.models.limits import check_numbers, mapping
-from harness.models.open_clip_internals import (
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models import hugging_face
+from vipbench.harness.models.hub import PREFIX, Repository
+from vipbench.harness.models.limits import check_numbers, mapping
+from vipbench.harness.models.open_clip_internals import (
     CLIP,
     CustomTextCLIP,
     convert_to_custom_text_state_dict,
     get_pretrained_cfg,
 )
-from harness.models.openai_file import is_torchscript, read_openai
-from harness.system.files import digest_file, digest_json, read_json
+from vipbench.harness.models.openai_file import is_torchscript, read_openai
+from vipbench.harness.system.files import digest_file, digest_json, read_json
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
+from vipbench.harness.errors import UserError
 
 DTYPES = {
     "FloatStorage": torch.float32,

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.open_clip_internals import ResidualAttentionBlock
-from harness.models.prompts import Prompts
-from harness.models.stateless_dropout import dropout_keys, split_keys
-from harness.system.devices import to_device
+from vipbench.harness.models.open_clip_internals import ResidualAttentionBlock
+from vipbench.harness.models.prompts import Prompts
+from vipbench.harness.models.stateless_dropout import dropout_keys, split_keys
+from vipbench.harness.system.devices import to_device
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, shortened
-from harness.models.limits import check_numbers, mapping
-from harness.models.open_clip_internals import HFTokenizer, canonicalize_text
-from harness.system.files import digest_file, digest_json, read_json
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.models.limits import check_numbers, mapping
+from vipbench.harness.models.open_clip_internals import HFTokenizer, canonicalize_text
+from vipbench.harness.system.files import digest_file, digest_json, read_json
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = (

@@ -8,15 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
-from harness.system.devices import to_device
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.devices import to_device
 
 SLOT = -1  # stands for a context vector in a list of tokens
 CONTEXT_STD = 0.02  # of a random start, as in CoOp and ViP
 
 
 class TokenEmbedding(Protocol):
-    """The part of a text tower that prompts are made with; see `harness.models.text_tower.TextTower`."""
+    """The part of a text tower that prompts are made with; see `vipbench.harness.models.text_tower.TextTower`."""
 
     width: int
     context_length: int

@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.errors import UserError
-from harness.models.deep_prompts import changed_inputs
-from harness.models.open_clip_internals import CLIP, CustomTextCLIP, HFTextEncoder, HFTokenizer, TextTransformer
-from harness.models.packed_text import encode_eot, supports
-from harness.models.prompts import PromptBatch, Prompts
-from harness.models.stateless_dropout import dropout_keys
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.deep_prompts import changed_inputs
+from vipbench.harness.models.open_clip_internals import (
+    CLIP,
+    CustomTextCLIP,
+    HFTextEncoder,
+    HFTokenizer,
+    TextTransformer,
+)
+from vipbench.harness.models.packed_text import encode_eot, supports
+from vipbench.harness.models.prompts import PromptBatch, Prompts
+from vipbench.harness.models.stateless_dropout import dropout_keys
 
 UNTRUNCATED = 4096  # tokens: longer than any text that a tower takes, so that a text that is too long is seen
 TEXTS_PER_PASS = 1024

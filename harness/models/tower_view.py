@@ -14,11 +14,11 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.errors import UserError
-from harness.models.deep_prompts import append, changed_inputs, replace_last
-from harness.models.open_clip_internals import TimmModel, VisionTransformer
-from harness.models.stateless_dropout import current_keys, dropout_keys
-from harness.models.text_tower import TextTower
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.deep_prompts import append, changed_inputs, replace_last
+from vipbench.harness.models.open_clip_internals import TimmModel, VisionTransformer
+from vipbench.harness.models.stateless_dropout import current_keys, dropout_keys
+from vipbench.harness.models.text_tower import TextTower
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -113,7 +113,7 @@ class TowerViews(nn.Module):
     """Views of both towers, in evaluation mode as the frozen towers are.
 
     Learned parts that a method adds are modules of the method, which a view calls but does not hold: ZeRO-3 gathers each view as
-    a whole (`harness.models.backbone.READ_IN_PIECES`), and reduces no right gradients of what is learned inside of it.
+    a whole (`vipbench.harness.models.backbone.READ_IN_PIECES`), and reduces no right gradients of what is learned inside of it.
     """
 
     def __init__(self, image: nn.Module, text: TextTower) -> None:

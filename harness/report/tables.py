@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import UserError, did_you_mean
-from harness.runs.collect import DOUBTFUL, read_runs
-from harness.system.files import read_json
+from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.runs.collect import DOUBTFUL, read_runs
+from vipbench.harness.system.files import read_json
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 from pyarrow import ArrowException
 
-from harness.config.identity import RESULT_VERSION
-from harness.config.schema import Config
-from harness.errors import UserError
-from harness.evaluation.predict import COLUMNS, Predictions
-from harness.methods.base import Method
-from harness.methods.registry import method_digest
-from harness.models.backbone import load_backbone
-from harness.runs.directory import (
+from vipbench.harness.config.identity import RESULT_VERSION
+from vipbench.harness.config.schema import Config
+from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.predict import COLUMNS, Predictions
+from vipbench.harness.methods.base import Method
+from vipbench.harness.methods.registry import method_digest
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.runs.directory import (
     CONFIG,
     MOST_LOG_BYTES,
     PREDICTIONS,
@@ -33,11 +33,11 @@ from harness.runs.directory import (
     read_prompts,
     read_provenance,
 )
-from harness.runs.inputs import build_method, make_task
-from harness.runs.resolve import load_config
-from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
-from harness.system.devices import choose_device
-from harness.system.files import parse_json, read_whole
+from vipbench.harness.runs.inputs import build_method, make_task
+from vipbench.harness.runs.resolve import load_config
+from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.system.files import parse_json, read_whole
 
 log = logging.getLogger(__name__)
 

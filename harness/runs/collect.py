@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
-from harness.runs.directory import check_run, flatten, is_finished, read_config, read_metrics, read_provenance
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.directory import check_run, flatten, is_finished, read_config, read_metrics, read_provenance
 
 if TYPE_CHECKING:
     import pandas as pd

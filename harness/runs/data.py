@@ -5,20 +5,20 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.config.schema import Config, TrainConfig
-from harness.data.augment import Augmentation
-from harness.data.draws import draw, fewer
-from harness.data.reader import Dataset, Samples
-from harness.data.views import EVALUATION, Loading, Views
-from harness.distributed.topology import Topology
-from harness.evaluation.predict import EvaluationSet
-from harness.features.cache import FeatureBank
-from harness.features.encode import bank_facts
-from harness.features.source import Needs, Source
-from harness.methods.base import Method, Support, SupportViews, template_features
-from harness.runs.inputs import Inputs
-from harness.system.devices import to_device
-from harness.training.batches import TrainingBatches
+from vipbench.harness.config.schema import Config, TrainConfig
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.data.draws import draw, fewer
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.views import EVALUATION, Loading, Views
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.evaluation.predict import EvaluationSet
+from vipbench.harness.features.cache import FeatureBank
+from vipbench.harness.features.encode import bank_facts
+from vipbench.harness.features.source import Needs, Source
+from vipbench.harness.methods.base import Method, Support, SupportViews, template_features
+from vipbench.harness.runs.inputs import Inputs
+from vipbench.harness.system.devices import to_device
+from vipbench.harness.training.batches import TrainingBatches
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness.errors import UserError, shortened
-from harness.system.files import (
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import (
     atomic_path,
     digest_file,
     parse_json,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from harness.config.schema import Config
-    from harness.evaluation.predict import Predictions
+    from vipbench.harness.config.schema import Config
+    from vipbench.harness.evaluation.predict import Predictions
 
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
@@ -107,7 +107,7 @@ class RunDirectory:
     def write_prompts(self, tensors: "Mapping[str, Tensor]") -> None:
         from safetensors.torch import save
 
-        from harness.system.devices import to_host
+        from vipbench.harness.system.devices import to_host
 
         with atomic_path(self.path / PROMPTS) as temporary:  # save_file hides which error of the system it met
             temporary.write_bytes(save({name: to_host(tensor).contiguous() for name, tensor in tensors.items()}))

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.identity import run_name
-from harness.config.schema import Config
-from harness.distributed.topology import Topology
-from harness.methods.registry import method_class
-from harness.runs.data import RunData
-from harness.runs.directory import is_finished
-from harness.runs.inputs import Inputs, load_inputs
-from harness.runs.job import Job
-from harness.runs.open import open_run
-from harness.system.console import setup_logging
-from harness.system.files import disk_errors
-from harness.training.loop import fit
+from vipbench.harness.config.identity import run_name
+from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.runs.data import RunData
+from vipbench.harness.runs.directory import is_finished
+from vipbench.harness.runs.inputs import Inputs, load_inputs
+from vipbench.harness.runs.job import Job
+from vipbench.harness.runs.open import open_run
+from vipbench.harness.system.console import setup_logging
+from vipbench.harness.system.files import disk_errors
+from vipbench.harness.training.loop import fit
 
 log = logging.getLogger(__name__)
 

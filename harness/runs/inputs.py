@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.config.identity import Digests
-from harness.config.schema import Config
-from harness.data.reader import Dataset
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.base import Method, Task
-from harness.methods.registry import method_class, method_digest, plugin_digests
-from harness.models.backbone import Backbone, load_backbone
-from harness.symptoms.sets import SymptomSet, load_sets, sets_digest
-from harness.system.devices import to_device
+from vipbench.harness.config.identity import Digests
+from vipbench.harness.config.schema import Config
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.registry import method_class, method_digest, plugin_digests
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
+from vipbench.harness.system.devices import to_device
 
 log = logging.getLogger(__name__)
 

@@ -2,16 +2,16 @@
 
 import logging
 
-from harness.config.schema import Config, TrainConfig
-from harness.distributed.engines.zero import gathered_parameters
-from harness.distributed.topology import Topology
-from harness.methods.base import Support
-from harness.runs.data import RunData
-from harness.runs.directory import RunDirectory
-from harness.runs.inputs import Inputs, build_method
-from harness.runs.provenance import Provenance
-from harness.training.checkpoint import Checkpoints
-from harness.training.loop import BestEpoch, Training
+from vipbench.harness.config.schema import Config, TrainConfig
+from vipbench.harness.distributed.engines.zero import gathered_parameters
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.methods.base import Support
+from vipbench.harness.runs.data import RunData
+from vipbench.harness.runs.directory import RunDirectory
+from vipbench.harness.runs.inputs import Inputs, build_method
+from vipbench.harness.runs.provenance import Provenance
+from vipbench.harness.training.checkpoint import Checkpoints
+from vipbench.harness.training.loop import BestEpoch, Training
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from harness.config.schema import Config
-from harness.distributed.topology import Topology
-from harness.runs.directory import RunDirectory, flatten, new_run
-from harness.runs.tracking import FOLDER as TRACKING
-from harness.runs.tracking import tracking
-from harness.system.console import log_to
-from harness.system.files import disk_errors
+from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.runs.directory import RunDirectory, flatten, new_run
+from vipbench.harness.runs.tracking import FOLDER as TRACKING
+from vipbench.harness.runs.tracking import tracking
+from vipbench.harness.system.console import log_to
+from vipbench.harness.system.files import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ LOGS = "logs"  # in the run directory
 def open_run(config: Config, final: Path, topology: Topology, restart: bool = False) -> Iterator[RunDirectory | None]:
     """Open a run's directory for rank 0 to write and track; every rank logs into it, and all fail together.
 
-    It becomes `final` when the block succeeds; see `harness.runs.directory.new_run`.
+    It becomes `final` when the block succeeds; see `vipbench.harness.runs.directory.new_run`.
     """
     with ExitStack() as stack:
         directory = stack.enter_context(new_run(final, restart)) if topology.is_main else None

@@ -13,25 +13,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.config.identity import run_name
-from harness.config.schema import Config
-from harness.distributed.engines.optimizer_state import read_state, write_state
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.registry import method_class
-from harness.models.text_tower import TextTower
-from harness.runs.directory import PARTIAL, is_finished
-from harness.runs.inputs import Inputs, load_inputs
-from harness.runs.job import Job
-from harness.runs.open import log_file, open_run
-from harness.runs.tracking import ONE_RUN_PER_PROCESS
-from harness.system.console import log_only_to, setup_logging
-from harness.system.files import disk_errors
-from harness.system.progress import Progress
-from harness.system.signals import Stopped
-from harness.training.batches import Batch
-from harness.training.loop import BestEpoch, Training
-from harness.training.packing import RandomStream, compute_together
+from vipbench.harness.config.identity import run_name
+from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.engines.optimizer_state import read_state, write_state
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.text_tower import TextTower
+from vipbench.harness.runs.directory import PARTIAL, is_finished
+from vipbench.harness.runs.inputs import Inputs, load_inputs
+from vipbench.harness.runs.job import Job
+from vipbench.harness.runs.open import log_file, open_run
+from vipbench.harness.runs.tracking import ONE_RUN_PER_PROCESS
+from vipbench.harness.system.console import log_only_to, setup_logging
+from vipbench.harness.system.files import disk_errors
+from vipbench.harness.system.progress import Progress
+from vipbench.harness.system.signals import Stopped
+from vipbench.harness.training.batches import Batch
+from vipbench.harness.training.loop import BestEpoch, Training
+from vipbench.harness.training.packing import RandomStream, compute_together
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +158,10 @@ def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Top
 
 
 def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
-    """Run configs of one group of `sweeps.packing`; returns the reasons of failures by run directory.
+    """Run configs of one group of `vipbench.sweeps.packing`; returns the reasons of failures by run directory.
 
     Finished runs are skipped. Raises UserError for an error that concerns all of them, and Stopped as
-    `harness.runs.execute.execute` does.
+    `vipbench.harness.runs.execute.execute` does.
     """
     if not_packed := sorted(set(configs[0].run.tracking) & set(ONE_RUN_PER_PROCESS)):
         raise UserError(f"run.tracking: {not_packed[0]} follows one run per process; run these without --pack")

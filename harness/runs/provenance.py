@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import __version__
-from harness.config.identity import RESULT_VERSION, Digests
-from harness.data.reader import Dataset
-from harness.distributed.topology import Topology
-from harness.system.processes import available_cores
+from vipbench.harness import __version__
+from vipbench.harness.config.identity import RESULT_VERSION, Digests
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "transformers", "numpy", "pillow", "webdataset")
 

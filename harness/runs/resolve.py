@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.overrides import longhand, override
-from harness.config.schema import (
+from vipbench.harness.config.overrides import longhand, override
+from vipbench.harness.config.schema import (
     BackboneConfig,
     Config,
     DataConfig,
@@ -19,10 +19,10 @@ from harness.config.schema import (
     SymptomFiles,
     TrainConfig,
 )
-from harness.config.validation import Section, validate
-from harness.errors import UserError
-from harness.methods.registry import load_plugins, method_class
-from harness.system.files import read_yaml
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.registry import load_plugins, method_class
+from vipbench.harness.system.files import read_yaml
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from accelerate.tracking import (
     get_available_trackers,
 )
 
-from harness.errors import UserError
+from vipbench.harness.errors import UserError
 
 FOLDER = "tracking"  # in the run directory
 ONE_RUN_PER_PROCESS = ("wandb", "mlflow")  # their clients keep the current run in the process

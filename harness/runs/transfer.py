@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.identity import Digests
-from harness.data.reader import Dataset
-from harness.data.views import Loading
-from harness.distributed.topology import Topology
-from harness.evaluation.predict import EvaluationSet, Predictions
-from harness.features.source import Source
-from harness.methods.registry import method_digest
-from harness.runs.api import Run
-from harness.runs.directory import RunDirectory
-from harness.runs.provenance import Provenance
-from harness.symptoms.sets import sets_digest
-from harness.system.files import atomic_directory
+from vipbench.harness.config.identity import Digests
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.data.views import Loading
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.evaluation.predict import EvaluationSet, Predictions
+from vipbench.harness.features.source import Source
+from vipbench.harness.methods.registry import method_digest
+from vipbench.harness.runs.api import Run
+from vipbench.harness.runs.directory import RunDirectory
+from vipbench.harness.runs.provenance import Provenance
+from vipbench.harness.symptoms.sets import sets_digest
+from vipbench.harness.system.files import atomic_directory
 
 log = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.config.schema import BackboneConfig
-from harness.data.reader import Samples
-from harness.errors import UserError
-from harness.features.encode import encode_samples
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.text_tower import TextTower
-from harness.system.devices import choose_device, to_host
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data.reader import Samples
+from vipbench.harness.errors import UserError
+from vipbench.harness.features.encode import encode_samples
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.text_tower import TextTower
+from vipbench.harness.system.devices import choose_device, to_host
 
 
 def load(name: str, pretrained: str | None, device: str) -> Backbone:

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.models.phrases import as_sentence
-from harness.symptoms.sets import Symptom, fold, most_tokens
-from harness.symptoms.words import NO, content, is_common, is_jargon, is_unseen, names_class, same_content, words
+from vipbench.harness.models.phrases import as_sentence
+from vipbench.harness.symptoms.sets import Symptom, fold, most_tokens
+from vipbench.harness.symptoms.words import (
+    NO,
+    content,
+    is_common,
+    is_jargon,
+    is_unseen,
+    names_class,
+    same_content,
+    words,
+)
 
 if TYPE_CHECKING:
-    from harness.models.text_tower import TextTower
+    from vipbench.harness.models.text_tower import TextTower
 
 MOST_WORDS = 12  # in a symptom, where no text tower sets the limit
 SAME_COSINE = 0.9  # of centred text features; from here on two phrases mean the same
@@ -196,7 +205,7 @@ class _SameMeaning:
 
 def _centred_cosines(texts: list[str], tower: "TextTower") -> np.ndarray:
     """Compute the cosines [n, n] float64 of n texts."""
-    from harness.symptoms.encode import text_features
+    from vipbench.harness.symptoms.encode import text_features
 
     features = text_features(tower, texts).double().numpy()
     features -= features.mean(axis=0)

@@ -15,17 +15,17 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
-from harness.data.stateless_random import keyed_generator
-from harness.errors import UserError
-from harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
-from harness.symptoms.llm.answers import parse, tidy
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Identity, Request, Response
-from harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
-from harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
-from harness.symptoms.words import LISTS, LISTS_FILE
-from harness.system.files import digest_file, digest_json
-from harness.system.progress import Progress
+from vipbench.harness.data.stateless_random import keyed_generator
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
+from vipbench.harness.symptoms.llm.answers import parse, tidy
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
+from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
+from vipbench.harness.symptoms.words import LISTS, LISTS_FILE
+from vipbench.harness.system.files import digest_file, digest_json
+from vipbench.harness.system.progress import Progress
 
 MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
 BLOCK_REQUESTS = 2048  # at a time, about: enough to keep servers busy

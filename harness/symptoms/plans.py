@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.data.names import listed_classes
-from harness.errors import UserError
-from harness.symptoms.filters import Rules
-from harness.symptoms.generate import Plan, groups_of
-from harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
-from harness.symptoms.sets import fold, is_plain
-from harness.system.files import read_json, read_whole
+from vipbench.harness.data.names import listed_classes
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.filters import Rules
+from vipbench.harness.symptoms.generate import Plan, groups_of
+from vipbench.harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
+from vipbench.harness.symptoms.sets import fold, is_plain
+from vipbench.harness.system.files import read_json, read_whole
 
 if TYPE_CHECKING:
-    from harness.models.backbone import Backbone
+    from vipbench.harness.models.backbone import Backbone
 
 MOST_CHARACTERS = 200  # of a class name, which goes into prompts
 
@@ -37,7 +37,7 @@ def read_classes(
     if sum(given is not None for given in (names, file, data)) != 1:
         raise UserError("say which classes: one of --classes A,B,C, --classes-file FILE and --data DIR")
     if data is not None:
-        from harness.data.info import DatasetInfo
+        from vipbench.harness.data.info import DatasetInfo
 
         info = DatasetInfo.load(data)
         task, modality = task or info.name, modality or info.modality

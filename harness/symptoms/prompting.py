@@ -14,10 +14,10 @@ from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 
-from harness.config.validation import parse
-from harness.errors import UserError, did_you_mean
-from harness.symptoms.sets import fold
-from harness.system.files import read_yaml
+from vipbench.harness.config.validation import parse
+from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.symptoms.sets import fold
+from vipbench.harness.system.files import read_yaml
 
 FOLDER = Path(__file__).with_name("templates")
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")

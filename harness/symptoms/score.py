@@ -11,15 +11,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from harness.config.validation import parse
-from harness.data.reader import Dataset
-from harness.errors import UserError
-from harness.models.phrases import as_sentence
-from harness.symptoms.sets import SymptomSet, fold
-from harness.system.files import read_json
+from vipbench.harness.config.validation import parse
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.phrases import as_sentence
+from vipbench.harness.symptoms.sets import SymptomSet, fold
+from vipbench.harness.system.files import read_json
 
 if TYPE_CHECKING:
-    from harness.models.backbone import Backbone
+    from vipbench.harness.models.backbone import Backbone
 
 SPLIT = "train"
 CHANCE_COVERAGE = 0.05  # of a class by uninformative symptoms
@@ -75,8 +75,8 @@ def score_set(
     Raises:
         UserError: a class of the dataset is not in the set or has no symptom; there is no training split.
     """
-    from harness.methods.base import symptom_names
-    from harness.symptoms.encode import image_features, text_features
+    from vipbench.harness.methods.base import symptom_names
+    from vipbench.harness.symptoms.encode import image_features, text_features
 
     texts = symptoms.texts(dataset.classes)
     samples = dataset.split(SPLIT)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
 
-from harness.config.validation import parse
-from harness.errors import UserError, did_you_mean
-from harness.models.phrases import as_sentence, without_full_stop
-from harness.symptoms.words import names_class, same_words
-from harness.system.files import digest_json, read_json, write_json
+from vipbench.harness.config.validation import parse
+from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.models.phrases import as_sentence, without_full_stop
+from vipbench.harness.symptoms.words import names_class, same_words
+from vipbench.harness.system.files import digest_json, read_json, write_json
 
 if TYPE_CHECKING:
-    from harness.models.text_tower import TextTower
+    from vipbench.harness.models.text_tower import TextTower
 
 CONTEXT_VECTORS = 4  # ViP's default; they share a prompt with the symptom
 

@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
-from harness.errors import AnotherRankFailed, FirstToFail, UserError
-from harness.system.processes import end_with_parent
+from vipbench.harness.errors import AnotherRankFailed, FirstToFail, UserError
+from vipbench.harness.system.processes import end_with_parent
 
-OURS = ("harness", "baselines", "sweeps")
+OURS = ("vipbench",)
 INTERRUPTED = 128 + signal.SIGINT  # exit status
 RUNNER = "VIPBENCH_RUNNER"  # in the environment of a run that a sweep starts: the process with which it ends
 _only: ContextVar[Path | None] = ContextVar("the one log file that takes messages", default=None)

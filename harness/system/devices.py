@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from vipbench.harness.errors import UserError
 
 NEEDS_CUDA = ("tf32", "fp16")
 

@@ -16,8 +16,8 @@ from typing import IO, Any, AnyStr
 
 from filelock import FileLock, Timeout
 
-from harness.errors import UserError
-from harness.system.plain_yaml import parse_yaml as parse_yaml
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.plain_yaml import parse_yaml as parse_yaml
 
 CHUNK_BYTES = 1 << 20
 SECONDS_TO_LOCK = 60.0  # that a new temporary directory is given before it counts as left behind

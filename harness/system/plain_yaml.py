@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import UserError, shortened
+from vipbench.harness.errors import UserError, shortened
 
 MOST_NODES = 100_000  # with what aliases repeat
 DEEPEST = 50

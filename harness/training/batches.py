@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.schema import TrainConfig
-from harness.data.order import epoch_order
-from harness.data.stateless_random import keyed_number
-from harness.distributed.topology import Topology
-from harness.features.source import Inputs, Source
-from harness.system.devices import to_device
-from harness.training.schedule import steps_per_epoch, total_epochs, total_steps
+from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.data.order import epoch_order
+from vipbench.harness.data.stateless_random import keyed_number
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.features.source import Inputs, Source
+from vipbench.harness.system.devices import to_device
+from vipbench.harness.training.schedule import steps_per_epoch, total_epochs, total_steps
 
 FILL_AHEAD = 4096  # views of samples that are put into the bank before training goes on with them
 SPREAD = np.int64(0x1E3779B97F4A7C15)  # odd, so that samples of a step have different keys

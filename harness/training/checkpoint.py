@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from harness.config.schema import RunConfig
-from harness.distributed.topology import Topology
-from harness.errors import UserError, shortened
-from harness.system.files import atomic_path, digest_file, digest_json, read_json, write_json
-from harness.system.signals import Looks, leave_for
+from vipbench.harness.config.schema import RunConfig
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import atomic_path, digest_file, digest_json, read_json, write_json
+from vipbench.harness.system.signals import Looks, leave_for
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _path(folder: Path, step: int) -> Path:
 
 
 class Resumable(Protocol):
-    """A training that a checkpoint can hold; see `harness.training.loop.Training`."""
+    """A training that a checkpoint can hold; see `vipbench.harness.training.loop.Training`."""
 
     step: int
 
@@ -127,7 +127,7 @@ class Resumable(Protocol):
 
 
 class StepLog(Protocol):
-    """The log of steps in a run directory; see `harness.runs.directory.RunDirectory`."""
+    """The log of steps in a run directory; see `vipbench.harness.runs.directory.RunDirectory`."""
 
     @property
     def checkpoints(self) -> Path:

@@ -14,22 +14,22 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from harness.config.schema import TrainConfig
-from harness.data.stateless_random import keyed_number
-from harness.distributed.engines.engine import Engine, make_engine
-from harness.distributed.engines.zero import gathered_parameters
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.evaluation.predict import EvaluationSet
-from harness.methods.base import Drawing, Method, Output
-from harness.models.backbone import READ_IN_PIECES
-from harness.system.devices import to_host
-from harness.system.progress import Progress
-from harness.system.signals import Stopped
-from harness.training.batches import Batch, TrainingBatches
-from harness.training.checkpoint import Checkpoints
-from harness.training.optimizer import make_optimizer, set_rate
-from harness.training.schedule import step_rate
+from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.data.stateless_random import keyed_number
+from vipbench.harness.distributed.engines.engine import Engine, make_engine
+from vipbench.harness.distributed.engines.zero import gathered_parameters
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.predict import EvaluationSet
+from vipbench.harness.methods.base import Drawing, Method, Output
+from vipbench.harness.models.backbone import READ_IN_PIECES
+from vipbench.harness.system.devices import to_host
+from vipbench.harness.system.progress import Progress
+from vipbench.harness.system.signals import Stopped
+from vipbench.harness.training.batches import Batch, TrainingBatches
+from vipbench.harness.training.checkpoint import Checkpoints
+from vipbench.harness.training.optimizer import make_optimizer, set_rate
+from vipbench.harness.training.schedule import step_rate
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from harness.config.schema import TrainConfig
+from vipbench.harness.config.schema import TrainConfig
 
 FACTOR = "lr_factor"  # of a parameter group: its learning rate over that of the recipe
 

@@ -10,8 +10,8 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 
-from harness.models.prompts import Prompts
-from harness.models.text_tower import TextTower
+from vipbench.harness.models.prompts import Prompts
+from vipbench.harness.models.text_tower import TextTower
 
 
 class RandomStream:

@@ -2,7 +2,7 @@
 
 import math
 
-from harness.config.schema import TrainConfig
+from vipbench.harness.config.schema import TrainConfig
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

@@ -7,8 +7,8 @@ harness/commands/sweep.py.
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config.validation import Section
-from sweeps.units import Unit
+from vipbench.harness.config.validation import Section
+from vipbench.sweeps.units import Unit
 
 
 class Executor(Section):

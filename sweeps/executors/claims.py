@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.runs.directory import is_finished, is_running
-from sweeps.units import CLAIMS, FAILED, RUNS, Unit, record_end
+from vipbench.harness.runs.directory import is_finished, is_running
+from vipbench.sweeps.units import CLAIMS, FAILED, RUNS, Unit, record_end
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,6 @@
-"""Start torchrun so that it ends with the process that started it: python -m sweeps.executors.launcher ARGUMENTS_OF_TORCHRUN.
+"""Start torchrun so that it ends with the process that started it.
+
+    python -m vipbench.sweeps.executors.launcher ARGUMENTS_OF_TORCHRUN
 
 It names the GPUs of the node for the processes, which then need not load torch.
 """
@@ -9,7 +11,7 @@ import sys
 import torch
 from torch.distributed.run import main
 
-from harness.system.console import end_with_runner
+from vipbench.harness.system.console import end_with_runner
 
 if __name__ == "__main__":
     end_with_runner()

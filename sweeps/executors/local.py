@@ -15,10 +15,10 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from harness.system.progress import Progress
-from sweeps.executors.base import Executor
-from sweeps.executors.processes import start, stop, stop_signals_interrupt, threads_each
-from sweeps.units import Unit, record_end
+from vipbench.harness.system.progress import Progress
+from vipbench.sweeps.executors.base import Executor
+from vipbench.sweeps.executors.processes import start, stop, stop_signals_interrupt, threads_each
+from vipbench.sweeps.units import Unit, record_end
 
 
 class LocalExecutor(Executor):

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
-from harness.system.console import RUNNER
-from harness.system.processes import available_cores
-from sweeps.units import Unit
+from vipbench.harness.system.console import RUNNER
+from vipbench.harness.system.processes import available_cores
+from vipbench.sweeps.units import Unit
 
 SECONDS_TO_STOP = 10.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C; a lost connection sends SIGHUP

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from harness.config.validation import Section, validate
-from harness.errors import UserError, shortened
-from harness.system.files import read_yaml
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import read_yaml
 
 
 def minutes(value: Any) -> Any:

@@ -20,15 +20,15 @@ from typing import Literal
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from harness.errors import UserError
-from harness.system.files import read_yaml
-from sweeps.executors.base import Executor
-from sweeps.executors.profile import Profile
-from sweeps.executors.slurm_job import SlurmJob
-from sweeps.executors.submissions import Submission, slurm
-from sweeps.units import CONFIGS, FAILED, JOBS, LOGS, Unit
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_yaml
+from vipbench.sweeps.executors.base import Executor
+from vipbench.sweeps.executors.profile import Profile
+from vipbench.sweeps.executors.slurm_job import SlurmJob
+from vipbench.sweeps.executors.submissions import Submission, slurm
+from vipbench.sweeps.units import CONFIGS, FAILED, JOBS, LOGS, Unit
 
-BANK_COMMAND = (sys.executable, "-m", "harness", "bank", "build")
+BANK_COMMAND = (sys.executable, "-m", "vipbench", "bank", "build")
 
 
 class SlurmExecutor(Executor):

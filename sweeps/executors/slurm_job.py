@@ -17,11 +17,11 @@ import psutil
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from harness.errors import UserError
-from harness.runs.directory import is_finished
-from sweeps.executors.processes import threads_each
-from sweeps.executors.submissions import slurm
-from sweeps.units import RUNS, STOPPED, Unit, record_end
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.directory import is_finished
+from vipbench.sweeps.executors.processes import threads_each
+from vipbench.sweeps.executors.submissions import slurm
+from vipbench.sweeps.units import RUNS, STOPPED, Unit, record_end
 
 SECONDS_BETWEEN_LOOKS = 0.5
 REQUEUE = signal.SIGUSR2  # submitit has Slurm send it before the end

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config.validation import Section, validate
-from harness.errors import UserError
-from harness.system.files import read_json, write_json
+from vipbench.harness.config.validation import Section, validate
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

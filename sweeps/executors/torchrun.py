@@ -20,13 +20,13 @@ from typing import IO, Literal
 
 from pydantic import PositiveInt
 
-from harness.errors import UserError
-from harness.system.console import RUNNER
-from harness.system.files import read_json
-from sweeps.executors.base import Executor
-from sweeps.executors.claims import failure_times, work_through
-from sweeps.executors.processes import SECONDS_TO_STOP, start, stop, stop_signals_interrupt, threads_each
-from sweeps.units import Unit, unit
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.console import RUNNER
+from vipbench.harness.system.files import read_json
+from vipbench.sweeps.executors.base import Executor
+from vipbench.sweeps.executors.claims import failure_times, work_through
+from vipbench.sweeps.executors.processes import SECONDS_TO_STOP, start, stop, stop_signals_interrupt, threads_each
+from vipbench.sweeps.units import Unit, unit
 
 log = logging.getLogger(__name__)
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.registry import method_class, method_names
-from harness.runs.data import RunData
-from harness.runs.directory import read_prompts
-from harness.runs.execute import execute
-from harness.runs.inputs import Inputs, build_method, load_inputs
-from harness.runs.packed import execute_together
-from harness.runs.resolve import resolve_config
-from harness.runs.transfer import evaluate_run
-from harness.training.loop import Training
 from tests.zoo import run_unwritten, small_config
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.registry import method_class, method_names
+from vipbench.harness.runs.data import RunData
+from vipbench.harness.runs.directory import read_prompts
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.inputs import Inputs, build_method, load_inputs
+from vipbench.harness.runs.packed import execute_together
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.runs.transfer import evaluate_run
+from vipbench.harness.training.loop import Training
 
 METHODS = method_names()
 TRAINED = [name for name in METHODS if method_class(name).trains]

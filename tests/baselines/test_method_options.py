@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
-from harness.methods.base import Method, Task
-from harness.methods.registry import method_class, method_names
-from harness.models.backbone import Backbone
-from harness.models.prompts import PromptBatch
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.registry import method_class, method_names
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.prompts import PromptBatch
 
 CLASSES = ["melanoma", "nevus"]
 TASK = Task(CLASSES, [["jagged border"], ["round", "small"]])

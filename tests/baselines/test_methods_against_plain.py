@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.methods.base import Method, Task
-from harness.methods.registry import method_class
 from tests import plain
 from tests.conftest import Towers
+from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.registry import method_class
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
 SYMPTOMS = [

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.methods.base import Drawing, Method, Task
-from harness.methods.registry import method_class
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.open_clip import create
-from harness.models.tower_view import ImageTowerView, view
-from harness.training.loop import WeightedLoss
 from tests import plain, plain_towers
 from tests.conftest import MODELS, TEXT, VIT, Towers
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Drawing, Method, Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.open_clip import create
+from vipbench.harness.models.tower_view import ImageTowerView, view
+from vipbench.harness.training.loop import WeightedLoss
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
 KINDS = ["vit", "bert", "bidirectional", "timm"]

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.biomedcoop import BiomedCoOp
-from baselines.linear_probe import choose_c
-from baselines.prograd import NOISE
-from harness.errors import UserError
-from harness.methods.base import Method, Support, Task
-from harness.methods.registry import method_class
-from harness.training.loop import WeightedLoss
 from tests import plain
 from tests.conftest import Towers
+from vipbench.baselines.biomedcoop import BiomedCoOp
+from vipbench.baselines.linear_probe import choose_c
+from vipbench.baselines.prograd import NOISE
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method, Support, Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.training.loop import WeightedLoss
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
 SYMPTOMS = [

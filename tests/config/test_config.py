@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.config.identity import Digests, run_name
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.errors import UserError
-from harness.runs.resolve import load_config, resolve_config
+from vipbench.harness.config.identity import Digests, run_name
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.resolve import load_config, resolve_config
 
 BASE: dict[str, Any] = {"data": {"path": "data", "shots": 16}, "method": "vip", "symptoms": "set.json"}
 DIGESTS = Digests("d", "b", "s")
@@ -223,7 +223,7 @@ def test_what_a_method_does_not_read_is_not_part_of_it(caplog: pytest.LogCapture
 
 def test_home_is_expanded_in_arguments_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell expands "~" where a word begins, and not in --out=~/runs or in quotes."""
-    from harness.cli import _expand_home
+    from vipbench.harness.cli import _expand_home
 
     monkeypatch.setenv("HOME", "/home/me")
     given = ["--out=~/runs", "~/data", "run.out=~/runs", "a~b", "--note=5~6", "https://host/~me"]

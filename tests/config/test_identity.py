@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from harness.config.identity import Digests, run_name
-from harness.runs.resolve import resolve_config
+from vipbench.harness.config.identity import Digests, run_name
+from vipbench.harness.runs.resolve import resolve_config
 
 NAMES = [
     ({"method": "coop", "data": {"path": "x", "shots": 4}}, "coop_4shot_seed1_e2349568a289"),

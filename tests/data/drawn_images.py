@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.data.importers.base import Record, Source
-from harness.data.stateless_random import keyed_generator
+from vipbench.harness.data.importers.base import Record, Source
+from vipbench.harness.data.stateless_random import keyed_generator
 
 
 def drawn(key: str, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:

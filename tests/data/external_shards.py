@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from harness.cli import app
 from tests.data.drawn_images import drawn
+from vipbench.harness.cli import app
 
 
 def picture(key: str, format: str = "JPEG", **options: Any) -> bytes:

@@ -10,10 +10,10 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resized_crop, to_tensor
 
-from harness.data.augment import RATIO, TrainTransform, normalised, random_crop, reduction
-from harness.data.decode import Picture
-from harness.data.stateless_random import keyed_generator
 from tests.data.drawn_images import drawn
+from vipbench.harness.data.augment import RATIO, TrainTransform, normalised, random_crop, reduction
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.stateless_random import keyed_generator
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

@@ -7,10 +7,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from harness.commands.data import inspect, prepare
-from harness.data.reader import Dataset
-from harness.errors import UserError
 from tests.data.drawn_images import drawn, image_folder, save
+from vipbench.harness.commands.data import inspect, prepare
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.errors import UserError
 
 app = typer.Typer()
 app.command()(prepare)

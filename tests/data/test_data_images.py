@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from harness.data.decode import Picture
-from harness.data.images import BadImage, max_pixels, normalise, normalise_file
-from harness.errors import UserError
 from tests.data.drawn_images import drawn
+from vipbench.harness.data.decode import Picture
+from vipbench.harness.data.images import BadImage, max_pixels, normalise, normalise_file
+from vipbench.harness.errors import UserError
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

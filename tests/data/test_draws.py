@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 
-from harness.data.draws import draw, fewer
-from harness.data.reader import Dataset, Samples
-from harness.data.shards import write_dataset
-from harness.data.splits import HoldOut
-from harness.errors import UserError
 from tests.data.drawn_images import source_of
+from vipbench.harness.data.draws import draw, fewer
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.shards import write_dataset
+from vipbench.harness.data.splits import HoldOut
+from vipbench.harness.errors import UserError
 
 CLASSES = ["mel", "nev", "bcc"]
 

@@ -10,10 +10,10 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from harness.data.reader import Dataset
-from harness.errors import UserError
 from tests.data.drawn_images import drawn
 from tests.data.external_shards import index, inspect, picture, png, samples, write
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.errors import UserError
 
 
 @pytest.mark.parametrize("label", ["cls", "txt", "json"])
@@ -292,7 +292,7 @@ def test_an_output_that_cannot_be_is_told_before_shards_are_read(
 ) -> None:
     write(tmp_path / "test.tar", {"a": {"png": png("a"), "cls": b"x"}})
     (tmp_path / "file").touch()
-    monkeypatch.setattr("harness.data.external.read_shard", None)
+    monkeypatch.setattr("vipbench.harness.data.external.read_shard", None)
     error = str(index("--test", f"{tmp_path}/test.tar", "--out", str(tmp_path / place)).exception)
     assert f"{place.rpartition('/')[2]}: cannot be written" in error
     assert "\n" not in error

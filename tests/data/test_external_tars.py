@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import index as module
-from harness.errors import UserError
 from tests.data.external_shards import index, inspect, png, samples, write
+from vipbench.harness.data import index as module
+from vipbench.harness.errors import UserError
 
 
 def block(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.data import index
-from harness.data.describe import digest_tables
-from harness.data.digest import content_digest
-from harness.data.importers.base import Source
-from harness.data.index import SCHEMA, read_index
-from harness.data.info import DatasetInfo
-from harness.data.reader import Dataset, Samples, Shard
-from harness.data.shards import verify, write_dataset
-from harness.errors import UserError
-from harness.system.files import read_json
 from tests.data.drawn_images import source_of
+from vipbench.harness.data import index
+from vipbench.harness.data.describe import digest_tables
+from vipbench.harness.data.digest import content_digest
+from vipbench.harness.data.importers.base import Source
+from vipbench.harness.data.index import SCHEMA, read_index
+from vipbench.harness.data.info import DatasetInfo
+from vipbench.harness.data.reader import Dataset, Samples, Shard
+from vipbench.harness.data.shards import verify, write_dataset
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_description_elsewhere_names_no_local_file(
 ) -> None:
     content = read_json(folder / "dataset.json")
     content["splits"]["train"]["shards"][0] |= {"file": "/etc/passwd", "index": "train-000000.index.parquet"}
-    monkeypatch.setattr("harness.data.info.read_bytes", lambda path: json.dumps(content).encode())
+    monkeypatch.setattr("vipbench.harness.data.info.read_bytes", lambda path: json.dumps(content).encode())
     one_line(lambda: DatasetInfo.load("https://host/data"), "names the local file '/etc/passwd'")
 
 
@@ -293,7 +293,7 @@ def reference_digest(classes: list[str], rows: list[tuple[str, str, int, str]]) 
 
 
 def test_the_digest_is_that_of_the_plain_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.data.digest.ROWS", 3)
+    monkeypatch.setattr("vipbench.harness.data.digest.ROWS", 3)
     keys = ["b", "a", 'quote"', "back\\slash", "größe", "tab\t", "del\x7f", "z/1", "Z", "emoji \U0001f600"]
     rows = [("train", key, place % 3, f"{place:064x}") for place, key in enumerate(keys)]
     rows += [("test", "a", 0, "f" * 64)]

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.data import importers
-from harness.data.importers import coop_split, csv, folder
-from harness.data.importers.base import Record, Source, sample_key
-from harness.errors import UserError
 from tests.data.drawn_images import image_folder, save
+from vipbench.harness.data import importers
+from vipbench.harness.data.importers import coop_split, csv, folder
+from vipbench.harness.data.importers.base import Record, Source, sample_key
+from vipbench.harness.errors import UserError
 
 
 def listed(source: Source) -> set[tuple[str, str, str | None]]:

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.names import check_class_names, class_name, is_clutter, is_plain_url, is_safe_name, listed_classes
-from harness.errors import UserError
+from vipbench.harness.data.names import (
+    check_class_names,
+    class_name,
+    is_clutter,
+    is_plain_url,
+    is_safe_name,
+    listed_classes,
+)
+from vipbench.harness.errors import UserError
 
 
 def test_class_names_are_composed_and_have_single_spaces() -> None:

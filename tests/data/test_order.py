@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from harness.data.order import epoch_order
-from harness.data.reader import Dataset, Samples
-from harness.data.shards import write_dataset
-from harness.data.splits import HoldOut
 from tests.data.drawn_images import source_of
+from vipbench.harness.data.order import epoch_order
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.shards import write_dataset
+from vipbench.harness.data.splits import HoldOut
 
 
 @pytest.fixture(scope="module")

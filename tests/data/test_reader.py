@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import reader
-from harness.data.importers.base import Source
-from harness.data.reader import Dataset, Samples
-from harness.data.shards import write_dataset
-from harness.data.splits import HoldOut
-from harness.errors import UserError
 from tests.data.drawn_images import source_of
+from vipbench.harness.data import reader
+from vipbench.harness.data.importers.base import Source
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.shards import write_dataset
+from vipbench.harness.data.splits import HoldOut
+from vipbench.harness.errors import UserError
 
 
 @pytest.fixture

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import reader, remote
-from harness.data.info import DatasetInfo
-from harness.data.reader import Dataset
-from harness.data.remote import ShardCache
-from harness.data.shards import verify, write_dataset
-from harness.data.splits import HoldOut
-from harness.data.views import Loading, Views
-from harness.errors import UserError
-from harness.models.backbone import Backbone
 from tests.data.drawn_images import source_of
+from vipbench.harness.data import reader, remote
+from vipbench.harness.data.info import DatasetInfo
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.data.remote import ShardCache
+from vipbench.harness.data.shards import verify, write_dataset
+from vipbench.harness.data.splits import HoldOut
+from vipbench.harness.data.views import Loading, Views
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone
 
 
 class Server(ThreadingHTTPServer):
@@ -126,7 +126,7 @@ def test_processes_share_one_download(folder: Path, server: Server, tmp_path: Pa
     fetch = """if True:
         import hashlib, os, sys
         from pathlib import Path
-        from harness.data.remote import ShardCache
+        from vipbench.harness.data.remote import ShardCache
         data = os.read(ShardCache(Path(sys.argv[3]), 2**30).open(*sys.argv[1:3]), 2**30)
         print(hashlib.sha256(data).hexdigest())"""
     command = [sys.executable, "-c", fetch, f"{url(server)}/{shard.file}", shard.sha256, str(tmp_path / "c")]
@@ -280,7 +280,7 @@ def test_reading_goes_on_where_a_connection_broke(
 
 
 def test_a_server_that_cannot_be_reached_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.data.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("vipbench.harness.data.remote.ATTEMPTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(UserError, match=r"dataset\.json: cannot be read after 2 attempts"):

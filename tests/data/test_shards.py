@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from harness.data.choices import Leaks
-from harness.data.importers.base import Record, Source
-from harness.data.index import SCHEMA, index_path, index_shard, read_index
-from harness.data.info import DatasetInfo
-from harness.data.shards import verify, write_dataset
-from harness.data.splits import HoldOut
-from harness.errors import UserError
-from harness.system.files import read_json, write_json
 from tests.data.drawn_images import drawn, save, source_of
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.importers.base import Record, Source
+from vipbench.harness.data.index import SCHEMA, index_path, index_shard, read_index
+from vipbench.harness.data.info import DatasetInfo
+from vipbench.harness.data.shards import verify, write_dataset
+from vipbench.harness.data.splits import HoldOut
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_json, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -232,8 +232,8 @@ def test_crash_midway_leaves_nothing_taken_as_whole(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from harness.data import shards
-from harness.data.importers import folder
+from vipbench.harness.data import shards
+from vipbench.harness.data.importers import folder
 
 def die(shard):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import splits as module
-from harness.data.check import Checked
-from harness.data.choices import Leaks
-from harness.data.importers.base import Record
-from harness.data.splits import HoldOut
-from harness.errors import UserError
+from vipbench.harness.data import splits as module
+from vipbench.harness.data.check import Checked
+from vipbench.harness.data.choices import Leaks
+from vipbench.harness.data.importers.base import Record
+from vipbench.harness.data.splits import HoldOut
+from vipbench.harness.errors import UserError
 
 CLASSES = ["mel", "nev"]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config.schema import TrainConfig
-from harness.data.augment import Augmentation
-from harness.data.reader import Dataset, Samples
-from harness.data.views import Loading
-from harness.features.source import Source
-from harness.models.backbone import Backbone
-from harness.training.batches import Batch, TrainingBatches
+from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.views import Loading
+from vipbench.harness.features.source import Source
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.training.batches import Batch, TrainingBatches
 
 EPOCHS, BATCH = 2, 5
 STEPS = 2 * 3  # 18 images: three whole batches of an epoch, and three images left out

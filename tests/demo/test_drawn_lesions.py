@@ -12,18 +12,18 @@ import torch
 from open_clip.model import CLIP
 from PIL import Image
 
-from harness.config.schema import BackboneConfig
-from harness.data.reader import Dataset
-from harness.demo import clip_training
-from harness.demo.attributes import BROAD, sample
-from harness.demo.benchmark import CLASSES, IMAGES, Picture, distribution, make_dataset, pictures, write_images
-from harness.demo.captions import FACTS, caption, fact_flags, facts_of, words_of_captions
-from harness.demo.draw import SIZE, Scene, draw, generator
-from harness.features.encode import encode_samples
-from harness.methods.base import Task
-from harness.methods.registry import method_class
-from harness.models.backbone import Backbone, load_backbone
-from harness.symptoms.sets import SymptomSet
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.demo import clip_training
+from vipbench.harness.demo.attributes import BROAD, sample
+from vipbench.harness.demo.benchmark import CLASSES, IMAGES, Picture, distribution, make_dataset, pictures, write_images
+from vipbench.harness.demo.captions import FACTS, caption, fact_flags, facts_of, words_of_captions
+from vipbench.harness.demo.draw import SIZE, Scene, draw, generator
+from vipbench.harness.features.encode import encode_samples
+from vipbench.harness.methods.base import Task
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.symptoms.sets import SymptomSet
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "harness" / "demo" / "model"

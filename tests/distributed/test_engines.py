@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.distributed.launcher import deepspeed_settings
-from harness.errors import UserError
+from vipbench.harness.distributed.launcher import deepspeed_settings
+from vipbench.harness.errors import UserError
 
 
 @pytest.fixture

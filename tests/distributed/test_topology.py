@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from harness.distributed import failures
-from harness.distributed import topology as module
-from harness.distributed.failures import collective
-from harness.distributed.launcher import refuse_unsupported
-from harness.distributed.topology import Topology
-from harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError
+from vipbench.harness.distributed import failures
+from vipbench.harness.distributed import topology as module
+from vipbench.harness.distributed.failures import collective
+from vipbench.harness.distributed.launcher import refuse_unsupported
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import AnotherRankFailed, FirstToFail, LostContact, UserError
 
 CLOSED = "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:9360."
 SILENT = "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.evaluation.metrics import compute_metrics, expected_calibration_error
+from vipbench.harness.evaluation.metrics import compute_metrics, expected_calibration_error
 
 CLASSES = ["a", "b", "c"]
 

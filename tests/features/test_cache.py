@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-import harness.system.signals
-from harness.cli import app
-from harness.config.overrides import override
-from harness.errors import UserError
-from harness.features.cache import STORED, FeatureBank, list_banks, prune
-from harness.features.encode import bank_facts
-from harness.models.backbone import Backbone
-from harness.runs.data import RunData
-from harness.runs.execute import execute, fill_banks
-from harness.runs.resolve import load_config, resolve_config
-from harness.system.files import digest_json, read_json
+import vipbench.harness.system.signals
+from vipbench.harness.cli import app
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError
+from vipbench.harness.features.cache import STORED, FeatureBank, list_banks, prune
+from vipbench.harness.features.encode import bank_facts
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.runs.data import RunData
+from vipbench.harness.runs.execute import execute, fill_banks
+from vipbench.harness.runs.resolve import load_config, resolve_config
+from vipbench.harness.system.files import digest_json, read_json
 
 
 def bank(root: Path, **facts: Any) -> FeatureBank:
@@ -235,7 +235,7 @@ def test_a_signal_ends_encoding_between_batches(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: str
 ) -> None:
     """Training features, validation and test: each is left after the batch in which the signal came, and nothing is lost."""
-    monkeypatch.setattr(harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
     encode, encoded = Backbone.encode_with_norms, 0
 
     def signalled(self: Backbone, pixels: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ def test_a_signal_ends_encoding_between_batches(
     for _ in range(100):
         try:
             path = run(base_config, tmp_path / "runs", *options)
-        except harness.system.signals.Stopped:
+        except vipbench.harness.system.signals.Stopped:
             pass
         else:
             break
@@ -291,7 +291,7 @@ def test_images_are_encoded_once_for_all_runs_of_a_folder(
 
 def test_features_of_another_result_version_are_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [bank_facts("b", "d", "test", "fp32", None, device="cpu", compiled=False)]
-    monkeypatch.setattr("harness.features.encode.RESULT_VERSION", 10**6)
+    monkeypatch.setattr("vipbench.harness.features.encode.RESULT_VERSION", 10**6)
     facts.append(bank_facts("b", "d", "test", "fp32", None, device="cpu", compiled=False))
     assert digest_json(facts[0]) != digest_json(facts[1])
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.data.augment import Augmentation
-from harness.data.reader import Dataset, Samples
-from harness.data.views import EVALUATION, Loading
-from harness.distributed.topology import Topology
-from harness.features.cache import FeatureBank
-from harness.features.encode import unnormalised
-from harness.features.source import Needs, Source
-from harness.models.backbone import Backbone
+from vipbench.harness.data.augment import Augmentation
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.data.views import EVALUATION, Loading
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.features.cache import FeatureBank
+from vipbench.harness.features.encode import unnormalised
+from vipbench.harness.features.source import Needs, Source
+from vipbench.harness.models.backbone import Backbone
 
 AUGMENTATION = Augmentation(7)
 

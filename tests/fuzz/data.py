@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from harness.data.describe import digest_tables
-from harness.data.reader import Dataset
-from harness.runs.execute import execute
-from harness.system.files import digest_file, read_json, write_json
 from tests.data.drawn_images import drawn, image_folder, save
 from tests.data.external_shards import samples, write
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
+from vipbench.harness.data.describe import digest_tables
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.system.files import digest_file, read_json, write_json
 
 
 def _make_dataset(sound: Sound, folder: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.errors import UserError
-from harness.runs.resolve import resolve_config
+from vipbench.harness.cli import app
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.resolve import resolve_config
 
 MOST_CHARACTERS = 1500  # of a line
 

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
-from harness.models.open_clip import create
-from harness.system.files import write_json
 from tests.conftest import MODELS
 from tests.fuzz.kind import Kind, Sound, each
 from tests.openai_clip import openai_weights, transformers_clip, write_archive
 from tests.repositories import transformers_repository
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.models.open_clip import create
+from vipbench.harness.system.files import write_json
 
 
 def _make_models(sound: Sound, folder: Path) -> None:
@@ -48,7 +48,7 @@ def _use_repositories(sound: Sound, folder: Path, rng: Random) -> None:
 
 def _use_backbone(name: Path, weights: Path | None = None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.models.open_clip.MOST_PARAMETERS", 10**7)
+        patch.setattr("vipbench.harness.models.open_clip.MOST_PARAMETERS", 10**7)
         backbone = load_backbone(BackboneConfig(name=str(name), pretrained=str(weights) if weights else None))
     pixels = backbone.eval_transform(Image.new("RGB", (40, 30)))
     backbone.encode_images(pixels[None])

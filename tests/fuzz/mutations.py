@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.errors import UserError
-from harness.system.files import parse_yaml
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import parse_yaml
 
 SENTINEL = "sentinel"  # a folder beside the one that the program may use
 HUGE = 5 << 30  # bytes, of a file that takes no room on the disk

@@ -11,17 +11,17 @@ import torch
 import yaml
 from filelock import FileLock
 
-from harness.errors import UserError
-from harness.features.cache import FeatureBank
-from harness.runs.directory import write_digests
-from harness.runs.execute import execute
-from harness.runs.job import Job
-from harness.runs.resolve import load_config
-from harness.system.files import digest_file, digest_json, read_json, write_json
-from harness.training.checkpoint import FORMAT
-from sweeps.executors.profile import Profile
-from sweeps.grid import read_grid
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
+from vipbench.harness.errors import UserError
+from vipbench.harness.features.cache import FeatureBank
+from vipbench.harness.runs.directory import write_digests
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.job import Job
+from vipbench.harness.runs.resolve import load_config
+from vipbench.harness.system.files import digest_file, digest_json, read_json, write_json
+from vipbench.harness.training.checkpoint import FORMAT
+from vipbench.sweeps.executors.profile import Profile
+from vipbench.sweeps.grid import read_grid
 
 
 def _make_config(sound: Sound, folder: Path) -> None:

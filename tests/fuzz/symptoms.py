@@ -10,18 +10,18 @@ import pytest
 import yaml
 from tenacity import wait_none
 
-from harness.symptoms.llm import client, endpoint
-from harness.symptoms.llm.answers import parse, tidy
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.prompting import FOLDER
-from harness.symptoms.sets import SymptomSet
-from harness.system.files import write_json
 from tests.conftest import SYMPTOMS
 from tests.fuzz.kind import Kind, Sound, each, verb
 from tests.symptoms.fake_endpoint import completion
 from tests.symptoms.test_client import requests
 from tests.symptoms.test_response_cache import about, put
+from vipbench.harness.symptoms.llm import client, endpoint
+from vipbench.harness.symptoms.llm.answers import parse, tidy
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.prompting import FOLDER
+from vipbench.harness.symptoms.sets import SymptomSet
+from vipbench.harness.system.files import write_json
 
 
 def _make_sets(sound: Sound, folder: Path) -> None:

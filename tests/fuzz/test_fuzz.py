@@ -21,12 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from harness.data import reader
-from harness.errors import UserError
-from harness.system.files import digest_file
 from tests.fuzz import data, models, runs, symptoms
 from tests.fuzz.kind import Kind, Sound, each
 from tests.fuzz.mutations import SENTINEL, damage
+from vipbench.harness.data import reader
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import digest_file
 
 SECONDS, BYTES = 20, 4 << 30
 KINDS = runs.KINDS | data.KINDS | models.KINDS | symptoms.KINDS

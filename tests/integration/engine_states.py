@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.distributed.engines.engine import Engine, make_engine
-from harness.distributed.engines.zero import gathered_parameters
-from harness.distributed.topology import Topology
+from vipbench.harness.distributed.engines.engine import Engine, make_engine
+from vipbench.harness.distributed.engines.zero import gathered_parameters
+from vipbench.harness.distributed.topology import Topology
 
 RATES = [0.1, 0.1, 0.05, 0.02, 0.01]
 STOP = 3

@@ -8,9 +8,9 @@ from unittest.mock import patch
 import typer
 from torch import Tensor
 
-from harness.errors import UserError
-from harness.run import main
-from harness.training.loop import Training
+from vipbench.harness.errors import UserError
+from vipbench.harness.run import main
+from vipbench.harness.training.loop import Training
 
 advance = Training.advance
 

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from safetensors.torch import load_file
 
-from harness.system.files import read_json
+from vipbench.harness.system.files import read_json
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "harness" / "launch"

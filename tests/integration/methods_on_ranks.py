@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.registry import method_names
-from harness.system.files import read_json, write_json
 from tests.zoo import run_unwritten, small_config
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.registry import method_names
+from vipbench.harness.system.files import read_json, write_json
 
 TENSORS, REFUSALS = "outcomes.safetensors", "refusals.json"
 

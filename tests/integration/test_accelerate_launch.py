@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.system.files import read_json
 from tests.integration.launching import LAUNCH, RUN, accelerate, assert_same_run, launch, run, write_config
+from vipbench.harness.system.files import read_json
 
 pytestmark = pytest.mark.integration
 

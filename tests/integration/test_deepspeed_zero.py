@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from harness.system.files import read_json
 from tests.integration.launching import (
     LAUNCH,
     PYTHON,
@@ -19,6 +18,7 @@ from tests.integration.launching import (
     run,
     write_config,
 )
+from vipbench.harness.system.files import read_json
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 pytestmark = pytest.mark.integration

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
 from tests.conftest import CLASSES
 from tests.integration.launching import run, torchrun
+from vipbench.harness.cli import app
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
 
 pytestmark = pytest.mark.integration
 

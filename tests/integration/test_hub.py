@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
 from tests.integration.launching import ROOT, launch
 from tests.repositories import commit_of, hub_server, lay_out, open_clip_repository, transformers_repository
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
 
 pytestmark = pytest.mark.integration
 
 LOAD = """
 import json, sys
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
 loaded = {}
 for name in sys.argv[1:]:
     backbone = load_backbone(BackboneConfig(name="hf-hub:" + name))

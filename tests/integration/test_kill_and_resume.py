@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.features.cache import list_banks
-from harness.runs.execute import execute
-from harness.runs.resolve import load_config
-from harness.system.files import read_json
-from harness.training.checkpoint import latest
 from tests.integration.launching import PYTHON, RUN, assert_same_run, environment, launch, torchrun, write_config
+from vipbench.harness.features.cache import list_banks
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import load_config
+from vipbench.harness.system.files import read_json
+from vipbench.harness.training.checkpoint import latest
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def work(folder: Path) -> None:
 def process(folder: Path) -> Any:
     """A process for `work`, forked from one that has torch imported already, which saves seconds for each death."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.runs.job", "tests.integration.test_kill_and_resume"])
+    context.set_forkserver_preload(["vipbench.harness.runs.job", "tests.integration.test_kill_and_resume"])
     return context.Process(target=work, args=(folder,))
 
 

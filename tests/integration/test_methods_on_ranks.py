@@ -9,12 +9,12 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.distributed.topology import Topology
-from harness.methods.base import Method
-from harness.methods.registry import method_class, method_names
-from harness.system.files import read_json
 from tests.integration.launching import ROOT, deepspeed, launch, torchrun
 from tests.integration.methods_on_ranks import REFUSALS, TENSORS, run_all
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.methods.base import Method
+from vipbench.harness.methods.registry import method_class, method_names
+from vipbench.harness.system.files import read_json
 
 pytestmark = pytest.mark.integration
 

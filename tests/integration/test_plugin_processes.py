@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.runs.collect import read_runs
-from sweeps.status import sweep_status
 from tests.methods.documented import write_plugin
+from vipbench.harness.cli import app
+from vipbench.harness.runs.collect import read_runs
+from vipbench.sweeps.status import sweep_status
 
 pytestmark = pytest.mark.integration
 

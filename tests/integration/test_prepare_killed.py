@@ -19,7 +19,7 @@ def test_the_processes_that_decode_end_with_their_parent(tmp_path: Path) -> None
         (tmp_path / "source" / label).mkdir(parents=True)
         for number in range(400):
             (tmp_path / "source" / label / f"{number}.png").hardlink_to(image)
-    command = [sys.executable, "-m", "harness", "prepare", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "vipbench", "prepare", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
     parent = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL)
     children: list[psutil.Process] = []
     try:

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-CHILD = "import sys, time; from harness.system.processes import end_with_parent; end_with_parent({}); time.sleep(120)"
+CHILD = "import sys, time; from vipbench.harness.system.processes import end_with_parent; end_with_parent({}); time.sleep(120)"
 PARENT = """
 import subprocess, sys, threading, time
 def start():

@@ -13,11 +13,11 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.system.files import read_json
-from sweeps.executors.submissions import slurm
-from sweeps.status import RunState, sweep_status
 from tests.integration.launching import PYTHON, SCRIPTS, assert_same_run, run
+from vipbench.harness.cli import app
+from vipbench.harness.system.files import read_json
+from vipbench.sweeps.executors.submissions import slurm
+from vipbench.sweeps.status import RunState, sweep_status
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("slurm_cluster")]
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from harness.symptoms.sets import SymptomSet
-from sweeps.executors.submissions import slurm
 from tests.symptoms.test_server import FAKE, interpreter_with
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.sets import SymptomSet
+from vipbench.sweeps.executors.submissions import slurm
 
 SECRET = "sk-very-secret"
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("slurm_cluster")]

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from harness.runs.collect import read_runs
-from sweeps.executors.local import LocalExecutor
-from sweeps.runner import run_sweep
-from sweeps.status import sweep_status
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.collect import read_runs
+from vipbench.sweeps.executors.local import LocalExecutor
+from vipbench.sweeps.runner import run_sweep
+from vipbench.sweeps.status import sweep_status
 
 pytestmark = pytest.mark.integration
 
@@ -218,8 +218,8 @@ time.sleep(120)
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from sweeps import units
-from sweeps.executors import local, processes
+from vipbench.sweeps import units
+from vipbench.sweeps.executors import local, processes
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 processes.SECONDS_TO_STOP = 1.0
 folder = Path(sys.argv[1])

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Response
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
 from tests.symptoms.job import structured_requests
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Response
 
 pytestmark = pytest.mark.integration
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.system.files import read_json
 from tests.integration.launching import PYTHON, RUN, launch, torchrun, write_config
+from vipbench.harness.system.files import read_json
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from harness.system.files import read_json
 from tests.integration.launching import (
     RUN,
     SCRIPTS,
@@ -18,6 +17,7 @@ from tests.integration.launching import (
     torchrun,
     write_config,
 )
+from vipbench.harness.system.files import read_json
 
 pytestmark = pytest.mark.integration
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.system.files import read_json
-from sweeps.status import sweep_status
 from tests.integration.launching import SCRIPTS, environment
+from vipbench.harness.system.files import read_json
+from vipbench.sweeps.status import sweep_status
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +44,9 @@ def processes_of(folder: Path) -> str:
 
 def workers(folder: Path) -> list[int]:
     """The processes of torchrun's that share a sweep."""
-    found = subprocess.run(["pgrep", "-f", f" -u -m sweeps.executors.worker {folder}"], capture_output=True, check=True)
+    found = subprocess.run(
+        ["pgrep", "-f", f" -u -m vipbench.sweeps.executors.worker {folder}"], capture_output=True, check=True
+    )
     return [int(number) for number in found.stdout.split()]
 
 

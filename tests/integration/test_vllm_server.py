@@ -14,17 +14,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from harness.demo.benchmark import CLASSES
-from harness.errors import UserError
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.record import Request
-from harness.symptoms.llm.server import _free_port, identify
-from harness.symptoms.sets import SymptomSet
 from tests.integration.test_symptoms_record import job, on_record
 from tests.integration.tiny_llm import make_tiny_llm
 from tests.integration.vllm_server import ROOT, group_of, served, vllm_interpreter
 from tests.symptoms.job import PATTERN, structured_requests
+from vipbench.harness.demo.benchmark import CLASSES
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.record import Request
+from vipbench.harness.symptoms.llm.server import _free_port, identify
+from vipbench.harness.symptoms.sets import SymptomSet
 
 pytestmark = pytest.mark.integration
 
@@ -111,7 +111,7 @@ def generate(*options: str) -> subprocess.CompletedProcess[str]:
         "200",
         *options,
     ]
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "symptoms", "generate", *words]
+    command = [sys.executable, "-c", "from vipbench.harness.cli import main; main()", "symptoms", "generate", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 

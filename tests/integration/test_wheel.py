@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*NOT_READ))
+    for name in (*PACKAGES, "vipbench"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns(*NOT_READ))
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     run(*pip, "--wheel-dir", out, ".", folder=source)
     (built,) = out.glob("vipbench-*.whl")
@@ -44,7 +44,8 @@ def test_the_wheel_holds_what_the_folders_hold(wheel: Path) -> None:
     tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip(f"no git repository here: {tracked.stderr.strip()}")
-    assert set(tracked.stdout.splitlines()) - inside == set()
+    assert {f"vipbench/{name}" for name in tracked.stdout.splitlines()} - inside == set()
+    assert {name.partition("/")[0] for name in inside} == {"vipbench"}, "one name in site-packages"
 
 
 def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
@@ -57,14 +58,18 @@ def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
     # What vipbench depends on comes from the environment of the tests; its editable vipbench, in a .pth of its own, does not.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    code = f"import {', '.join(PACKAGES[:3])}; print(harness.__file__, baselines.__file__, sweeps.__file__)"
+    code = (
+        f"from vipbench import {', '.join(PACKAGES[:3])}; print(harness.__file__, baselines.__file__, sweeps.__file__)"
+    )
     files = run(python, "-c", code, folder=tmp_path).split()
-    assert [Path(file).parent for file in files] == [site / name for name in PACKAGES[:3]]
+    assert [Path(file).parent for file in files] == [site / "vipbench" / name for name in PACKAGES[:3]]
+    code = "from importlib.util import find_spec; print([name for name in ('harness', 'baselines') if find_spec(name)])"
+    assert run(python, "-c", code, folder=tmp_path) == "[]\n", "these names are free for others"
 
     one_run = "method={name: zero_shot, text: symptoms}"
     said = run(home / "bin" / "vipbench", "demo", "--out", "out", "--jobs", "1", one_run, folder=tmp_path)
     assert "| zero_shot | " in said
     (config,) = (tmp_path / "out" / "sweep" / "configs").iterdir()
-    assert f"symptoms: {site / 'symptoms_cache'}" in config.read_text()
+    assert f"symptoms: {site / 'vipbench' / 'symptoms_cache'}" in config.read_text()
     (log,) = (tmp_path / "out" / "sweep" / "logs").iterdir()
     assert "test: accuracy" in log.read_text()

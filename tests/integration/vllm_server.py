@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.symptoms.llm.server import interpreter
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.server import interpreter
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [
     sys.executable,
     "-c",
-    "from harness.cli import main; main()",
+    "from vipbench.harness.cli import main; main()",
     "serve",
 ]
 # Prompts stay in one piece: on a CPU vLLM 0.32 dies of chunks when a request has a seed (CPU Generator does not use offset).

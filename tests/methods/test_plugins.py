@@ -1,5 +1,6 @@
 """Methods outside of the clone: plugin files and entry points, their identity, and what is refused."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -9,24 +10,24 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.overrides import override
-from harness.errors import UserError
-from harness.methods import registry
-from harness.methods.base import Method
-from harness.methods.registry import load_plugins, method_class, method_names
-from harness.runs.api import Run
-from harness.runs.packed import execute_together
-from harness.runs.resolve import load_config, resolve_config
-from harness.runs.transfer import evaluate_run
-from sweeps.plan import write_plan
 from tests.conftest import CLASSES, write_images
 from tests.methods.documented import write_plugin
+from vipbench.harness.cli import app
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods import registry
+from vipbench.harness.methods.base import Method
+from vipbench.harness.methods.registry import load_plugins, method_class, method_names
+from vipbench.harness.runs.api import Run
+from vipbench.harness.runs.packed import execute_together
+from vipbench.harness.runs.resolve import load_config, resolve_config
+from vipbench.harness.runs.transfer import evaluate_run
+from vipbench.sweeps.plan import write_plan
 
 METHOD = """
-from harness.config.schema import MethodConfig
-from harness.methods.base import TextClassifier, template_features
-from harness.methods.registry import register
+from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.methods.base import TextClassifier, template_features
+from vipbench.harness.methods.registry import register
 
 @register("{name}")
 class Mine(TextClassifier):
@@ -129,7 +130,7 @@ def test_a_sweep_holds_its_plugins_and_packs(config: Path, tmp_path: Path) -> No
 def test_built_in_methods_keep_their_identity_whatever_else_is_loaded(
     base_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    from harness.config.identity import Digests, run_name
+    from vipbench.harness.config.identity import Digests, run_name
 
     assert registry.method_digest("coop") is None
     resolved = resolve_config(override(base_config, ["method=coop"]), [write_plugin(tmp_path)])
@@ -144,7 +145,10 @@ BAD = {
     "raises.py": ("\n\n1 / 0\n", r"raises\.py, line 3: ZeroDivisionError: division by zero"),
     "exits.py": ("raise SystemExit('no')\n", r"line 1: SystemExit: no"),
     "absent.py": ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
-    "taken.py": (METHOD.format(name="coop"), "method 'coop' is registered already, by baselines.coop; rename one"),
+    "taken.py": (
+        METHOD.format(name="coop"),
+        "method 'coop' is registered already, by vipbench.baselines.coop; rename one",
+    ),
     "halfway.py": (METHOD.format(name="mine") + "\n1 / 0\n", "ZeroDivisionError"),
     "config.py": (METHOD.format(name="mine").replace("= MethodConfig", "= dict"), "whose Config is a subclass"),
     "no_class.py": (METHOD.format(name="mine").replace("(TextClassifier)", ""), "give a subclass of Method"),
@@ -214,7 +218,7 @@ def test_an_installed_package_offers_methods(
             METHOD.format(name="unused"),
             "coop = PACKAGE",
             "coop",
-            "method 'coop' is registered by baselines.coop and offered",
+            "method 'coop' is registered by vipbench.baselines.coop and offered",
         ),
     ],
 )
@@ -227,3 +231,9 @@ def test_a_package_that_does_not_work_is_named_where_it_is_asked_for(
     assert issubclass(method_class("vip"), Method), "other methods work all the same"
     with pytest.raises(UserError, match=message.replace("PACKAGE", package)):
         method_class(name)
+
+
+def test_the_folders_have_one_import_name() -> None:
+    """Two copies of the registry would not see each other's methods."""
+    with pytest.raises(ImportError, match=r"import vipbench\.harness"):
+        importlib.import_module("harness")

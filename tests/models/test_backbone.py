@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models.backbone import load_backbone
-from harness.models.prompts import SLOT, PromptBatch
 from tests.conftest import MODELS, Towers
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.models.prompts import SLOT, PromptBatch
 
 TEXTS = ["a photo of a melanoma.", "round", "a very irregular border with three colours, some of them blue"]
 

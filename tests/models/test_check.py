@@ -9,12 +9,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
-from harness.models.check import activations, drawn_image
-from harness.models.known import FILE, known
 from tests.repositories import lay_out, transformers_repository
+from vipbench.harness.cli import app
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.models.check import activations, drawn_image
+from vipbench.harness.models.known import FILE, known
 
 MEDICAL = (
     "BiomedCLIP", "PubMedCLIP", "PLIP", "QuiltNet-B-32", "QuiltNet-B-16", "QuiltNet-B-16-PMB", "PMC-OA ViT-L/14", "DermLIP",

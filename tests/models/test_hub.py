@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models.backbone import load_backbone
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
 from tests.repositories import lay_out, open_clip_repository, transformers_repository
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
 
 
 def load(name: str) -> Any:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.prompts import SLOT, PromptBatch
 from tests.repositories import clip_tokenizer, siglip_tokenizer, transformers_repository
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.prompts import SLOT, PromptBatch
 
 TEXTS = ["a photo of a melanoma.", "round", "the border of an irregular lesion, with many colours"]
 PLAIN = [

@@ -12,8 +12,8 @@ import open_clip
 import pytest
 from packaging.requirements import Requirement
 
-from harness.models import open_clip_internals as internals
 from tests.conftest import Towers
+from vipbench.harness.models import open_clip_internals as internals
 
 ROOT = Path(__file__).parents[2]
 INTERNALS = "harness/models/open_clip_internals.py"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config.schema import BackboneConfig
-from harness.models.backbone import load_backbone
-from harness.models.prompts import SLOT, PromptBatch, Prompts
 from tests.conftest import MODELS, Towers
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.models.backbone import load_backbone
+from vipbench.harness.models.prompts import SLOT, PromptBatch, Prompts
 
 BODIES = ["round", "one even brown colour", "a net of lines", "small"]
 

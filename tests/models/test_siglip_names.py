@@ -8,14 +8,14 @@ import open_clip
 import pytest
 import torch
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.hugging_face import TRUNK
-from harness.models.open_clip import create
-from harness.models.prompts import SLOT, PromptBatch
 from tests.conftest import MODELS
 from tests.repositories import siglip_tokenizer
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.hugging_face import TRUNK
+from vipbench.harness.models.open_clip import create
+from vipbench.harness.models.prompts import SLOT, PromptBatch
 
 TEXTS = ["a photo of a melanoma.", "Round", "a border"]
 NAMES = [name for name in open_clip.list_models() if "SigLIP" in name]

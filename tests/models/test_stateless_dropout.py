@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness.models.lora import LowRank
-from harness.models.stateless_dropout import dropout_keys, keep_masks, split_keys
+from vipbench.harness.models.lora import LowRank
+from vipbench.harness.models.stateless_dropout import dropout_keys, keep_masks, split_keys
 
 KEYS = split_keys(torch.tensor(7), 300)
 

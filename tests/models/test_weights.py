@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.config.schema import BackboneConfig
-from harness.errors import UserError
-from harness.methods.base import Task
-from harness.models.backbone import Backbone, load_backbone
-from harness.models.open_clip import _quick_gelu, create
-from harness.models.openai_file import is_torchscript, read_openai
-from harness.runs.inputs import build_method
-from harness.runs.resolve import resolve_config
 from tests.conftest import BERT, MODELS
 from tests.openai_clip import features, openai_weights, transformers_clip, write_archive
 from tests.repositories import lay_out
+from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Task
+from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.open_clip import _quick_gelu, create
+from vipbench.harness.models.openai_file import is_torchscript, read_openai
+from vipbench.harness.runs.inputs import build_method
+from vipbench.harness.runs.resolve import resolve_config
 
 TEXTS = ["a photo of a melanoma.", "round", "a very irregular border with three colours, some of them blue"]
 

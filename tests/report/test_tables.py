@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from harness.report.tables import load_runs, make_table, to_csv, to_latex, to_markdown
-from harness.runs.collect import read_runs
-from harness.runs.directory import write_digests
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.report.tables import load_runs, make_table, to_csv, to_latex, to_markdown
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.directory import write_digests
 
 
 def run(method: str, shots: Any, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:

@@ -12,15 +12,15 @@ import torch
 import yaml
 from scipy.special import softmax
 
-from harness.config.overrides import override
-from harness.data.reader import Dataset
-from harness.errors import UserError
-from harness.runs.api import Run
-from harness.runs.directory import write_digests
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
 from tests.conftest import CLASSES
 from tests.methods.documented import code_blocks
+from vipbench.harness.config.overrides import override
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.api import Run
+from vipbench.harness.runs.directory import write_digests
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
 
 
 @pytest.fixture(scope="module")

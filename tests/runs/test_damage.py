@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from harness.config.overrides import override
-from harness.data import reader
-from harness.data.reader import DamagedSample, Dataset
-from harness.errors import UserError
-from harness.runs.collect import read_runs
-from harness.runs.directory import FILES, check_run, read_prompts, write_digests
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
-from harness.runs.transfer import evaluate_run
+from vipbench.harness.config.overrides import override
+from vipbench.harness.data import reader
+from vipbench.harness.data.reader import DamagedSample, Dataset
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.directory import FILES, check_run, read_prompts, write_digests
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.runs.transfer import evaluate_run
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.overrides import override
-from harness.errors import UserError
-from harness.evaluation.metrics import compute_metrics
-from harness.runs.collect import read_runs
-from harness.runs.directory import is_finished, new_run
-from harness.runs.execute import execute
-from harness.runs.resolve import load_config, resolve_config
-from harness.runs.transfer import evaluate_run
 from tests.conftest import CLASSES, COUNTS, write_images
+from vipbench.harness.cli import app
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.metrics import compute_metrics
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.directory import is_finished, new_run
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import load_config, resolve_config
+from vipbench.harness.runs.transfer import evaluate_run
 
 FILES = {
     "config.yaml",
@@ -172,7 +172,7 @@ def test_a_selection_to_be_doubted_is_recorded(
 def test_features_that_are_not_finite_end_a_run_in_one_line(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: bool
 ) -> None:
-    from harness.models.backbone import Backbone
+    from vipbench.harness.models.backbone import Backbone
 
     encode = Backbone.encode_with_norms
     monkeypatch.setattr(Backbone, "encode_with_norms", lambda backbone, pixels: encode(backbone, pixels) * float("nan"))

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from harness.config.identity import Digests, run_name
-from harness.config.overrides import override
-from harness.errors import UserError
-from harness.runs import tracking
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
-from harness.system.files import read_json
+from vipbench.harness.config.identity import Digests, run_name
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs import tracking
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.files import read_json
 
 
 def run(base: dict[str, Any], out: Path, *overrides: str) -> Path:

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.config.overrides import override
-from harness.errors import UserError
-from harness.runs.execute import execute
-from harness.runs.resolve import resolve_config
-from harness.runs.transfer import evaluate_run
 from tests.conftest import CLASSES, write_images
+from vipbench.harness.cli import app
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.runs.transfer import evaluate_run
 
 
 @pytest.fixture(scope="module")

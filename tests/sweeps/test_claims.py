@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from harness.runs.directory import METRICS, PARTIAL
-from sweeps.executors import claims, torchrun
-from sweeps.executors.claims import at_work, claimed, failure_times, work_through
-from sweeps.executors.torchrun import work
-from sweeps.units import CLAIMS, CONFIGS, FAILED, LOGS, PACK_COMMAND, RUN_COMMAND, RUNS, Unit, record_end
+from vipbench.harness.runs.directory import METRICS, PARTIAL
+from vipbench.sweeps.executors import claims, torchrun
+from vipbench.sweeps.executors.claims import at_work, claimed, failure_times, work_through
+from vipbench.sweeps.executors.torchrun import work
+from vipbench.sweeps.units import CLAIMS, CONFIGS, FAILED, LOGS, PACK_COMMAND, RUN_COMMAND, RUNS, Unit, record_end
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sweeps.executors.claims import claimed
+from vipbench.sweeps.executors.claims import claimed
 with claimed(Path(sys.argv[1]), ["a"]) as mine:
     print(mine, flush=True)
     time.sleep(120)

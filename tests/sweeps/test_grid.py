@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.errors import UserError
-from sweeps.grid import read_grid
+from vipbench.harness.errors import UserError
+from vipbench.sweeps.grid import read_grid
 
 BASE = {"data": {"path": "data"}, "backbone": "ViT-B-16", "symptoms": "set.json"}
 ROOT = Path(__file__).parents[2]

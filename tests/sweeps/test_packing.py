@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.methods.registry import method_class
-from harness.runs.resolve import resolve_config
-from sweeps.packing import group
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.methods.registry import method_class
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.sweeps.packing import group
 
 
 def configs(base: dict[str, Any], *overrides: str) -> dict[str, Config]:
@@ -29,7 +29,7 @@ def test_runs_that_train_alone_have_a_reason(
 ) -> None:
     runs = configs(base_config, *overrides)
     caplog.clear()
-    with caplog.at_level(logging.INFO, "sweeps"):
+    with caplog.at_level(logging.INFO, "vipbench.sweeps"):
         assert group(runs) == [["1"], ["2"], ["3"]]
         assert group(runs, pack=False) == [["1"], ["2"], ["3"]]
     assert caplog.messages == [f"--pack: {method} runs alone: {reason}"]
@@ -47,6 +47,6 @@ def test_the_method_has_a_say(
 
     monkeypatch.setattr(method_class("coop"), "not_packed", not_packed)
     caplog.clear()
-    with caplog.at_level(logging.INFO, "sweeps"):
+    with caplog.at_level(logging.INFO, "vipbench.sweeps"):
         assert group(runs) == [["1"], ["2"], ["3"], ["4"]]
     assert caplog.messages == ["--pack: coop runs alone: it draws random numbers"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from sweeps.executors.profile import Profile
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.sweeps.executors.profile import Profile
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ import yaml
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from harness.runs.directory import ALWAYS, check_run, write_digests
-from sweeps import runner
-from sweeps.executors.local import LocalExecutor, run_locally
-from sweeps.plan import plan_units
-from sweeps.runner import LAUNCH, LaunchRecord, retry, run_sweep
-from sweeps.status import sweep_status
-from sweeps.units import CLAIMS, FAILED, PLAN, RUNS, Unit, failure_reason, record_end
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.directory import ALWAYS, check_run, write_digests
+from vipbench.sweeps import runner
+from vipbench.sweeps.executors.local import LocalExecutor, run_locally
+from vipbench.sweeps.plan import plan_units
+from vipbench.sweeps.runner import LAUNCH, LaunchRecord, retry, run_sweep
+from vipbench.sweeps.status import sweep_status
+from vipbench.sweeps.units import CLAIMS, FAILED, PLAN, RUNS, Unit, failure_reason, record_end
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -63,7 +63,7 @@ def test_only_what_is_missing_runs(
 ) -> None:
     out, broken, calls = tmp_path / "out #1: é", tmp_path / "broken", tmp_path / "calls"
     broken.touch()
-    with caplog.at_level(logging.INFO, "sweeps"):
+    with caplog.at_level(logging.INFO, "vipbench.sweeps"):
         states = run_sweep(grid, out, LocalExecutor(jobs=2), command=stand_in)
     assert "6 combinations are 4 different runs" in caplog.text
     assert [state.state for state in states] == ["done", "done", "failed", "done"]
@@ -134,7 +134,7 @@ def test_status_needs_no_torch(tmp_path: Path) -> None:
         ("b", "failed", "out of luck", False),
     ]
     code = (
-        "import sys; from harness.cli import app\n"
+        "import sys; from vipbench.harness.cli import app\n"
         f"app(['sweep', 'status', {str(tmp_path)!r}], standalone_mode=False)\n"
         "heavy = {'torch', 'open_clip', 'pandas'} & set(sys.modules); sys.exit(f'loads {heavy}' if heavy else 0)"
     )
@@ -151,7 +151,7 @@ def test_another_plan_in_a_folder_leaves_the_first_one_readable(
     first = run_sweep(grid, out, command=stand_in)
     content = yaml.safe_load(grid.read_text())
     other.write_text(yaml.safe_dump({**content, "axes": {"method": ["coop"], "seed": [3, 4]}}))
-    with caplog.at_level(logging.WARNING, "sweeps"):
+    with caplog.at_level(logging.WARNING, "vipbench.sweeps"):
         second = run_sweep(other, out, command=stand_in)
     assert f"{out}: planned here before, from {grid}: 4 runs, which stay" in caplog.text
     assert [state.state for state in second] == ["done"] * 2, "what this grid plans, and no more"
@@ -330,7 +330,7 @@ def test_large_files_are_not_read_for_a_status(tmp_path: Path, monkeypatch: pyte
     (tmp_path / PLAN).write_text(json.dumps({"runs": ["a"]}))
     (run / "predictions.parquet").write_text("x" * len("predictions.parquet"))
     assert sweep_status(tmp_path)[0].state == "damaged"
-    monkeypatch.setattr("sweeps.status.SMALL_FILE", len("predictions.parquet") - 1)
+    monkeypatch.setattr("vipbench.sweeps.status.SMALL_FILE", len("predictions.parquet") - 1)
     assert sweep_status(tmp_path)[0].state == "done"
     with pytest.raises(UserError, match=r"predictions\.parquet: damaged"):
         check_run(run)

@@ -5,10 +5,10 @@ The answers are structured, so that both the fake endpoint and vLLM can be asked
 
 import sys
 
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.record import Request
-from harness.system.console import setup_logging, user_errors
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.record import Request
+from vipbench.harness.system.console import setup_logging, user_errors
 
 INSTRUCTION = (
     "List what a person can see in a picture, in short plain words of colour, shape, texture, border and place. "

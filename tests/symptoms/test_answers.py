@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.symptoms.llm.answers import parse, parse_completion, tidy
-from harness.symptoms.prompting import KNOWLEDGE
+from vipbench.harness.symptoms.llm.answers import parse, parse_completion, tidy
+from vipbench.harness.symptoms.prompting import KNOWLEDGE
 
 LISTED = '{"symptoms": ["a", "b"]}'
 

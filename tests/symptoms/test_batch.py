@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UserError
-from harness.symptoms.llm.batch import read_batch, write_batch
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.record import Identity, Request
 from tests.symptoms.fake_endpoint import answer_to, completion
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.batch import read_batch, write_batch
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.record import Identity, Request
 
 IDENTITY = Identity("fake", "r1", "1.0")
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from tenacity import wait_none
 
-from harness.errors import UserError
-from harness.symptoms.llm import client as client_module
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.record import Request
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, answer_to, completion
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm import client as client_module
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.record import Request
 
 
 def requests(count: int, samples: int = 1) -> list[Request]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.models.backbone import Backbone
-from harness.symptoms.filters import FILTERS, MOST_WORDS, Mention, Rules, repeats, select
-from harness.symptoms.prompting import KNOWLEDGE
-from harness.symptoms.sets import most_tokens
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.symptoms.filters import FILTERS, MOST_WORDS, Mention, Rules, repeats, select
+from vipbench.harness.symptoms.prompting import KNOWLEDGE
+from vipbench.harness.symptoms.sets import most_tokens
 
 SYMPTOMS, DESCRIPTION = (KNOWLEDGE[kind].steps[-1] for kind in ("symptoms", "description"))
 RULES = Rules(SYMPTOMS.accepts)

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.commands.symptoms import app
-from harness.errors import UserError
-from harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Identity, Request, Response
-from harness.symptoms.plans import Classes, make_plan
-from harness.symptoms.prompting import KNOWLEDGE
-from harness.symptoms.sets import SymptomSet
 from tests.symptoms.fake_endpoint import FakeEndpoint, completion
+from vipbench.harness.commands.symptoms import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.symptoms.plans import Classes, make_plan
+from vipbench.harness.symptoms.prompting import KNOWLEDGE
+from vipbench.harness.symptoms.sets import SymptomSet
 
 WHO = Identity("fake", "r1", "1.0")
 SAMPLING: dict[str, float | int] = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 64, "seed": 3}

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.cli import app
-from harness.commands.generate import Source
-from harness.errors import UserError
-from harness.symptoms.llm.keys import read_key
-from sweeps.executors.profile import Profile
-from sweeps.units import Unit
 from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
+from vipbench.harness.cli import app
+from vipbench.harness.commands.generate import Source
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.keys import read_key
+from vipbench.sweeps.executors.profile import Profile
+from vipbench.sweeps.units import Unit
 
 SECRET = "sk-very-secret"
 
@@ -73,7 +73,7 @@ def test_a_jobs_command_and_pickle_hold_no_key(tmp_path: Path, monkeypatch: pyte
         return "7"
 
     (tmp_path / "key").write_text(SECRET)
-    monkeypatch.setattr("sweeps.executors.slurm.submit", submit)
+    monkeypatch.setattr("vipbench.sweeps.executors.slurm.submit", submit)
     result = generate(tmp_path, "--serve", "m", "--executor", "slurm", "--api-key-file", str(tmp_path / "key"))
     assert result.exit_code == 0 and "job 7 is in the queue" in result.output, result.exception
     (job,) = submitted

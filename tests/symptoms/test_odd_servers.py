@@ -13,16 +13,16 @@ import httpx
 import pytest
 from tenacity import wait_none
 
-from harness.errors import UserError
-from harness.symptoms.llm import client as client_module
-from harness.symptoms.llm import endpoint as endpoint_module
-from harness.symptoms.llm import transport
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.client import Client
-from harness.symptoms.llm.endpoint import Endpoint
-from harness.symptoms.llm.record import Request
-from harness.symptoms.llm.transport import base_url, retry_after
 from tests.symptoms.fake_endpoint import FakeEndpoint, Raw, Reply, answer_to, completion
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm import client as client_module
+from vipbench.harness.symptoms.llm import endpoint as endpoint_module
+from vipbench.harness.symptoms.llm import transport
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.endpoint import Endpoint
+from vipbench.harness.symptoms.llm.record import Request
+from vipbench.harness.symptoms.llm.transport import base_url, retry_after
 
 SAMPLING: dict[str, float | int] = {"max_tokens": 9, "seed": 3}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.commands.options import check_output
-from harness.commands.symptoms import app
-from harness.errors import UserError
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Request, Response
-from harness.system.devices import choose_device
-from harness.system.files import output_errors
+from vipbench.harness.commands.options import check_output
+from vipbench.harness.commands.symptoms import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Request, Response
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.system.files import output_errors
 
 
 def invoke(*words: object) -> Result:

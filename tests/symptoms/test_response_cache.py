@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.commands.cache import cache_app
-from harness.errors import UserError
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.commands.cache import cache_app
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Identity, Request, Response
 
 INSTRUCTION = {"role": "system", "content": "List what is seen."}
 REQUEST = Request(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from harness.commands.symptoms import app
-from harness.data.reader import Dataset
-from harness.errors import UserError
-from harness.models.backbone import Backbone
-from harness.symptoms.score import CHANCE_COVERAGE, Scores, covered_share, prune_set, score_cosines, score_set
-from harness.symptoms.sets import SymptomSet
 from tests.conftest import CLASSES, COUNTS, SYMPTOMS
+from vipbench.harness.commands.symptoms import app
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.symptoms.score import CHANCE_COVERAGE, Scores, covered_share, prune_set, score_cosines, score_set
+from vipbench.harness.symptoms.sets import SymptomSet
 
 
 def by_pairs(of_class: np.ndarray, values: np.ndarray) -> float:
@@ -93,10 +93,12 @@ def test_weights_that_are_not_finite_are_one_line_before_the_images(
 ) -> None:
     broken = copy.deepcopy(vit_backbone)
     next(broken.text.parameters()).fill_(float("nan"))
-    monkeypatch.setattr("harness.symptoms.encode.encode_samples", None)
+    monkeypatch.setattr("vipbench.harness.symptoms.encode.encode_samples", None)
     with pytest.raises(UserError, match="weights hold NaN or infinity"):
         score_set(SymptomSet.load(symptoms), Dataset(dataset), broken)
-    monkeypatch.setattr("harness.symptoms.encode.encode_samples", lambda *_, **__: torch.full((21, 32), torch.inf))
+    monkeypatch.setattr(
+        "vipbench.harness.symptoms.encode.encode_samples", lambda *_, **__: torch.full((21, 32), torch.inf)
+    )
     with pytest.raises(UserError, match="weights hold NaN or infinity"):
         score_set(SymptomSet.load(symptoms), Dataset(dataset), vit_backbone)
 

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.errors import UserError
-from harness.symptoms.llm import server as server_module
-from harness.symptoms.llm.server import Server, identify, interpreter
+from vipbench.harness.cli import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm import server as server_module
+from vipbench.harness.symptoms.llm.server import Server, identify, interpreter
 
 STUB = """
 import json, os, signal, subprocess, sys, time
@@ -51,7 +51,7 @@ with endpoint:
     time.sleep(600)
 """
 ROOT = Path(__file__).parents[2]
-VIPBENCH = [sys.executable, "-c", "from harness.cli import main; main()"]
+VIPBENCH = [sys.executable, "-c", "from vipbench.harness.cli import main; main()"]
 
 
 def interpreter_with(server: str, folder: Path) -> Path:
@@ -259,7 +259,7 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(commit)
     program = (
-        "from harness.symptoms.llm.server import identify\nprint(identify('org/llm', None))\n"
+        "from vipbench.harness.symptoms.llm.server import identify\nprint(identify('org/llm', None))\n"
         "try: identify('org/other', None)\nexcept ValueError as error: print(error)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness.commands.symptoms import app
-from harness.errors import UserError
-from harness.models.backbone import Backbone
-from harness.symptoms.filters import Rules
-from harness.symptoms.prompting import KNOWLEDGE
-from harness.symptoms.sets import SymptomSet, check, difference, import_plain, most_tokens
+from vipbench.harness.commands.symptoms import app
+from vipbench.harness.errors import UserError
+from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.symptoms.filters import Rules
+from vipbench.harness.symptoms.prompting import KNOWLEDGE
+from vipbench.harness.symptoms.sets import SymptomSet, check, difference, import_plain, most_tokens
 
 COMMITTED = Path(__file__).parents[2] / "symptoms_cache"
 TEXTS = {

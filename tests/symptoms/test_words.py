@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.symptoms.words import is_common, is_jargon, is_unseen, names_class, same_words, words
+from vipbench.harness.symptoms.words import is_common, is_jargon, is_unseen, names_class, same_words, words
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_words_of_any_script() -> None:
 def test_neither_the_command_line_nor_the_rules_about_words_load_what_is_heavy() -> None:
     code = """
 import sys
-import harness.cli
+import vipbench.harness.cli
 heavy = {"torch", "open_clip", "wordfreq", "snowballstemmer", "prometheus_client"} & set(sys.modules)
-from harness.symptoms import filters, sets, words
+from vipbench.harness.symptoms import filters, sets, words
 assert words.is_jargon("telangiectasia") and words.names_class("nevi", ["nevus"])
 heavy |= {"torch", "open_clip"} & set(sys.modules)
 sys.exit(f"loads {heavy}" if heavy else 0)

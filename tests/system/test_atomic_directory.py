@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.system.files import atomic_directory
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import atomic_directory
 
 
 def names(folder: Path) -> list[str]:
@@ -26,7 +26,7 @@ def write(path: Path, content: str, overwrite: bool = False) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from harness.system import files
+from vipbench.harness.system import files
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

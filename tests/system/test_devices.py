@@ -12,16 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.data.reader import Dataset
-from harness.methods.registry import method_class, method_names
-from harness.runs.execute import execute, fill_banks
-from harness.runs.packed import execute_together
-from harness.runs.resolve import resolve_config
-from harness.training.loop import Training
 from tests.pretended_gpu import pretended_gpu
 from tests.zoo import SMALL, backbone_of
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.data.reader import Dataset
+from vipbench.harness.methods.registry import method_class, method_names
+from vipbench.harness.runs.execute import execute, fill_banks
+from vipbench.harness.runs.packed import execute_together
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.training.loop import Training
 
 METHODS: dict[str, dict[str, Any]] = {
     "zero_shot": {"name": "zero_shot", "text": "symptoms"},
@@ -203,7 +203,7 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter", "clip_lora", "maple"])
 @pytest.mark.slow
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cpu_runs: Path, method: str) -> None:
-    from harness.runs.transfer import evaluate_run
+    from vipbench.harness.runs.transfer import evaluate_run
 
     run = execute(configured(base_config, cpu_runs, method, "cpu"))
     with pretended_gpu():
@@ -213,9 +213,9 @@ def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cp
 
 @pytest.mark.slow
 def test_symptoms_are_scored_and_filtered(model_folder: Path, dataset: Path, symptoms: Path) -> None:
-    from harness.commands.options import load
-    from harness.symptoms import filters, sets
-    from harness.symptoms.score import score_set
+    from vipbench.harness.commands.options import load
+    from vipbench.harness.symptoms import filters, sets
+    from vipbench.harness.symptoms.score import score_set
 
     name, symptom_set = str(model_folder / "vit.json"), sets.SymptomSet.load(symptoms)
     expected = score_set(symptom_set, Dataset(dataset), load(name, None, "cpu"))

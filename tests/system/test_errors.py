@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from harness.data.reader import DamagedSample
-from harness.errors import UserError
+from vipbench.harness.data.reader import DamagedSample
+from vipbench.harness.errors import UserError
 
 
 @pytest.mark.parametrize(

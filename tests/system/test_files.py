@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from harness.data import images
-from harness.data.images import BadImage, normalise_file
-from harness.data.importers import csv
-from harness.data.names import listed_classes
-from harness.errors import UserError
-from harness.features.cache import FeatureBank, list_banks
-from harness.symptoms.llm.batch import read_batch
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.keys import read_key
-from harness.symptoms.llm.record import Identity
-from harness.symptoms.plans import read_classes
-from harness.system.files import (
+from vipbench.harness.data import images
+from vipbench.harness.data.images import BadImage, normalise_file
+from vipbench.harness.data.importers import csv
+from vipbench.harness.data.names import listed_classes
+from vipbench.harness.errors import UserError
+from vipbench.harness.features.cache import FeatureBank, list_banks
+from vipbench.harness.symptoms.llm.batch import read_batch
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.keys import read_key
+from vipbench.harness.symptoms.llm.record import Identity
+from vipbench.harness.symptoms.plans import read_classes
+from vipbench.harness.system.files import (
     MOST_FILE_BYTES,
     MOST_LINE,
     MOST_NESTED,
@@ -30,7 +30,7 @@ from harness.system.files import (
     read_whole,
     write_text,
 )
-from sweeps.units import last_line
+from vipbench.sweeps.units import last_line
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness.config.overrides import override
-from harness.errors import UserError, shortened
-from harness.system.files import parse_yaml, read_yaml
+from vipbench.harness.config.overrides import override
+from vipbench.harness.errors import UserError, shortened
+from vipbench.harness.system.files import parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

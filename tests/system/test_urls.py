@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.errors import UserError
-from harness.runs.resolve import resolve_config
+from vipbench.harness.errors import UserError
+from vipbench.harness.runs.resolve import resolve_config
 
 
 @pytest.mark.parametrize(

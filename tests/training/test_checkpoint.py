@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.config.schema import RunConfig, TrainConfig
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.base import Output
-from harness.runs.directory import RunDirectory
-from harness.system.files import digest_json, read_json
-from harness.system.signals import Stopped
-from harness.training.checkpoint import Checkpoint, Checkpoints, CheckpointSchedule, latest, prune
-from harness.training.loop import Training, fit
 from tests.dying import Death, at_step, die
 from tests.training.test_loop import Batches, Line, Validation
+from vipbench.harness.config.schema import RunConfig, TrainConfig
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Output
+from vipbench.harness.runs.directory import RunDirectory
+from vipbench.harness.system.files import digest_json, read_json
+from vipbench.harness.system.signals import Stopped
+from vipbench.harness.training.checkpoint import Checkpoint, Checkpoints, CheckpointSchedule, latest, prune
+from vipbench.harness.training.loop import Training, fit
 
 TENSORS = {"learned/a": torch.arange(6.0).view(2, 3), "optimizer/a.step": torch.tensor(3.0)}
 

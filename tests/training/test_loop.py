@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config.schema import RunConfig, TrainConfig
-from harness.distributed.launcher import announced_launcher, announced_world
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods.base import Method, Output, Task
-from harness.system.devices import choose_device
-from harness.training.batches import Batch, global_batches
-from harness.training.checkpoint import Checkpoints
-from harness.training.loop import Training, fit
-from harness.training.optimizer import make_optimizer
-from harness.training.schedule import learning_rate
+from vipbench.harness.config.schema import RunConfig, TrainConfig
+from vipbench.harness.distributed.launcher import announced_launcher, announced_world
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method, Output, Task
+from vipbench.harness.system.devices import choose_device
+from vipbench.harness.training.batches import Batch, global_batches
+from vipbench.harness.training.checkpoint import Checkpoints
+from vipbench.harness.training.loop import Training, fit
+from vipbench.harness.training.optimizer import make_optimizer
+from vipbench.harness.training.schedule import learning_rate
 
 
 def test_learning_rate_is_dassls_constant_warm_up_and_cosine() -> None:
@@ -236,7 +236,7 @@ def test_a_world_that_is_not_the_announced_one_is_refused(monkeypatch: pytest.Mo
         announced_world({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"})
     with pytest.raises(UserError, match="WORLD_SIZE says 2 processes, but no launcher started them"):
         announced_world({"WORLD_SIZE": "2"})
-    monkeypatch.setattr("harness.distributed.topology.announced_world", lambda environment: 2)
+    monkeypatch.setattr("vipbench.harness.distributed.topology.announced_world", lambda environment: 2)
     with pytest.raises(UserError, match="python announced 2 processes, but 1 found each other"):
         Topology("cpu", "fp32")
 

@@ -13,28 +13,28 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from baselines.coop import CoOp
-from harness.config.identity import run_name
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.data.reader import Dataset, Samples
-from harness.distributed.topology import Topology
-from harness.errors import UserError
-from harness.methods import registry
-from harness.methods.base import Output, cosine_logits
-from harness.models.prompts import PromptBatch, Prompts
-from harness.models.text_tower import TextTower
-from harness.runs.collect import read_runs
-from harness.runs.data import training_samples
-from harness.runs.directory import STEPS, failure, new_run
-from harness.runs.execute import execute
-from harness.runs.inputs import load_inputs
-from harness.runs.packed import execute_together
-from harness.runs.resolve import resolve_config
-from harness.system.files import read_json
-from harness.training.loop import WeightedLoss
-from harness.training.packing import RandomStream, compute_together
-from sweeps.packing import MOST, group
+from vipbench.baselines.coop import CoOp
+from vipbench.harness.config.identity import run_name
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.data.reader import Dataset, Samples
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods import registry
+from vipbench.harness.methods.base import Output, cosine_logits
+from vipbench.harness.models.prompts import PromptBatch, Prompts
+from vipbench.harness.models.text_tower import TextTower
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.data import training_samples
+from vipbench.harness.runs.directory import STEPS, failure, new_run
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.inputs import load_inputs
+from vipbench.harness.runs.packed import execute_together
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.files import read_json
+from vipbench.harness.training.loop import WeightedLoss
+from vipbench.harness.training.packing import RandomStream, compute_together
+from vipbench.sweeps.packing import MOST, group
 
 VARIANTS = [
     ["seed=1", "data.shots=2"],
@@ -285,6 +285,6 @@ def test_several_processes_are_refused(base_config: dict[str, Any], monkeypatch:
             super().__init__(*arguments)
             self.world = 2
 
-    monkeypatch.setattr("harness.runs.packed.Topology", TwoRanks)
+    monkeypatch.setattr("vipbench.harness.runs.packed.Topology", TwoRanks)
     with pytest.raises(UserError, match="in one process"):
         execute_together([resolve_config(base_config)])

@@ -17,22 +17,22 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
-import harness.system.signals
-from harness.config.overrides import override
-from harness.config.schema import Config
-from harness.errors import UserError
-from harness.methods.base import Output, TextClassifier
-from harness.runs.directory import failure, is_running, new_run
-from harness.runs.execute import execute, fill_banks
-from harness.runs.inputs import load_inputs
-from harness.runs.job import Job
-from harness.runs.packed import execute_together
-from harness.runs.resolve import resolve_config
-from harness.system.files import read_json
-from harness.system.signals import Stopped
-from harness.training.checkpoint import latest
-from harness.training.loop import Training
+import vipbench.harness.system.signals
 from tests.dying import Death, at_step, die
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import Config
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Output, TextClassifier
+from vipbench.harness.runs.directory import failure, is_running, new_run
+from vipbench.harness.runs.execute import execute, fill_banks
+from vipbench.harness.runs.inputs import load_inputs
+from vipbench.harness.runs.job import Job
+from vipbench.harness.runs.packed import execute_together
+from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.system.files import read_json
+from vipbench.harness.system.signals import Stopped
+from vipbench.harness.training.checkpoint import latest
+from vipbench.harness.training.loop import Training
 
 
 def config(base: dict[str, Any], out: Path, *overrides: str) -> Config:
@@ -108,7 +108,7 @@ def test_a_signal_ends_a_run_at_a_checkpoint(
     caplog: pytest.LogCaptureFixture,
     number: signal.Signals,
 ) -> None:
-    monkeypatch.setattr(harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
     at_step(5, lambda _: os.kill(os.getpid(), number), monkeypatch)
     with pytest.raises(SystemExit) as ended:
         execute(mortal_config)
@@ -127,7 +127,7 @@ def test_a_signal_during_validation_and_test_loses_nothing(
     mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
     """An epoch whose validation was interrupted is validated when the run goes on. Two batches of nine, three of 21."""
-    monkeypatch.setattr(harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
     done, predict = 0, TextClassifier.forward
 
     def signalled(self: TextClassifier, inputs: Tensor) -> Output:
@@ -158,7 +158,7 @@ def test_a_signal_while_a_run_loads_or_waits_for_the_bank(
         return load_inputs(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.runs.execute.load_inputs", signalled)
+        patch.setattr("vipbench.harness.runs.execute.load_inputs", signalled)
         with pytest.raises(Stopped):
             execute(mortal_config)
     assert not list(mortal_config.run.out.glob("*.partial"))
@@ -188,7 +188,7 @@ def test_a_signal_ends_packed_runs_each_at_its_checkpoint(
         own = ("data.shots=2", "seed=2", "method=coop"), ("data.shots=5", "seed=3", "method=coop")
         return [config({**base_config, "train": RECIPE}, out, "run.checkpoint_steps=null", *it) for it in own]
 
-    monkeypatch.setattr(harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
     assert execute_together(configs(tmp_path / "whole")) == {}
     done, predict = 0, TextClassifier.forward
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.config.schema import TrainConfig
-from harness.training.optimizer import make_optimizer, set_rate
-from harness.training.schedule import learning_rate, step_rate, total_epochs, total_steps
+from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.training.optimizer import make_optimizer, set_rate
+from vipbench.harness.training.schedule import learning_rate, step_rate, total_epochs, total_steps
 
 STEPS = {"epochs": None, "warmup_epochs": 0, "batch_size": 4}
 

@@ -1,7 +1,7 @@
 """Importers: a file for each kind of source, found by its name, that lists labelled images without opening one.
 
 An importer is a function `read(source, classes, image_root) -> Source`; `vipbench prepare --format NAME` calls the one in
-NAME.py, and `harness.data.shards.write_dataset` checks and writes the images that it lists.
+NAME.py, and `vipbench.harness.data.shards.write_dataset` checks and writes the images that it lists.
 """
 
 import importlib
@@ -9,10 +9,10 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from harness.errors import UserError, did_you_mean
+from vipbench.harness.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # slow to import, and the command line needs the names only
-    from harness.data.importers.base import Source
+    from vipbench.harness.data.importers.base import Source
 
 
 class Importer(Protocol):

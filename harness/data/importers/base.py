@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from harness.data.images import SUFFIXES
-from harness.data.names import check_class_names
-from harness.errors import UserError, did_you_mean
+from vipbench.harness.data.images import SUFFIXES
+from vipbench.harness.data.names import check_class_names
+from vipbench.harness.errors import UserError, did_you_mean
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from harness.config.validation import first_problem
-from harness.data.importers.base import Row, Source, make_source
-from harness.data.names import class_name
-from harness.errors import UserError
-from harness.system.files import read_json
+from vipbench.harness.config.validation import first_problem
+from vipbench.harness.data.importers.base import Row, Source, make_source
+from vipbench.harness.data.names import class_name
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_json
 
 _Label = Annotated[int, Field(strict=True)]
 _CoopSplit = TypeAdapter(dict[Literal["train", "val", "test"], list[tuple[str, _Label, str]]])

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.data.importers.base import Row, Source, make_source, split_name
-from harness.data.names import class_name
-from harness.errors import UserError
-from harness.system.files import lines_of
+from vipbench.harness.data.importers.base import Row, Source, make_source, split_name
+from vipbench.harness.data.names import class_name
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import lines_of
 
 COLUMNS = ("path", "label", "split", "patient")
 NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")

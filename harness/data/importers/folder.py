@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.data.images import SUFFIXES
-from harness.data.importers.base import SPLIT_NAMES, Row, Source, make_source
-from harness.data.names import CLUTTER, class_name
-from harness.errors import UserError
+from vipbench.harness.data.images import SUFFIXES
+from vipbench.harness.data.importers.base import SPLIT_NAMES, Row, Source, make_source
+from vipbench.harness.data.names import CLUTTER, class_name
+from vipbench.harness.errors import UserError
 
 
 def read(root: Path, classes: list[str] | None = None, image_root: Path | None = None) -> Source:

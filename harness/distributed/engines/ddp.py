@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from harness.distributed.engines.optimizer_state import read_state, write_state
-from harness.distributed.failures import collective
-from harness.distributed.topology import Topology
+from vipbench.harness.distributed.engines.optimizer_state import read_state, write_state
+from vipbench.harness.distributed.failures import collective
+from vipbench.harness.distributed.topology import Topology
 
 SCALER = "loss scale"  # of fp16, in an optimizer's state
 

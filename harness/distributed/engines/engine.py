@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.distributed.engines.ddp import PlainEngine
-from harness.distributed.engines.zero import ZeroEngine
-from harness.distributed.topology import Topology
-from harness.errors import UserError
+from vipbench.harness.distributed.engines.ddp import PlainEngine
+from vipbench.harness.distributed.engines.zero import ZeroEngine
+from vipbench.harness.distributed.topology import Topology
+from vipbench.harness.errors import UserError
 
 Combine = Callable[[Sequence[Mapping[str, Tensor]]], Mapping[str, Tensor]]
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness.distributed.failures import collective
-from harness.distributed.topology import Topology
+from vipbench.harness.distributed.failures import collective
+from vipbench.harness.distributed.topology import Topology
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

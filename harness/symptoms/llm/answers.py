@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.models.phrases import without_full_stop
-from harness.symptoms.llm.record import Response
+from vipbench.harness.models.phrases import without_full_stop
+from vipbench.harness.symptoms.llm.record import Response
 
 MOST_CHARACTERS = 200_000  # of an answer that are parsed
 MOST_STARTS = 200  # brackets in it at which JSON may begin

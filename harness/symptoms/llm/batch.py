@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import UserError
-from harness.symptoms.llm.answers import parse_completion
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.record import Identity, Request
-from harness.system.files import atomic_path, digest_json, lines_of, parse_json
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.answers import parse_completion
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.record import Identity, Request
+from vipbench.harness.system.files import atomic_path, digest_json, lines_of, parse_json
 
 
 class BatchResult(NamedTuple):

@@ -18,9 +18,9 @@ from typing import Self
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
-from harness.errors import UserError
-from harness.symptoms.llm.record import MOST_NUMBER, Answer, Identity, Request, Response, Totals
-from harness.system.files import atomic_path, digest_json, lines_of, parse_json
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.record import MOST_NUMBER, Answer, Identity, Request, Response, Totals
+from vipbench.harness.system.files import atomic_path, digest_json, lines_of, parse_json
 
 SCHEMA_VERSION = 1
 TABLES = """

@@ -22,10 +22,10 @@ from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
-from harness.errors import UserError
-from harness.symptoms.llm.cache import ResponseCache
-from harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
-from harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.cache import ResponseCache
+from vipbench.harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
+from vipbench.harness.symptoms.llm.record import Identity, Request, Response
 
 log = logging.getLogger(__name__)
 

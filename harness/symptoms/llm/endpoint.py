@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.errors import UserError
-from harness.symptoms.llm.answers import parse_completion
-from harness.symptoms.llm.record import Identity, Request, Response
-from harness.symptoms.llm.transport import Reply, base_url, connect, fetch, retry_after, shown
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.answers import parse_completion
+from vipbench.harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.symptoms.llm.transport import Reply, base_url, connect, fetch, retry_after, shown
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.system.files import read_whole
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import read_whole
 
 MOST_KEY_BYTES = 1 << 20
 KEY_VARIABLE = "VIPBENCH_API_KEY"

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from harness.system.files import digest_json
+from vipbench.harness.system.files import digest_json
 
 MOST_NUMBER = 2**63 - 1  # in SQLite
 

@@ -21,11 +21,11 @@ from typing import Self
 
 import httpx
 
-from harness.errors import UserError
-from harness.symptoms.llm.keys import KEY_ADVICE
-from harness.symptoms.llm.transport import LOOPBACK
-from harness.system.files import digest_file, digest_json
-from harness.system.progress import Progress
+from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm.keys import KEY_ADVICE
+from vipbench.harness.symptoms.llm.transport import LOOPBACK
+from vipbench.harness.system.files import digest_file, digest_json
+from vipbench.harness.system.progress import Progress
 
 PYTHON_VARIABLE = "VIPBENCH_SERVE_PYTHON"
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"

@@ -14,8 +14,8 @@ from urllib.request import getproxies
 import anyio
 import httpx
 
-from harness.errors import UserError
-from harness.system.files import parse_json
+from vipbench.harness.errors import UserError
+from vipbench.harness.system.files import parse_json
 
 MOST_BYTES = 16 << 20  # of an answer
 POOL_CONNECTIONS = 8
