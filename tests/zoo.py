@@ -21,7 +21,10 @@ from harness.training.checkpoint import Checkpoints
 from harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
-SMALL: dict[str, dict[str, Any]] = {"biomedcoop": {"tau": 0.8}}  # of three prompts more than 1.15 would keep all
+SMALL: dict[str, dict[str, Any]] = {
+    "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
+    "maple": {"depth": 2},
+}
 
 
 def small_config(base: dict[str, Any], name: str, out: Path, *overrides: str) -> Config:

@@ -35,7 +35,10 @@ METHODS |= {name: {"name": name, **SMALL.get(name, {})} for name in method_names
 
 def configured(base: dict[str, Any], out: Path, method: str, device: str, *overrides: str) -> Config:
     content = override(base, [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5", *overrides])
-    if method_class(METHODS[method]["name"]).trains:
+    kind = method_class(METHODS[method]["name"])
+    if kind.needs == "images":  # in the image tower, which has to be a ViT
+        content["backbone"] = {"name": str(Path(base["backbone"]["name"]).with_name("vit.json"))}
+    if kind.trains:
         content["train"]["steps"] = None
     else:
         content.pop("train")
