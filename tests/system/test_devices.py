@@ -34,12 +34,13 @@ METHODS |= {name: {"name": name, **SMALL.get(name, {})} for name in method_names
 
 
 def configured(base: dict[str, Any], out: Path, method: str, device: str, *overrides: str) -> Config:
-    content = override(base, [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5", *overrides])
     kind = method_class(METHODS[method]["name"])
+    settings = [f"run.out={out / device}", f"run.device={device}", "run.eval_batch_size=5"]
     if kind.needs == "images":  # in the image tower, which has to be a ViT
-        content["backbone"] = {"name": str(Path(base["backbone"]["name"]).with_name("vit.json"))}
+        settings.append(f"backbone={Path(base['backbone']['name']).with_name('vit.json')}")
+    content = override(base, [*settings, *overrides])
     if kind.trains:
-        content["train"]["steps"] = None
+        content["train"]["steps"] = None  # of recipes that count steps
     else:
         content.pop("train")
     return resolve_config({**content, "method": METHODS[method]})
