@@ -91,7 +91,7 @@ class BiomedCoOp(CoOp):
         }
 
     def kept(self, maxima: Tensor) -> Tensor:
-        """Which texts [C, S] teach, by the maximum logits [B, S] of the prompts in the global batch."""
+        """Select the texts [C, S] that teach, by the maximum logits [B, S] of the prompts in the global batch."""
         scores = maxima.mean(dim=0)
         deviation = scores - scores.mean()
         spread = (deviation.square().sum() / max(len(scores) - 1, 1)).sqrt()

@@ -5,16 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COVERED = (
-    "harness/data",
-    "harness/system",
-    "harness/demo",
-    "tests/data",
-    "tests/system",
-    "tests/demo",
-    "tests/fuzz",
-    "benchmarks",
-)
+COVERED = ("harness", "baselines", "sweeps", "benchmarks", "tests")
 RIDDLES = re.compile(r"(What|Whether|How|Where|Who|Whose|Whom|Why|When|Which|From|That|As)\b")
 
 

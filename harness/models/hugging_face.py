@@ -104,7 +104,7 @@ class Converted:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What the backbone's digest covers beside weights and preprocessing; it holds no path."""
+        """The facts that the backbone's digest covers beside weights and preprocessing, without a path."""
         return {
             "model_cfg": self.config,
             "trunk": self.trunk,

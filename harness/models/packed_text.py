@@ -23,15 +23,15 @@ from vipbench.harness.system.devices import to_device
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of P prompts in G groups lie: first S shared ones of each group, then each prompt's T own ones.
+    """The layout of the tokens of P prompts in G groups: the shared prefix of each group (S), then the suffix of each prompt.
 
     Attributes:
         groups, shared: G and S.
-        longest: most own tokens of a prompt.
-        source: [T] int64, places of own tokens among the P * L positions of the prompts.
+        longest: most tokens of a suffix.
+        source: [T] int64, places of the suffixes' tokens among the P * L positions of the prompts.
         places: [T] int64, the same among P * longest, or None where every prompt has as many.
         ends: [P] int64, each prompt's last token in the list of all tokens.
-        causal: [longest, S + longest] bool, what own tokens attend to.
+        causal: [longest, S + longest] bool, what the tokens of a suffix attend to.
         until_end: [P, 1, 1, S + longest] bool, what each last token attends to.
     """
 
@@ -46,7 +46,7 @@ class Layout:
 
 
 def supports(transformer: Any) -> bool:
-    """Whether a text transformer has open_clip's plain blocks, which are what is computed here."""
+    """Return True if a text transformer has open_clip's plain blocks, which are what is computed here."""
     blocks = getattr(transformer, "resblocks", [])
     return len(blocks) > 0 and all(
         type(block) is ResidualAttentionBlock and block.attn.in_proj_weight is not None and block.attn.bias_k is None
@@ -83,8 +83,8 @@ def encode_eot(blocks: nn.ModuleList, prompts: Prompts, positions: Tensor) -> Te
 
 def _packed(values: Tensor, layout: Layout) -> Tensor:
     """[P, L, ...] of prompts -> [N, ...] of the tokens in their list."""
-    front = values.view(layout.groups, -1, *values.shape[1:])[:, 0, : layout.shared].flatten(0, 1)
-    return torch.cat([front, values.flatten(0, 1).index_select(0, layout.source)])
+    prefix = values.view(layout.groups, -1, *values.shape[1:])[:, 0, : layout.shared].flatten(0, 1)
+    return torch.cat([prefix, values.flatten(0, 1).index_select(0, layout.source)])
 
 
 def _block(block: Any, tokens: Tensor, layout: Layout, eot_only: bool) -> Tensor:
@@ -101,13 +101,13 @@ def _attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
     if update := getattr(attn, "update", None):
         qkv = qkv + update(tokens)
     qkv = qkv.view(len(tokens), 3, attn.num_heads, -1)
-    front, own = _front(qkv, layout), _padded(qkv[layout.groups * layout.shared :], layout)
+    prefix, suffix = _prefix(qkv, layout), _padded(qkv[layout.groups * layout.shared :], layout)
     outputs = []
     if layout.shared:
-        q, k, v = front.unbind(0)
+        q, k, v = prefix.unbind(0)
         outputs.append(_flat(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
-    q, k, v = own.unbind(0)
-    k, v = _after_front(front[1], k, layout), _after_front(front[2], v, layout)
+    q, k, v = suffix.unbind(0)
+    k, v = _after_prefix(prefix[1], k, layout), _after_prefix(prefix[2], v, layout)
     padded = _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=layout.causal))
     outputs.append(padded if layout.places is None else padded.index_select(0, layout.places))
     return torch.cat(outputs) if layout.shared else outputs[0]
@@ -125,32 +125,32 @@ def _eot_attention(attn: Any, tokens: Tensor, layout: Layout) -> Tensor:
         added = update(tokens)
         queries, kv = queries + added[:, :width].index_select(0, layout.ends), kv + added[:, width:]
     kv = kv.view(len(tokens), 2, attn.num_heads, -1)
-    front, own = _front(kv, layout), _padded(kv[layout.groups * layout.shared :], layout)
-    k, v = (_after_front(front[index], own[index], layout) for index in (0, 1))
+    prefix, suffix = _prefix(kv, layout), _padded(kv[layout.groups * layout.shared :], layout)
+    k, v = (_after_prefix(prefix[index], suffix[index], layout) for index in (0, 1))
     q = queries.view(len(queries), attn.num_heads, 1, -1)
     return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=layout.until_end))
 
 
-def _front(values: Tensor, layout: Layout) -> Tensor:
+def _prefix(values: Tensor, layout: Layout) -> Tensor:
     """[N, n, h, e] -> those of the shared tokens [n, G, h, S, e]."""
-    front = values[: layout.groups * layout.shared]
-    return front.view(layout.groups, layout.shared, *values.shape[1:]).permute(2, 0, 3, 1, 4)
+    prefix = values[: layout.groups * layout.shared]
+    return prefix.view(layout.groups, layout.shared, *values.shape[1:]).permute(2, 0, 3, 1, 4)
 
 
-def _padded(own: Tensor, layout: Layout) -> Tensor:
+def _padded(suffix: Tensor, layout: Layout) -> Tensor:
     """[T, n, h, e] -> [n, P, h, longest, e], zero after a prompt's last token."""
     prompts = len(layout.ends)
     if layout.places is not None:
-        own = own.new_zeros(prompts * layout.longest, *own.shape[1:]).index_copy(0, layout.places, own)
-    return own.view(prompts, layout.longest, *own.shape[1:]).permute(2, 0, 3, 1, 4)
+        suffix = suffix.new_zeros(prompts * layout.longest, *suffix.shape[1:]).index_copy(0, layout.places, suffix)
+    return suffix.view(prompts, layout.longest, *suffix.shape[1:]).permute(2, 0, 3, 1, 4)
 
 
-def _after_front(front: Tensor, own: Tensor, layout: Layout) -> Tensor:
+def _after_prefix(prefix: Tensor, suffix: Tensor, layout: Layout) -> Tensor:
     """Keys or values of a group's shared tokens [G, h, S, e] before those of each prompt [P, h, longest, e]."""
     if not layout.shared:
-        return own
-    each = len(own) // layout.groups
-    return torch.cat([front[:, None].expand(-1, each, -1, -1, -1).flatten(0, 1), own], dim=2)
+        return suffix
+    each = len(suffix) // layout.groups
+    return torch.cat([prefix[:, None].expand(-1, each, -1, -1, -1).flatten(0, 1), suffix], dim=2)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -161,11 +161,11 @@ def _flat(x: Tensor) -> Tensor:
 @lru_cache(maxsize=64)  # a training step's layout is that of the step before; the copies to the device are made once
 def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device: torch.device) -> Layout:
     lengths = torch.frombuffer(bytearray(lengths_bytes), dtype=torch.int64)
-    own, rows = lengths - shared, torch.arange(len(lengths), device="cpu")
-    assert own.min() > 0, "every prompt has a token of its own"
-    longest = int(own.max())
-    row = rows.repeat_interleave(own)
-    column = torch.arange(len(row), device="cpu") - (own.cumsum(0) - own).repeat_interleave(own)
+    suffix, rows = lengths - shared, torch.arange(len(lengths), device="cpu")
+    assert suffix.min() > 0, "every prompt has a token in its suffix"
+    longest = int(suffix.max())
+    row = rows.repeat_interleave(suffix)
+    column = torch.arange(len(row), device="cpu") - (suffix.cumsum(0) - suffix).repeat_interleave(suffix)
     columns = torch.arange(shared + longest, device="cpu")
     ragged = len(row) < len(lengths) * longest
     return Layout(
@@ -174,7 +174,7 @@ def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device:
         longest=longest,
         source=to_device(row * length + shared + column, device),
         places=to_device(row * longest + column, device) if ragged else None,
-        ends=to_device(groups * shared + own.cumsum(0) - 1, device),
+        ends=to_device(groups * shared + suffix.cumsum(0) - 1, device),
         causal=to_device(columns <= shared + columns[:longest, None], device),
         until_end=to_device((columns < lengths[:, None])[:, None, None], device),
     )
@@ -184,14 +184,14 @@ def _layout(lengths_bytes: bytes, length: int, groups: int, shared: int, device:
 def _slot_places(
     slots_bytes: bytes, lengths_bytes: bytes, groups: int, shared: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Where the slots of all prompts lie in the list of tokens [D] int64, each place once, and which vector stands there [D]."""
+    """Find the slots of all prompts in the list of tokens [D] int64, each place once, and which vector stands there [D]."""
     lengths = torch.frombuffer(bytearray(lengths_bytes), dtype=torch.int64)
     slots = torch.frombuffer(bytearray(slots_bytes), dtype=torch.int64).view(len(lengths), -1)
-    own, rows = lengths - shared, torch.arange(len(lengths), device="cpu")[:, None]
+    suffix, rows = lengths - shared, torch.arange(len(lengths), device="cpu")[:, None]
     each = len(lengths) // groups
-    in_front = slots < shared
-    own_places = groups * shared + (own.cumsum(0) - own)[:, None] + slots - shared
-    places = torch.where(in_front, rows // each * shared + slots, own_places)
-    once = ~in_front | (rows % each == 0)
+    in_prefix = slots < shared
+    suffix_places = groups * shared + (suffix.cumsum(0) - suffix)[:, None] + slots - shared
+    places = torch.where(in_prefix, rows // each * shared + slots, suffix_places)
+    once = ~in_prefix | (rows % each == 0)
     vectors = torch.arange(slots.shape[1], device="cpu").expand_as(slots)
     return to_device(places[once], device), to_device(vectors[once], device)

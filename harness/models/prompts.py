@@ -183,7 +183,7 @@ class PromptBatch(nn.Module):
 
 
 def _shared_front(rows: Sequence[Sequence[int]], whole: bool = False) -> int:
-    """How many entries in front are the same in all rows; unless `whole`, the last entry of a row is never one of them."""
+    """Count the entries in front that are the same in all rows; unless `whole`, the last entry of a row is never one of them."""
     shortest = min(len(row) for row in rows) - (0 if whole else 1)
     same = [len({row[place] for row in rows}) == 1 for place in range(shortest)]
     return 0 if len(rows) == 1 else (same.index(False) if False in same else shortest)

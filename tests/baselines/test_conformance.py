@@ -1,4 +1,4 @@
-"""What every method must do, for each one that is registered: a new one is tested by being there."""
+"""Conformance of every method, for each one that is registered: a new one is tested by being there."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def logits(run: Path) -> np.ndarray:
 
 
 def assert_close(run: Path, reference: Path, within: float = 1e-5) -> None:
-    """What was learned, and logits, within a distance."""
+    """Compare what was learned, and logits, within a distance."""
     assert run.name == reference.name, "how a run is executed is not in its identity"
     assert np.abs(logits(run) - logits(reference)).max() <= 10 * within
     if (reference / "prompts.safetensors").exists():

@@ -1,4 +1,4 @@
-"""What the equations do not say: memory, caching, class order, what fits, what is refused."""
+"""Methods beyond their equations: memory, caching, class order, what fits, what is refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

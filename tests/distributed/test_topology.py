@@ -1,4 +1,4 @@
-"""Who is asked for what, and what an error means for all ranks."""
+"""Launchers that are refused, and the meaning of an error for all ranks."""
 
 import re
 from collections.abc import Mapping

@@ -54,7 +54,7 @@ def learned(model: Model) -> dict[str, Tensor]:
 
 
 def stop_and_go_on(topology: Topology, name: str) -> dict[str, dict[str, Tensor]]:
-    """What was learned without a stop ("whole") and with one ("resumed"), and the optimizer's state there ("state")."""
+    """Train; return what was learned without a stop ("whole") and with one ("resumed"), and the state at the stop ("state")."""
     model, optimizer = make(name)
     engine = make_engine(topology, model, optimizer, max_norm=0.5)
     train(topology, engine, optimizer, range(STOP))

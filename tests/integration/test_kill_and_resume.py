@@ -185,7 +185,7 @@ def test_sigterm_while_features_are_encoded(long_config: dict[str, Any], tmp_pat
 
 
 def stored(folder: Path) -> int:
-    """How many features the bank of a folder holds."""
+    """Count the features that the bank of a folder holds."""
     root = folder / "runs" / ".bank"
     return sum(bank.records for bank in list_banks(root)) if root.is_dir() else 0
 
@@ -219,7 +219,7 @@ def test_several_processes_stop_at_one_step_and_one_process_goes_on(
 
 
 def kill_workers(folder: Path) -> None:
-    """What torchrun started is in sessions of their own: end what works in a folder."""
+    """End what works in a folder: what torchrun started is in sessions of their own."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

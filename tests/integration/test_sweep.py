@@ -191,7 +191,7 @@ def test_ctrl_c_ends_a_run_in_one_line(base_config: dict[str, Any], tmp_path: Pa
 
 
 def test_a_signal_to_all_processes_of_a_run_is_no_failure(base_config: dict[str, Any], tmp_path: Path) -> None:
-    """As torchrun and Slurm send it: the loading processes get it too, and the run still writes its checkpoint."""
+    """Send a signal as torchrun and Slurm do: the loading processes get it too, and the run still writes its checkpoint."""
     base = yaml.safe_load(endless(base_config, tmp_path).read_text())["base"]
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({**base, "run": {**base["run"], "out": str(tmp_path / "runs")}})

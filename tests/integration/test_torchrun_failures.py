@@ -15,7 +15,7 @@ FAILING = str(Path(__file__).with_name("failing_run.py"))
 
 
 def fail(config: dict[str, Any], folder: Path, how: str, *overrides: str) -> tuple[str, float]:
-    """What is on the screen, and how many seconds it took."""
+    """Run; return what is on the screen, and how many seconds it took."""
     write_config(config, folder)
     started = time.monotonic()
     result = launch([*torchrun(2), FAILING, "config.yaml", *overrides], folder, HOW=how)

@@ -18,7 +18,7 @@ NOT_READ = ("__pycache__", "*.pyc", "*.sqlite*")
 
 
 def run(*command: str | Path, folder: Path) -> str:
-    """What a command prints that must succeed, with none of this clone's folders to import from."""
+    """Return what a command prints that must succeed, with none of this clone's folders to import from."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

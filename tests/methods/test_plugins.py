@@ -41,7 +41,7 @@ class Mine(TextClassifier):
 
 @pytest.fixture(autouse=True)
 def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it, as in another process."""
+    """Remove after a test what it registers, as in another process."""
     method_names()
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     monkeypatch.setattr(registry, "_plugins", {})
@@ -172,7 +172,7 @@ def test_a_plugin_that_does_not_work_ends_in_one_line(tmp_path: Path, name: str)
 
 
 def test_a_changed_plugin_is_loaded_again(tmp_path: Path) -> None:
-    """As in a notebook; its size and time may be those of the first one."""
+    """Change a plugin as in a notebook; its size and time may be those of the first one."""
     path = tmp_path / "plugin.py"
     path.write_text(METHOD.format(name="mine"))
     load_plugins([path])

@@ -23,7 +23,7 @@ MEDICAL = (
 
 
 def check(*arguments: str) -> tuple[dict[str, str], list[str]]:
-    """What is printed, by label, and the warnings."""
+    """Run the check; return what is printed, by label, and the warnings."""
     result = CliRunner().invoke(app, ["backbone", "check", *arguments])
     assert result.exit_code == 0, result.output
     pairs = [line.split("  ", 1) for line in result.stdout.splitlines()]

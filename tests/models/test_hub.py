@@ -42,7 +42,7 @@ def test_the_newest_commit_of_a_branch_and_a_pinned_one(hub_cache: Path, tmp_pat
 def test_a_repository_of_both_is_read_as_open_clip_wrote_it(
     hub_cache: Path, tmp_path: Path, model_folder: Path
 ) -> None:
-    """As QuiltNet is: config.json of transformers stands beside open_clip's files."""
+    """Lay out a repository as QuiltNet is: config.json of transformers stands beside open_clip's files."""
     open_clip_repository(tmp_path / "both", "vit", model_folder)
     lay_out(hub_cache, "tiny/one", tmp_path / "both")
     transformers_repository(tmp_path / "clip", "clip", "quick_gelu")

@@ -354,7 +354,7 @@ def test_a_local_text_tower_is_known_by_its_content(model_folder: Path, tmp_path
 def test_a_folder_may_hold_its_own_text_tower(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a downloaded BiomedCLIP does: wherever it lies, whatever the current directory, known by its content."""
+    """Load a folder as a downloaded BiomedCLIP does: wherever it lies, whatever the current directory, known by its content."""
     model, _, _ = create(BackboneConfig(name=str(model_folder / "bert.json")))
     config = json.loads((model_folder / "bert.json").read_text())
     config["model_cfg"]["text_cfg"] |= {"hf_model_name": ".", "hf_tokenizer_name": "some/tokenizer"}

@@ -223,7 +223,7 @@ def test_interrupted_is_not_failed(tmp_path: Path, status: int, failures: int) -
 def test_a_run_at_work_elsewhere_is_neither_started_nor_failed(
     grid: Path, stand_in: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that a killed runner left behind; where it ends soon it is waited for."""
+    """Meet a run that a killed runner left behind; where it ends soon it is waited for."""
     out = tmp_path / "out"
     (tmp_path / "broken").touch()
     name = run_sweep(grid, out, command=stand_in)[2].name

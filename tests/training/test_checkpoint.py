@@ -205,7 +205,7 @@ def test_checkpoints_come_by_steps_by_the_clock_and_by_signals(
 
 
 def test_signals_are_heeded_between_passes(topology: Topology) -> None:
-    """What a pass gave is taken first; a rank with fewer inputs looks as often as the others."""
+    """The output of a pass is taken first; a rank with fewer inputs looks as often as the others."""
     looks: list[Any] = []
 
     def gather(items: list[Any]) -> list[Any]:
