@@ -55,35 +55,33 @@ def parse(model: type[Model], content: Any, where: str, above: Sequence[str] = (
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(model, error, above)}") from error
+        raise UserError(f"{where}: {first_problem(error, model, above)}") from error
 
 
-def _first_problem(model: type[BaseModel], error: ValidationError, above: Sequence[str]) -> str:
+def first_problem(error: ValidationError, model: type[BaseModel] | None = None, above: Sequence[str] = ()) -> str:
+    """Describe the first thing that is wrong in one line: "place: reason", with the number of further problems.
+
+    Args:
+        model: whose keys a misspelt one is compared with.
+        above: the keys above what was validated.
+    """
     # A misspelt key comes first, since it may be why another one is missing.
     first, *more = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     place = ".".join(above)
     for part in first["loc"]:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif not part.startswith(("literal", "constrained")):  # pydantic's names for members of a union
+        elif part != "[key]" and not part.startswith(
+            ("literal", "constrained")
+        ):  # pydantic's names for members of a union
             place += f".{shortened(part)}"
     others = len({detail["loc"][:2] for detail in error.errors()}) > 1
-    return f"{place.lstrip('.') or 'top level'}: {_explain(model, first)}" + (
-        f" (and {len(more)} more)" if others else ""
-    )
+    reason = " ".join(_explain(model, first).split())
+    return f"{place.lstrip('.') or 'top level'}: {reason}" + (f" (and {len(more)} more)" if others else "")
 
 
-def first_problem(error: ValidationError, joint: str = ".") -> str:
-    """Describe the first thing that is wrong in one line: its place, the reason, and what was found where that is short."""
-    first = error.errors()[0]
-    place = joint.join(str(part)[:50] for part in first["loc"] if part != "[key]")
-    found = f" (found {shortened(first['input'], 50)!r})" if isinstance(first["input"], str | int | float) else ""
-    reason = " ".join(first["msg"].removeprefix("Value error, ").split())
-    return f"{place}: {reason}{found}" if place else f"{reason}{found}"
-
-
-def _explain(model: type[BaseModel], detail: Any) -> str:
-    if detail["type"] == "extra_forbidden":
+def _explain(model: type[BaseModel] | None, detail: Any) -> str:
+    if detail["type"] == "extra_forbidden" and model:
         *path, key = detail["loc"]
         return f"unknown key; {did_you_mean(str(key), _keys(model, path))}"
     if detail["type"] == "missing":

@@ -23,7 +23,7 @@ def read(file: Path, classes: list[str] | None = None, image_root: Path | None =
     try:
         splits = _CoopSplit.validate_python(read_json(file))
     except ValidationError as error:
-        problem = first_problem(error, " / ")
+        problem = first_problem(error)
         raise UserError(
             f'{file}: not a CoOp split: {problem}; it should be {{"train": [[path, label, class], ...], ...}}'
         ) from error
