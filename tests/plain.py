@@ -108,7 +108,7 @@ def vip(
 
 
 def softmax(values: list[Tensor]) -> list[Tensor]:
-    highest = max(float(value) for value in values)
+    highest = max(float(value.detach()) for value in values)
     exponents = [(value - highest).exp() for value in values]
     return [exponent / sum(exponents) for exponent in exponents]
 
