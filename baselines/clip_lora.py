@@ -46,6 +46,7 @@ class CLIPLoRA(TextClassifier):
 
     Config = CLIPLoRAConfig
     needs = "images"
+    uses_templates = True
 
     def __init__(self, config: CLIPLoRAConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)

@@ -34,6 +34,7 @@ class KgCoOp(CoOp):
     """CoOp with a second loss on its class features."""
 
     Config = KgCoOpConfig
+    uses_templates = True
     anchors: Tensor  # [C, d], of the class names in the task's templates
 
     def __init__(self, config: KgCoOpConfig, task: Task, backbone: Backbone) -> None:

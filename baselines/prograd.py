@@ -48,6 +48,7 @@ class ProGrad(CoOp):
     """CoOp with a projected gradient."""
 
     Config = ProGradConfig
+    uses_templates = True
     zero_shot: Tensor  # [C, d], text features of the class names in the task's templates
     rounding: float = torch.finfo(torch.float32).eps  # of the numbers that the last loss was computed in
 

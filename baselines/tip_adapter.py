@@ -54,6 +54,7 @@ class TipAdapter(Method):
 
     Config = TipAdapterConfig
     trains = False
+    uses_templates = True
     keys: Tensor  # K [N, d] L2-normalised at the start
     values: Tensor  # V [N, C] float32
     alpha: Tensor  # scalar

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from vipbench.harness.config.schema import MethodConfig
+from vipbench.harness.config.schema import MethodConfig, one_place
 from vipbench.harness.methods.base import Task, TextClassifier, symptom_names
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
@@ -42,8 +42,7 @@ class ZeroShotConfig(MethodConfig):
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> Self:
         for template in self.templates or []:
-            if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
-                raise ValueError(f"template {template!r} must hold {{}} once, where the text goes, and no other brace")
+            one_place(template)
         if self.text == "class_names" and self.templates and len(self.templates) > 1:
             raise ValueError("text: class_names takes one template; use text: templates for several")
         return self

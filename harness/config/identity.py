@@ -7,7 +7,7 @@ from vipbench.harness.system.files import digest_json
 
 # Raise it when a change of the code changes what a run computes, so that old runs are not taken for new ones.
 RESULT_VERSION = 3
-# Options that came later: where they are not given, a run's identity is what it was before they came.
+# Options of training that came later, as `templates` did: where not given, a run's identity is what it was before they came.
 LATER = ("steps", "schedule", "final_lr", "betas", "eps")
 
 
@@ -39,6 +39,8 @@ def run_name(config: Config, digests: Digests) -> str:
     settings = config.model_dump(
         mode="json", exclude={"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
     )
+    if settings["templates"] is None:
+        del settings["templates"]
     if settings["train"]:
         for name in LATER:
             if settings["train"][name] is None:

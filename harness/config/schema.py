@@ -25,10 +25,19 @@ def expand_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
+def one_place(template: str) -> str:
+    """Check that a template has one place for a text. Raises ValueError."""
+    if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+        raise ValueError(f"template {template!r} must hold {{}} once, where the text goes, and no other brace")
+    return template
+
+
+Template = Annotated[str, AfterValidator(one_place)]
 Words = Annotated[str, Field(pattern=r"\w", max_length=1000)]  # a text in which there is something to tokenise
 HomePath = Annotated[Path, BeforeValidator(expand_home)]
 HomeText = Annotated[str, BeforeValidator(expand_home)]
 
+Templates = Annotated[tuple[Template, ...], Field(min_length=1)] | None  # of class names; None: "a photo of a {}."
 SymptomFiles = HomePath | Annotated[tuple[HomePath, ...], Field(min_length=1)] | None  # one set, or several
 
 
@@ -148,6 +157,7 @@ class Config(Section):
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
     symptoms: SymptomFiles = None
+    templates: Templates = None
     method: SerializeAsAny[MethodConfig]
     train: TrainConfig | None  # None for methods that do not train
     run: RunConfig = RunConfig()

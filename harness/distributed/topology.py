@@ -57,7 +57,7 @@ class Topology:
         deepspeed: DeepSpeed's settings; None without DeepSpeed.
         accelerator: accelerate's object, for the engines.
         timeout: of collectives.
-        signals: those that ask for an end; `map_batches` heeds them between its passes.
+        signals: those that ask for an end; `map_batches` acts on them between its passes.
 
     Raises:
         UserError: CUDA asked for and absent, tf32 or fp16 on a CPU, fp16 under DeepSpeed, settings of DeepSpeed that do not fit,
@@ -118,7 +118,7 @@ class Topology:
     ) -> Iterator[Tensor]:
         """`forward` of each of this rank's inputs, which are on its device.
 
-        A signal is heeded after a pass, once its output has been taken.
+        A signal is acted on after a pass, once its output has been taken.
 
         Args:
             passes: of the rank with most inputs.
@@ -129,15 +129,15 @@ class Topology:
             Stopped: a signal asked for an end.
         """
         together = collective()(forward)
-        self.signals.looks.restart()
+        self.signals.exchange.restart()
         for batch in inputs:
             passes -= 1
             yield together(batch)
-            self.signals.heed()
+            self.signals.stop_if_asked()
         for _ in range(passes):
             if sharded:
                 together(torch.zeros(1, *shape, device=self.device))
-            self.signals.heed()
+            self.signals.stop_if_asked()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision as configured, for what runs outside a prepared model."""

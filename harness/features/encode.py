@@ -91,9 +91,9 @@ def fill_bank(
         Stopped: a signal asked for an end; what was computed is in the bank.
     """
     lock = bank.lock()
-    topology.signals.looks.restart()
+    topology.signals.exchange.restart()
     while not topology.broadcast(topology.is_main and _acquired(lock)):
-        topology.signals.heed()
+        topology.signals.stop_if_asked()
     try:
         rows, size = images.samples.rows, images.loading.batch_size
         absent = [(view, int(place)) for view in views for place in np.flatnonzero(~bank.read(view, rows)[1])]
@@ -130,7 +130,7 @@ def _store(bank: FeatureBank, images: Views, batch: list[tuple[int, int]], featu
 
 
 def _acquired(lock: FileLock) -> bool:
-    """Wait for a lock as long as a signal may wait to be heeded."""
+    """Wait for a lock as long as a signal may wait to be acted on."""
     try:
         lock.acquire(timeout=SECONDS_TO_ASK_AGAIN)
     except Timeout:

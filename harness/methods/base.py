@@ -94,12 +94,14 @@ class Method(nn.Module):
     Attributes:
         Config: the method's options.
         trains: whether there is a training loop.
+        uses_templates: whether the method reads the task's templates.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
         drawing: keys of random numbers, which the loop sets for each `forward` of a training step; None elsewhere.
     """
 
     Config: ClassVar[type[MethodConfig]]
     trains: ClassVar[bool] = True
+    uses_templates: ClassVar[bool] = False
     needs: ClassVar[Literal["features", "unnormalised", "images"]] = "features"
     backbone: Backbone
     drawing: Drawing | None = None

@@ -147,7 +147,7 @@ class Run:
             raise UserError(
                 f"{self.path}: the backbone {config.backbone.name!r} has other weights now than when the run was made"
             )
-        method = build_method(config, make_task(classes, symptoms), backbone)
+        method = build_method(config, make_task(classes, symptoms, config.templates), backbone)
         if method.per_class and set(classes) != set(self.classes):
             raise UserError(f"{data or self.path}: {name} learned for {self.classes}; {classes} are other classes")
         method.load_learned(learned)

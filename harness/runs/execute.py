@@ -32,7 +32,7 @@ def execute(config: Config, force: bool = False) -> Path:
         setup_logging(topology.is_main)
         with topology.signals.listening(), topology.fail_together(), disk_errors(config.run.out):
             inputs = load_inputs(config, topology)
-            topology.signals.heed()
+            topology.signals.stop_if_asked()
             final = config.run.out / run_name(config, inputs.digests)
             if topology.broadcast(is_finished(final) and not force):
                 log.info("%s is finished already (--force runs it again)", final)

@@ -1,6 +1,7 @@
 """Load the inputs of a run (dataset, task and backbone), and build its method from them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from vipbench.harness.config.schema import Config
 from vipbench.harness.data.reader import Dataset
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
-from vipbench.harness.methods.base import Method, Task
+from vipbench.harness.methods.base import DEFAULT_TEMPLATES, Method, Task
 from vipbench.harness.methods.registry import method_class, method_digest, plugin_digests
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
@@ -38,7 +39,7 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     """Load dataset, symptom sets and backbone of a config. Raises UserError where one is missing, damaged or does not fit."""
     dataset = Dataset(config.data.path)
     symptoms = load_sets(config.symptoms)
-    task = make_task(dataset.classes, symptoms)
+    task = make_task(dataset.classes, symptoms, config.templates)
     backbone = load_backbone(config.backbone, topology.device)
     backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
     if config.run.compile and topology.zero_stage == 3:
@@ -49,14 +50,15 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
 
 
-def make_task(classes: list[str], sets: list[SymptomSet]) -> Task:
-    """Make the task of some classes and their symptoms. Raises UserError where a class is in no set."""
+def make_task(classes: list[str], sets: list[SymptomSet], templates: Sequence[str] | None = None) -> Task:
+    """Make the task of some classes, their symptoms and templates. Raises UserError where a class is in no set."""
     texts = tuple(symptoms.texts(classes) for symptoms in sets)
+    sentences = tuple(templates or DEFAULT_TEMPLATES)
     if not texts:
-        return Task(classes)
+        return Task(classes, templates=sentences)
     joined = [[text for texts_of in of_class for text in texts_of] for of_class in zip(*texts, strict=True)]
     modality = next((symptoms.modality for symptoms in sets if symptoms.modality), None)
-    return Task(classes, joined, texts, modality)
+    return Task(classes, joined, texts, modality, sentences)
 
 
 def build_method(config: Config, task: Task, backbone: Backbone) -> Method:

@@ -175,7 +175,7 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
         setup_logging()
         with topology.signals.listening(), disk_errors(configs[0].run.out), ExitStack() as everything:
             inputs = load_inputs(configs[0], topology)
-            topology.signals.heed()
+            topology.signals.stop_if_asked()
             finals = {config.run.out / run_name(config, inputs.digests): config for config in configs}
             runs = [PackedRun(final, config) for final, config in finals.items() if not is_finished(final)]
             for run in runs:

@@ -17,6 +17,7 @@ from vipbench.harness.config.schema import (
     RunConfig,
     Seed,
     SymptomFiles,
+    Templates,
     TrainConfig,
 )
 from vipbench.harness.config.validation import Section, validate
@@ -47,8 +48,12 @@ def resolve_config(mapping: Mapping[str, Any], plugins: Sequence[Path] = ()) -> 
     load_plugins(draft.run.plugins)
     method_type = method_class(draft.method.get("name"))
     method = validate(method_type.Config, draft.method, "method.")
-    values = {name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "run")}
+    values = {
+        name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "templates", "run")
+    }
     values["method"] = method
+    if draft.templates and not method_type.uses_templates:
+        raise UserError(f"templates: method {method.name!r} reads none of them; leave them out")
     if method_type.uses_symptoms(method):
         if draft.symptoms is None:
             raise UserError(f"symptoms: method {method.name!r} reads a symptom set; give symptoms: FILE.json")
@@ -73,6 +78,7 @@ class _Draft(Section):
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
     symptoms: SymptomFiles = None
+    templates: Templates = None
     method: dict[str, Any]
     train: dict[str, Any] | None = None
     run: RunConfig = RunConfig()

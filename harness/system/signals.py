@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted when they come, and heeded by all ranks together at places where nothing is lost.
+"""Signals that ask a run to end: noted when they come, and acted on by all ranks together at places where nothing is lost.
 
 Slurm sends SIGTERM, sweeps/executors/slurm_job.py SIGUSR1; what has not ended half a minute later is killed.
 """
@@ -14,17 +14,17 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_EXCHANGES = 1.0
 
 
 class Stopped(SystemExit):
     """The end of a run that a signal asked for; the process leaves with status 128 + the signal's number."""
 
 
-class Looks:
+class PeriodicExchange:
     """Collects a value of every rank about once a second, after the same number of calls on all ranks.
 
-    Between looks a call costs nothing, so it may stand in a loop of short steps.
+    Between exchanges a call costs nothing, so it may stand in a loop of short steps.
 
     Args:
         gather: gives all ranks' items on every rank, in rank order.
@@ -32,25 +32,25 @@ class Looks:
 
     def __init__(self, gather: Callable[[list[Any]], list[Any]]) -> None:
         self.gather = gather
-        self.count = self.looked_at = self.next_look = 0
-        self.looked = time.monotonic()
+        self.count = self.exchanged_at = self.next_due = 0
+        self.exchanged = time.monotonic()
 
     def restart(self) -> None:
-        """Make the next call look, and forget how fast calls came: those of other work may be slower."""
-        self.looked, self.looked_at, self.next_look = time.monotonic(), self.count, self.count
+        """Make the next call exchange, and forget how fast calls came: those of other work may be slower."""
+        self.exchanged, self.exchanged_at, self.next_due = time.monotonic(), self.count, self.count
 
     def due(self) -> bool:
-        """Count a call, which all ranks make together; returns True when it is time to look."""
+        """Count a call, which all ranks make together; returns True when an exchange is due."""
         self.count += 1
-        return self.count >= self.next_look
+        return self.count >= self.next_due
 
-    def look(self, value: Any) -> list[Any]:
-        """Values of all ranks, in rank order. Rank 0's clock decides after how many calls the next look is due."""
+    def gather_values(self, value: Any) -> list[Any]:
+        """Values of all ranks, in rank order. Rank 0's clock decides after how many calls the next exchange is due."""
         now = time.monotonic()
-        calls, seconds = self.count - self.looked_at, max(now - self.looked, 1e-6)
-        ahead = max(1, min(2 * calls, int(calls / seconds * SECONDS_BETWEEN_LOOKS)))
+        calls, seconds = self.count - self.exchanged_at, max(now - self.exchanged, 1e-6)
+        ahead = max(1, min(2 * calls, int(calls / seconds * SECONDS_BETWEEN_EXCHANGES)))
         answers = self.gather([(value, ahead)])
-        self.looked, self.looked_at, self.next_look = now, self.count, self.count + answers[0][1]
+        self.exchanged, self.exchanged_at, self.next_due = now, self.count, self.count + answers[0][1]
         return [answer for answer, _ in answers]
 
 
@@ -62,7 +62,7 @@ class StopSignals:
     """
 
     def __init__(self, gather: Callable[[list[Any]], list[Any]]) -> None:
-        self.looks, self.received = Looks(gather), list[int]()
+        self.exchange, self.received = PeriodicExchange(gather), list[int]()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -79,14 +79,14 @@ class StopSignals:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def heed(self) -> None:
+    def stop_if_asked(self) -> None:
         """Leave when a signal has asked for it. All ranks call it equally often, between two parts of long work.
 
         Raises:
             Stopped: on all ranks.
         """
-        if self.looks.due():
-            leave_for(self.looks.look(self.received))
+        if self.exchange.due():
+            leave_for(self.exchange.gather_values(self.received))
 
 
 def leave_for(received: list[list[int]]) -> None:

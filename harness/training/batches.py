@@ -46,12 +46,12 @@ class Batch:
 
 
 def global_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The global batches of an epoch that shows samples in this order, whatever the number of ranks.
+    """Cut the order in which an epoch shows samples into global batches, the same for any number of ranks.
 
-    As in Dassl, a short last batch is dropped when there are at least `batch_size` samples, and is the only one otherwise.
+    There are `steps_per_epoch` of them: a short last batch is dropped, unless it is the only one.
     """
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
+    steps = steps_per_epoch(len(order), batch_size)
+    return [order[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
 
 
 class TrainingBatches:

@@ -24,7 +24,7 @@ from vipbench.harness.config.schema import RunConfig
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.system.files import atomic_path, digest_file, digest_json, read_json, write_json
-from vipbench.harness.system.signals import Looks, leave_for
+from vipbench.harness.system.signals import PeriodicExchange, leave_for
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class CheckpointSchedule:
     """
 
     def __init__(self, topology: Topology, steps: int | None, minutes: float | None) -> None:
-        self.signals, self.looks, self.steps = topology.signals, Looks(topology.all_gather_objects), steps
+        self.signals, self.exchange, self.steps = topology.signals, PeriodicExchange(topology.all_gather_objects), steps
         self.seconds = minutes * 60 if minutes else float("inf")
         self.saved = time.monotonic()
 
@@ -215,10 +215,12 @@ class CheckpointSchedule:
         Raises:
             Stopped: a signal asked for an end; a checkpoint is due then, too.
         """
-        look = self.looks.due()
-        save = ended or (self.steps is not None and self.looks.count % self.steps == 0)
-        if save or look:
-            answers = self.looks.look((self.signals.received, time.monotonic() - self.saved >= self.seconds))
+        due = self.exchange.due()
+        save = ended or (self.steps is not None and self.exchange.count % self.steps == 0)
+        if save or due:
+            answers = self.exchange.gather_values(
+                (self.signals.received, time.monotonic() - self.saved >= self.seconds)
+            )
             save |= answers[0][1]
             leave_for([received for received, _ in answers])
         if save:

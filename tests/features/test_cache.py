@@ -235,7 +235,7 @@ def test_a_signal_ends_encoding_between_batches(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: str
 ) -> None:
     """Training features, validation and test: each is left after the batch in which the signal came, and nothing is lost."""
-    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_EXCHANGES", 0.0)
     encode, encoded = Backbone.encode_with_norms, 0
 
     def signalled(self: Backbone, pixels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from vipbench.harness.config.overrides import override
 from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.metrics import compute_metrics
 from vipbench.harness.runs.collect import read_runs
-from vipbench.harness.runs.directory import is_finished, new_run
+from vipbench.harness.runs.directory import is_finished, new_run, read_prompts
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.resolve import load_config, resolve_config
 from vipbench.harness.runs.transfer import evaluate_run
@@ -266,3 +266,18 @@ def test_several_symptom_sets_are_read_together(
     second.write_text(json.dumps({**content, "classes": content["classes"][1:]}))
     with pytest.raises(UserError, match="no class"):
         run(base_config, tmp_path / "runs", f"symptoms=[{symptoms}, {second}]")
+
+
+def test_templates_are_of_the_task(base_config: dict[str, Any], tmp_path: Path, dataset: Path) -> None:
+    """They are in the identity of a method that reads them, and refused for one that does not."""
+    plain = run(base_config, tmp_path, "method=kgcoop")
+    own = run(base_config, tmp_path, "method=kgcoop", 'templates=["a dermoscopy picture of {}.", "{} on skin."]')
+    assert plain.name != own.name
+    learned = [read_prompts(path)["context"] for path in (plain, own)]
+    assert not torch.equal(*learned), "the guiding texts are others"
+    scored = evaluate_run(own, dataset, "test", None, "cpu")
+    assert (scored / "metrics.json").read_bytes() == (own / "metrics.json").read_bytes()
+    with pytest.raises(UserError, match="templates: method 'vip' reads none of them"):
+        run(base_config, tmp_path, 'templates=["a {}."]')
+    with pytest.raises(UserError, match=r"templates\[0\]: template 'a photo' must hold \{\} once"):
+        run(base_config, tmp_path, "method=kgcoop", "templates=[a photo]")

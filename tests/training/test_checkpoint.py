@@ -204,7 +204,7 @@ def test_checkpoints_come_by_steps_by_the_clock_and_by_signals(
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_signals_are_heeded_between_passes(topology: Topology) -> None:
+def test_signals_are_acted_on_between_passes(topology: Topology) -> None:
     """The output of a pass is taken first; a rank with fewer inputs looks as often as the others."""
     looks: list[Any] = []
 
@@ -212,7 +212,7 @@ def test_signals_are_heeded_between_passes(topology: Topology) -> None:
         looks.append(items)
         return items
 
-    topology.signals.looks.gather, taken = gather, []
+    topology.signals.exchange.gather, taken = gather, []
     outputs = topology.map_batches(torch.exp, [torch.zeros(1), torch.ones(1)], 2, (1,), False)
     with topology.signals.listening():
         taken.append(next(outputs))
@@ -225,7 +225,7 @@ def test_signals_are_heeded_between_passes(topology: Topology) -> None:
     looks.clear()
     assert list(topology.map_batches(torch.exp, [], 1, (1,), False)) == []
     assert len(looks) == 1
-    topology.signals.looks.next_look += 1000  # after many fast passes of other work
+    topology.signals.exchange.next_due += 1000  # after many fast passes of other work
     assert len(list(topology.map_batches(torch.exp, [torch.zeros(1)], 1, (1,), False))) == 1
     assert len(looks) == 2
 

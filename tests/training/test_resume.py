@@ -108,7 +108,7 @@ def test_a_signal_ends_a_run_at_a_checkpoint(
     caplog: pytest.LogCaptureFixture,
     number: signal.Signals,
 ) -> None:
-    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_EXCHANGES", 0.0)
     at_step(5, lambda _: os.kill(os.getpid(), number), monkeypatch)
     with pytest.raises(SystemExit) as ended:
         execute(mortal_config)
@@ -127,7 +127,7 @@ def test_a_signal_during_validation_and_test_loses_nothing(
     mortal_config: Config, whole_run: Path, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
     """An epoch whose validation was interrupted is validated when the run goes on. Two batches of nine, three of 21."""
-    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_EXCHANGES", 0.0)
     done, predict = 0, TextClassifier.forward
 
     def signalled(self: TextClassifier, inputs: Tensor) -> Output:
@@ -188,7 +188,7 @@ def test_a_signal_ends_packed_runs_each_at_its_checkpoint(
         own = ("data.shots=2", "seed=2", "method=coop"), ("data.shots=5", "seed=3", "method=coop")
         return [config({**base_config, "train": RECIPE}, out, "run.checkpoint_steps=null", *it) for it in own]
 
-    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(vipbench.harness.system.signals, "SECONDS_BETWEEN_EXCHANGES", 0.0)
     assert execute_together(configs(tmp_path / "whole")) == {}
     done, predict = 0, TextClassifier.forward
 
