@@ -9,16 +9,20 @@ SERVE ?= 1
 JOBS ?= 2
 BIN := .venv/bin
 
+# Tests of one process share the cores; those in tests/integration start several themselves.
+TOGETHER = OMP_NUM_THREADS=1 $(BIN)/pytest --ignore tests/integration --numprocesses $(JOBS)
+
 .PHONY: demo test check bench lint serve-env-cpu clean
 
 demo: .venv/.installed
 	$(BIN)/vipbench demo --out demo_out --jobs $(JOBS)
 
 test: lint $(if $(filter 1,$(SERVE)),serve-env-cpu)
-	$(BIN)/pytest
+	$(TOGETHER)
+	$(BIN)/pytest tests/integration
 
 check: lint
-	$(BIN)/pytest -m "not slow and not integration"
+	$(TOGETHER) -m "not slow"
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks --out bench.json

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from vipbench.harness.cli import app
 from vipbench.harness.config.schema import BackboneConfig
 from vipbench.harness.data.reader import DamagedSample, Samples
+from vipbench.harness.methods import registry
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.models.open_clip import create
 
@@ -23,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--count", type=int, default=8, help="cases of each kind")
     group.addoption("--seed", type=int, default=1, help="of all cases")
     group.addoption("--case", type=int, default=None, help="one case of each kind, by its number")
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove after a test the methods that it registers, as in another process."""
+    registry.method_names()
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setattr(registry, "_plugins", {})
 
 
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}

@@ -39,14 +39,6 @@ class Mine(TextClassifier):
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove after a test what it registers, as in another process."""
-    method_names()
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
-    monkeypatch.setattr(registry, "_plugins", {})
-
-
 def forget_plugins() -> None:
     """Do as if this were another process."""
     registry._plugins.clear()
