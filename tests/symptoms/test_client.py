@@ -174,7 +174,7 @@ def test_several_servers_share_the_load_and_one_may_go(cache: ResponseCache) -> 
                 assert min(len(first.asked), len(second.asked)) > 20
                 stack.close()
         assert number == 299
-        assert (first.most_at_once, second.most_at_once) == (8, 8)
+        assert 2 <= second.most_at_once <= 8 and 2 <= first.most_at_once <= 8, "no more than the bound at either"
     assert len(cache) == 300
 
 
