@@ -49,9 +49,10 @@ def shortened(value: object, most: int = 80) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str | None = None, most: int = 1) -> str:
-    """A hint for an error message: the nearest right words, at most so many of them; where none is near `otherwise`, or all."""
+    """A hint for an error message: the nearest right words in any case, at most `most`; where none is near, `otherwise` or all."""
     names = sorted(choices)
-    close = difflib.get_close_matches(word, names, n=most, cutoff=0.5)
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(word.casefold(), folded, n=most, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
+        return f"did you mean {' or '.join(repr(folded[name]) for name in close)}?"
     return f"choose from {', '.join(names)}" if otherwise is None else otherwise

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vipbench.harness.config.schema import Config
-from vipbench.harness.methods.registry import method_class
-from vipbench.harness.runs.tracking import ONE_RUN_PER_PROCESS
+from vipbench.harness.runs.packed import not_packed
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +40,3 @@ def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
     for method, reason in alone:
         log.info("--pack: %s runs alone: %s", method, reason)
     return [names for same in groups.values() for names in same]
-
-
-def not_packed(config: Config) -> str:
-    """The reason why a run does not train together with others; "" where it may."""
-    method = method_class(config.method.name)
-    if not method.trains:
-        return "it has no training loop"
-    if config.precision == "fp16":
-        return "the loss scaling of fp16 belongs to one run"
-    if trackers := sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS)):
-        return f"{trackers[0]} follows one run per process"
-    return method.not_packed(config.method)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vipbench.harness.commands.options import Plugins
+
 app = typer.Typer(no_args_is_help=True, help="Stored image features, shared by the runs of a folder.")
 DAMAGED = "facts.json is missing or damaged; `vipbench bank prune` can remove it"
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the .bank folder beside run directories")]
@@ -63,9 +65,10 @@ def prune_(folder: Folder, keep_gib: Annotated[float, typer.Option(min=0, help="
 @app.command()
 def build(
     configs: Annotated[list[Path], typer.Argument(help="configs in YAML, such as those in a sweep's configs/")],
+    plugin: Plugins = None,
 ) -> None:
     """Compute the image features that runs will read, before they start."""
     from vipbench.harness.runs.execute import fill_banks
     from vipbench.harness.runs.resolve import load_config
 
-    fill_banks([load_config(path) for path in configs])
+    fill_banks([load_config(path, (), plugin or []) for path in configs])

@@ -91,7 +91,8 @@ def generate(
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
     model: Annotated[str | None, typer.Option(help="the model's name on the server")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="the model's revision, where the server does not report it")
+        str | None,
+        typer.Option(help="the model's revision, where the server does not report it; with --serve: the one to serve"),
     ] = None,
     server_version: Annotated[
         str | None,
@@ -158,16 +159,16 @@ def generate(
         backbone=None if backbone is None else (backbone, pretrained, load(backbone, pretrained)),
     )
     source = Source(
-        url or [],
-        serve,
-        model,
-        revision,
-        server_version,
-        cache,
-        read_key(api_key_file),
-        concurrency,
-        gpus,
-        tensor_parallel,
+        urls=url or [],
+        serve=serve,
+        model=model,
+        revision=revision,
+        server_version=server_version,
+        cache=cache,
+        api_key=read_key(api_key_file),
+        concurrency=concurrency,
+        gpus=gpus,
+        tensor_parallel=tensor_parallel,
     )
     if dry_run:
         _estimate(plan, tokens_per_second)
@@ -194,6 +195,8 @@ def _submit(context: typer.Context, source: Source, profile: Path | None, option
         raise UserError(
             "--serve: say which model the job is to serve; without one there is nothing to wait for a GPU for"
         )
+    if source.tensor_parallel > 1 and source.gpus is None and profile is None:
+        raise UserError("--gpus: give the number of GPUs that the job gets, a multiple of --tensor-parallel")
     command = [sys.executable, "-m", "vipbench", "symptoms", "generate", *_given_options(context)]
     jobs = source.cache.with_suffix(".jobs")
     log_file = jobs / f"{datetime.now():%Y%m%d-%H%M%S}.log"
@@ -253,7 +256,14 @@ def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
             server_version=source.server_version,
         )
         return
-    with Server(source.serve, gpus=source.gpus, tensor_parallel=source.tensor_parallel) as server:
+    server_to_start = Server(
+        source.serve,
+        gpus=source.gpus,
+        tensor_parallel=source.tensor_parallel,
+        revision=source.revision,
+        api_key=source.api_key,
+    )
+    with server_to_start as server:
         yield Client(
             [server.url],
             server.name,

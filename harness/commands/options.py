@@ -48,9 +48,12 @@ def class_names(data: str | None, classes: str | None) -> list[str] | None:
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":
     """Load the backbone that the options name; "auto" is a GPU where there is one."""
-    from vipbench.harness.symptoms.encode import load as load_on  # imports torch
+    from vipbench.harness.config.schema import BackboneConfig
+    from vipbench.harness.models.backbone import load_backbone  # imports torch
+    from vipbench.harness.system.devices import choose_device
 
-    return load_on(name, pretrained, device)
+    chosen = choose_device(device, "--device")  # before any weights are read
+    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), chosen)
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:

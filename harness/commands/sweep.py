@@ -155,11 +155,11 @@ def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor"
     for of, those in options.items():
         if of is not kind and those:
             raise UserError(f"--{next(iter(those)).replace('_', '-')} is for --executor {of}, not {kind}")
-    own = options[kind]
+    own = options.get(kind, {})
     if kind is Kind.slurm:
         own.pop("wait", None)
         return SlurmExecutor(profile=Profile.load(own.pop("profile", None), own))
-    return LocalExecutor(**own) if kind is Kind.local else TorchrunExecutor(**own)
+    return {Kind.local: LocalExecutor, Kind.torchrun: TorchrunExecutor}[kind](**own)
 
 
 def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":

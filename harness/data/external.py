@@ -74,10 +74,11 @@ def index_shards(
             progress.advance(note=f"{sum(len(content.samples) for content in contents.values())} samples")
     prefixes = _prefixes(contents)
     classes = _classes(contents, reading)
+    labels = {name: label for label, name in enumerate(classes)}
     patients = pseudonyms(sample.patient for content in contents.values() for sample in content.samples.values())
     tables = {
         place: pa.Table.from_pylist(
-            [_row(prefixes[place] + key, sample, classes, patients) for key, sample in content.samples.items()], SCHEMA
+            [_row(prefixes[place] + key, sample, labels, patients) for key, sample in content.samples.items()], SCHEMA
         ).combine_chunks()
         for place, content in contents.items()
     }
@@ -171,20 +172,21 @@ def _notes(contents: Contents, prefixes: Mapping[Place, str]) -> list[str]:
 
 def _classes(contents: Contents, reading: Reading) -> list[str]:
     """Class names in order. Raises UserError where labels are numbers and nobody names them, or names contradict each other."""
-    samples = {key: sample for content in contents.values() for key, sample in content.samples.items()}
-    kinds = {sample.kind: key for key, sample in samples.items()}
+    keyed = [item for content in contents.values() for item in content.samples.items()]  # shards may share keys
+    samples = [sample for _, sample in keyed]
+    kinds = {sample.kind: key for key, sample in keyed}
     if len(kinds) > 1:
         (kind, key), (other, another), *_ = kinds.items()
         raise UserError(f"sample {key!r} has its label in .{kind}, sample {another!r} in .{other}; one kind is needed")
     if reading.classes is not None:
         return list(reading.classes)
-    labels = {sample.label for sample in samples.values()}
-    numbers = sorted({sample.number for sample in samples.values() if sample.number is not None})
+    labels = {sample.label for sample in samples}
+    numbers = sorted({sample.number for sample in samples if sample.number is not None})
     if not numbers:
         classes = sorted(labels)
     else:
         named: dict[int, str] = {}
-        for sample in samples.values():
+        for sample in samples:
             if sample.number is not None and sample.name:
                 name = named.setdefault(sample.number, sample.name)
                 if name != sample.name:
@@ -198,12 +200,12 @@ def _classes(contents: Contents, reading: Reading) -> list[str]:
     return classes
 
 
-def _row(key: str, sample: ShardSample, classes: Sequence[str], patients: Mapping[str, str]) -> dict[str, Any]:
+def _row(key: str, sample: ShardSample, labels: Mapping[str, int], patients: Mapping[str, str]) -> dict[str, Any]:
     """A sample's row of the index. A label that is a class's name is that class; only another may be a position."""
-    label = classes.index(sample.label) if sample.label in classes else sample.number
-    if label is None or not 0 <= label < len(classes):
+    label = labels.get(sample.label, sample.number)
+    if label is None or not 0 <= label < len(labels):
         shown = sample.number if sample.number is not None else sample.label[:80]
-        raise UserError(f"{sample.shard}: sample {key!r} has label {shown!r}, which is none of {list(classes)}")
+        raise UserError(f"{sample.shard}: sample {key!r} has label {shown!r}, which is none of {list(labels)}")
     ((extension, image),) = sample.images.items()
     patient = patients[sample.patient] if sample.patient else None
     return {"key": key, "label": label, "patient": patient, "extension": extension.rpartition(".")[2], **image}

@@ -151,21 +151,19 @@ class Topology:
         with collective():
             return list(gather_object(own))
 
-    def all_gather_rows(self, rows: Tensor, most: int) -> list[Tensor]:
-        """Every rank's rows [n, ...], in rank order, on every rank and on its device.
+    def all_gather_rows(self, rows: Tensor, most: int) -> Tensor:
+        """Every rank's rows [n, ...] as [world, most, ...], on every rank and on its device; after a rank's rows stand zeros.
 
         Args:
-            most: rows of the rank that has most; the others' are padded on the way.
+            most: rows of the rank that has most.
         """
+        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
         if self.world == 1:
-            return [rows]
-        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]).contiguous()
+            return padded[None]
         found = [torch.empty_like(padded) for _ in range(self.world)]
-        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.world)]
         with collective():
             dist.all_gather(found, padded)
-            dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-        return [other[: int(count)] for other, count in zip(found, counts, strict=True)]
+        return torch.stack(found)
 
     def all_reduce_sum(self, value: Tensor) -> float:
         """Sum of a scalar over the ranks."""
@@ -176,7 +174,7 @@ class Topology:
         return float(value)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over the ranks, on every rank."""
+        """Mean of a tensor over the ranks, on every rank; `value` is overwritten."""
         if self.world > 1:
             with collective():
                 dist.all_reduce(value)

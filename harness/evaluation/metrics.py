@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from sklearn import metrics as sklearn_metrics
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Predicted:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """[N, C] float64."""
-        return softmax(self.logits)
+        return softmax(self.logits.astype(np.float64), axis=1)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -138,12 +138,6 @@ def specificity(of: Predicted) -> dict[str, float | None]:
 def samples(of: Predicted) -> int:
     """N."""
     return len(of.labels)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N, C] of logits [N, C], in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = CALIBRATION_BINS) -> float:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.evaluation.metrics import compute_metrics, softmax
+from vipbench.harness.evaluation.metrics import Predicted, accuracy, balanced_accuracy, compute_metrics, majority_share
 from vipbench.harness.features.source import Source
 from vipbench.harness.methods.base import Method
 
@@ -41,16 +41,17 @@ class Predictions:
 
     def summary(self, classes: list[str]) -> str:
         """Accuracy with its references: balanced accuracy, and the share of the most frequent class."""
-        found, counts = self.metrics(classes), np.bincount(self.labels, minlength=len(classes))
+        of = Predicted(self.labels, self.logits, classes)
+        most_frequent = classes[of.confusion.sum(axis=1).argmax()]
         return (
-            f"accuracy {found['accuracy']:.4f}, balanced accuracy {found['balanced_accuracy']:.4f} on {len(self.ids)} images "
-            f"(always guessing {classes[counts.argmax()]!r} gives {found['majority_share']:.4f})"
+            f"accuracy {accuracy(of):.4f}, balanced accuracy {balanced_accuracy(of):.4f} on {len(self.ids)} images "
+            f"(always guessing {most_frequent!r} gives {majority_share(of):.4f})"
         )
 
     def to_frame(self, classes: Sequence[str]) -> pd.DataFrame:
         """A row per sample: `COLUMNS`, of which class and predicted are names, logits and probabilities lists of C float32."""
         names = np.array(classes, dtype=object)
-        probabilities = softmax(self.logits).astype(np.float32)
+        probabilities = softmax(self.logits.astype(np.float64), axis=1).astype(np.float32)
         values = (
             self.ids,
             self.labels,

@@ -157,17 +157,24 @@ def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Top
     return [torch.stack(own).sum() for own in losses]
 
 
+def not_packed(config: Config) -> str:
+    """The reason why a run does not train together with others; "" where it may."""
+    if reason := method_class(config.method.name).not_packed(config.method):
+        return reason
+    if config.precision == "fp16":
+        return "the loss scaling of fp16 belongs to one run"
+    trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))
+    return f"{trackers[0]} follows one run per process" if trackers else ""
+
+
 def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
     """Run configs of one group of `vipbench.sweeps.packing`; returns the reasons of failures by run directory.
 
     Finished runs are skipped. Raises UserError for an error that concerns all of them, and Stopped as
     `vipbench.harness.runs.execute.execute` does.
     """
-    if not_packed := sorted(set(configs[0].run.tracking) & set(ONE_RUN_PER_PROCESS)):
-        raise UserError(f"run.tracking: {not_packed[0]} follows one run per process; run these without --pack")
-    method = configs[0].method
-    if reason := method_class(method.name).not_packed(method):
-        raise UserError(f"method {method.name!r}: {reason}, so that its runs train alone; run these without --pack")
+    if reason := not_packed(configs[0]):
+        raise UserError(f"{configs[0].method.name}: {reason}; run these without --pack")
     topology = Topology(configs[0].run.device, configs[0].precision)
     try:
         if topology.world > 1:

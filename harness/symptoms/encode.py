@@ -5,19 +5,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from vipbench.harness.config.schema import BackboneConfig
 from vipbench.harness.data.reader import Samples
 from vipbench.harness.errors import UserError
 from vipbench.harness.features.encode import encode_samples
-from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.text_tower import TextTower
-from vipbench.harness.system.devices import choose_device, to_host
-
-
-def load(name: str, pretrained: str | None, device: str) -> Backbone:
-    """Load a backbone on the device that --device names: "auto" (a GPU where there is one), "cpu" or "cuda"."""
-    chosen = choose_device(device, "--device")  # before any weights are read
-    return load_backbone(BackboneConfig(name=name, pretrained=pretrained), chosen)
+from vipbench.harness.system.devices import to_host
 
 
 def text_features(tower: TextTower, texts: Sequence[str], *names: Sequence[str]) -> Tensor:

@@ -193,7 +193,7 @@ class _SameMeaning:
 
     def __init__(self, texts: Sequence[str], tower: "TextTower | None") -> None:
         self.row = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        self.cosines = _centred_cosines([f"{text}." for text in self.row], tower) if tower and self.row else None
+        self.cosines = _centred_cosines([as_sentence(text) for text in self.row], tower) if tower and self.row else None
 
     def __call__(self, left: Phrase, right: Phrase) -> bool:
         if same_content(left.content, right.content):

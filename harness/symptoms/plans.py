@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vipbench.harness.data.names import listed_classes
+from vipbench.harness.data.names import MAX_NAME, listed_classes
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.filters import Rules
 from vipbench.harness.symptoms.generate import Plan, groups_of
 from vipbench.harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
-from vipbench.harness.symptoms.sets import fold, is_plain
+from vipbench.harness.symptoms.sets import fold, refuse_twins
 from vipbench.harness.system.files import read_json, read_whole
 
 if TYPE_CHECKING:
     from vipbench.harness.models.backbone import Backbone
-
-MOST_CHARACTERS = 200  # of a class name, which goes into prompts
 
 
 class Classes(NamedTuple):
@@ -115,13 +113,10 @@ def _read_lines(file: Path) -> list[tuple[str, str]]:
 def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise UserError("no class is given")
-    seen: dict[str, str] = {}
     for name in names:
-        if not name or not is_plain(name) or len(name) > MOST_CHARACTERS:
-            raise UserError(f"class {name[:50]!r}: a name has 1 to {MOST_CHARACTERS} printable characters")
-        if fold(name) in seen:
-            raise UserError(f"class {name!r} occurs twice (also as {seen[fold(name)]!r})")
-        seen[fold(name)] = name
+        if not name or not name.isprintable() or len(name) > MAX_NAME:
+            raise UserError(f"class {name[:50]!r}: a name has 1 to {MAX_NAME} printable characters")
+    refuse_twins(names, "classes")
 
 
 def _read_synonyms(path: Path, names: Sequence[str]) -> dict[str, list[str]]:

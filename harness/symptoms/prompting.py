@@ -97,7 +97,8 @@ def find_preset(modality: str, extra: Path | None = None) -> tuple[str, Preset]:
     if _key(modality) in names:
         name = names[_key(modality)]
         return name, presets[name]
-    advice = did_you_mean(modality, presets, otherwise="")
+    aliases = [alias for name, preset in presets.items() for alias in (name, *preset.aliases)]
+    advice = did_you_mean(modality.replace("-", " "), aliases, otherwise="")
     raise UserError(
         f"modality {modality!r}: no preset; {advice}{' ' if advice else ''}there are {', '.join(presets)}; "
         "--presets FILE adds your own"

@@ -7,7 +7,6 @@ A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
      "provenance": {"kind": "hand-written", "author": "...", "created": "2026-01-31", "how": "..."}}
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,13 +31,8 @@ def fold(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
-def is_plain(text: str) -> bool:
-    """Return True for one line of printable characters (letters of any script, no control or format characters)."""
-    return text.isprintable() and not any(unicodedata.category(sign) in ("Co", "Cn", "Cs") for sign in text)
-
-
 def _one_line(text: str) -> str:
-    if not is_plain(text):
+    if not text.isprintable():
         raise ValueError(f"{text[:80]!r} holds control characters; it must be one line of printable text")
     if not text.strip():
         raise ValueError("is empty")
@@ -105,7 +99,7 @@ class SymptomSet(BaseModel):
                 f'{path}: no symptom set (no "format"); `vipbench symptoms import` reads the form {{"class": [...]}}'
             )
         loaded = parse(cls, content, str(path))
-        _refuse_twins([entry.name for entry in loaded.classes], path)
+        refuse_twins([entry.name for entry in loaded.classes], path)
         return loaded
 
     def save(self, path: Path | str) -> None:
@@ -158,7 +152,7 @@ def import_plain(path: Path, *, task: str, modality: str | None, author: str) ->
     for name, texts in content.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}: class {name[:80]!r}: its value must be a list of texts")
-    _refuse_twins(content, path)
+    refuse_twins(content, path)
     classes = [{"name": name, "symptoms": [{"text": text} for text in texts]} for name, texts in content.items()]
     provenance = {
         "kind": "imported",
@@ -254,7 +248,8 @@ def _too_long(name: str, text: str, tower: "TextTower") -> str | None:
     return f"class {name!r}: {text!r} has {tokens} tokens; the text tower has {place}"
 
 
-def _refuse_twins(names: Iterable[str], path: Path | str) -> None:
+def refuse_twins(names: Iterable[str], path: Path | str) -> None:
+    """Raise UserError where two class names differ only in case, underscores or spaces; `path` begins the message."""
     seen: dict[str, str] = {}
     for name in names:
         if fold(name) in seen:

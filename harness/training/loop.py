@@ -203,12 +203,10 @@ class Training:
 
     def _global_batch(self, rows: Tensor, weights: Tensor) -> Tensor:
         """All ranks' rows [B, ...] of samples that count, in the order of the global batch, which is dealt out in turn."""
-        world = self.topology.world
         weighted = torch.cat([rows.flatten(1), weights[:, None]], dim=1)
-        parts = self.topology.all_gather_rows(weighted, -(-self.train.batch_size // world))
-        order = sorted((place, rank) for rank, part in enumerate(parts) for place in range(len(part)))
-        gathered = torch.stack([parts[rank][place] for place, rank in order])
-        gathered = gathered[gathered[:, -1] > 0]
+        by_rank = self.topology.all_gather_rows(weighted, -(-self.train.batch_size // self.topology.world))
+        gathered = by_rank.transpose(0, 1).flatten(0, 1)
+        gathered = gathered[gathered[:, -1] > 0]  # what fills up has no weight
         return gathered[:, :-1].view(-1, *rows.shape[1:])
 
     def _select_if_due(self) -> None:

@@ -28,11 +28,7 @@ class PlainEngine:
     ) -> None:
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.topology, self.accelerator = topology, topology.accelerator
-        self.base, self.max_norm, self.combine = (
-            optimizer,
-            max_norm,
-            combine,
-        )  # accelerate replaces the optimizer's state
+        self.base, self.max_norm, self.combine = optimizer, max_norm, combine  # accelerate replaces its state
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
