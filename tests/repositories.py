@@ -31,12 +31,14 @@ def transformers_repository(
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
     shards: bool = False,
+    vocabulary: bool = False,
 ) -> Any:
     """Write a repository of transformers with random weights; returns its model.
 
     Args:
         family: "clip", "siglip" or "siglip2", which differ in the tokenizer.
         text, vision: more settings of the towers.
+        vocabulary: the tokenizer is in vocab.json and merges.txt, as in repositories older than tokenizer.json.
     """
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
@@ -63,6 +65,12 @@ def transformers_repository(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
     tokenizer.save_pretrained(folder)
+    if vocabulary:
+        file = folder / "tokenizer.json"
+        words = json.loads(file.read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, words["merges"])]) + "\n")
+        file.unlink()
     if family != "clip":  # the class that the family's repositories name
         file = folder / "tokenizer_config.json"
         named = {"siglip": "SiglipTokenizer", "siglip2": "GemmaTokenizer"}[family]
@@ -135,11 +143,16 @@ def open_clip_repository(folder: Path, kind: str, model_folder: Path, **text: st
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files under a folder, in order."""
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
 def commit_of(folder: Path) -> str:
     """A commit hash that a repository's content determines."""
     digest = hashlib.sha1(usedforsecurity=False)
-    for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in files_in(folder):
+        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -185,7 +198,7 @@ def hub_server(repositories: dict[str, dict[str, Path]]) -> Iterator[tuple[str, 
                 if folder and front == "/api/models" and verb == "revision":
                     return self.info(name, folder)
                 if folder and front == "/api/models" and verb == "tree":
-                    return self.answer(json.dumps([self.entry(entry) for entry in sorted(folder.iterdir())]).encode())
+                    return self.answer(json.dumps([self.entry(folder, file) for file in files_in(folder)]).encode())
                 if folder and not front and verb == "resolve":
                     headers = {"X-Repo-Commit": commit_of(folder)}
                     if not (folder / file).is_file():
@@ -196,12 +209,12 @@ def hub_server(repositories: dict[str, dict[str, Path]]) -> Iterator[tuple[str, 
                     return self.answer(b"{}", 404, {"X-Error-Code": "RevisionNotFound"})
             return self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
 
-        def entry(self, file: Path) -> dict[str, Any]:
+        def entry(self, folder: Path, file: Path) -> dict[str, Any]:
             oid = hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
-            return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": oid}
+            return {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": oid}
 
         def info(self, name: str, folder: Path) -> None:
-            siblings = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+            siblings = [{"rfilename": str(file.relative_to(folder))} for file in files_in(folder)]
             self.answer(json.dumps({"id": name, "sha": commit_of(folder), "siblings": siblings}).encode())
 
         def answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:

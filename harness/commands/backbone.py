@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from vipbench.harness.commands.options import Pretrained
+
 app = typer.Typer(no_args_is_help=True, help="Backbones: check one, list the medical ones.")
 
 
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(help="an open_clip name, hf-hub: id, folder or JSON, as in backbone.name")],
-    pretrained: Annotated[str | None, typer.Option(help="the weights: an open_clip tag or a file")] = None,
+    pretrained: Pretrained = None,
 ) -> None:
     """Load a backbone, encode a drawn image and a text, and warn where it is not as is known of its family."""
     from vipbench.harness.config.schema import BackboneConfig
@@ -37,6 +39,7 @@ def list_() -> None:
         (entry.name, entry.id, entry.family, entry.licence, entry.modality, _state(entry.run, entry.note))
         for entry in known().backbones
     ]
+    # Lines for grep and cut: a rich table wraps them at the terminal's width.
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -86,7 +86,7 @@ class Captions(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(self, facts: list[list[str]], batch_size: int, steps: int, seed: int) -> None:
         self.facts, self.batch_size, self.steps, self.seed = facts, batch_size, steps, seed
-        self.tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
         self.known: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ def attribute_accuracy(model: CLIP, seed: int, count: int = 1000) -> dict[str, f
     device = model.logit_scale.device
     pixels, facts = draw_chunk((seed + 1, 0, count))
     image = F.normalize(model.visual(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device))), dim=-1)
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
+    tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
     result = {}
     for attribute in ATTRIBUTES:
         levels = [f"{attribute}={level}" for level in BROAD[attribute]]

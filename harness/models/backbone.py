@@ -91,7 +91,7 @@ class Backbone(nn.Module):
 
 
 # Modules whose weights are read without calling the modules that hold them, so that an engine which shards weights must gather
-# such a module as one. So it must where blocks are computed again in the backward pass.
+# such a module as one. The same holds under activation checkpointing.
 READ_IN_PIECES = (TextTower, ImageTowerView, nn.MultiheadAttention, AttentionPool2d)
 
 

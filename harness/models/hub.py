@@ -1,6 +1,7 @@
 """Repositories of the Hugging Face hub, pinned to one commit and read from the hub's cache.
 
-The commit of a branch is looked up once; all files are then of that commit, even where the branch moves on meanwhile.
+The commit of a branch is looked up once each time a model is loaded; all files are then of that commit, even where the branch
+moves on meanwhile.
 `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` have their usual meaning.
 """
 
@@ -13,6 +14,7 @@ from vipbench.harness.errors import UserError
 
 PREFIX = "hf-hub:"
 DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # configs and tokenizers; weights are fetched one by one
+NESTED = "*/*"  # in folders nothing is read, but "*.json" alone matches there too
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def pin(identifier: str) -> Repository:
 
     name, _, revision = identifier.removeprefix(PREFIX).partition("@")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(DESCRIPTIONS)))
+        folder = Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=list(DESCRIPTIONS), ignore_patterns=NESTED
+            )
+        )
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"backbone {identifier!r} cannot be had from the hub or its cache: {reason}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vipbench.harness.errors import UserError, did_you_mean, shortened
+from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.models.hub import Repository
 from vipbench.harness.models.limits import check_numbers, mapping
 from vipbench.harness.models.processor import (
@@ -93,6 +93,7 @@ class Converted:
         image_eps: epsilon of the layer norms in that trunk.
         preprocessing: fields of open_clip's PreprocessCfg.
         tokenizer: the repository's own.
+        tokenizer_digest: of the content of its files.
     """
 
     config: dict[str, Any]
@@ -145,8 +146,7 @@ def describe(folder: Path) -> Converted:
     content = mapping(file, read_json(file), "config of transformers")
     family = content.get("model_type")
     if family not in FAMILIES:
-        hint = did_you_mean(str(family), FAMILIES)
-        raise UserError(f"{file}: model_type is {shortened(family)}; only clip and siglip can be converted; {hint}")
+        raise UserError(f"{file}: model_type is {shortened(family)}; only {' and '.join(FAMILIES)} can be converted")
     check_numbers(file, "config", content)
     config, trunk, eps = _clip(file, content) if family == "clip" else _siglip(file, content)
     text = config["text_cfg"]
@@ -299,8 +299,8 @@ def _siglip(file: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dict[s
 def _tower(file: Path, config: Any) -> dict[str, Any]:
     """Settings that open_clip's text and image transformers share."""
     if config.hidden_act not in ACTIVATIONS:
-        hint = did_you_mean(str(config.hidden_act), ACTIVATIONS)
-        raise UserError(f"{file}: hidden_act {shortened(config.hidden_act)} is not known; {hint}")
+        act = shortened(config.hidden_act)
+        raise UserError(f"{file}: hidden_act {act} is not known; only {', '.join(ACTIVATIONS)} can be converted")
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,

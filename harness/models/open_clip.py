@@ -11,9 +11,11 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import torch
 from torch import Tensor
 
 from vipbench.harness.config.schema import BackboneConfig
-from vipbench.harness.errors import UserError
+from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.models import hugging_face
-from vipbench.harness.models.hub import PREFIX, Repository
+from vipbench.harness.models.hub import PREFIX, Repository, pin
 from vipbench.harness.models.limits import check_numbers, mapping
 from vipbench.harness.models.open_clip_internals import (
     CLIP,
@@ -76,7 +78,8 @@ class Source:
 
 
 def create(config: BackboneConfig, repository: Repository | None = None) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
-    """Build a model and load its weights; returns model, tokenizer and architecture. See `harness.models.backbone.load_backbone`.
+    """Build a model and load its weights; returns model, tokenizer and architecture. See
+    `vipbench.harness.models.backbone.load_backbone`.
 
     Args:
         repository: the hub repository that an "hf-hub:" name stands for.
@@ -134,7 +137,7 @@ def _source(config: BackboneConfig, repository: Repository | None, files: ExitSt
         return _hub_source(repository, files)
     if path.is_dir():
         if not (path / CONFIG_FILE).is_file() and hugging_face.is_repository(path):
-            return _converted(path, hugging_face.weights_in(path), files)
+            return _converted(path, files)
         return _described(path / CONFIG_FILE, str(_weights_file(path)), tokenizer=path)
     if path.suffix == ".json":
         return _described(path, config.pretrained)
@@ -151,20 +154,20 @@ def _hub_source(repository: Repository, files: ExitStack) -> Source:
     """A repository of the hub, which open_clip or transformers wrote; where both did, open_clip's files are read."""
     folder, name = repository.folder, PREFIX + repository.name
     if (folder / CONFIG_FILE).is_file():
-        weights = repository.first_of(WEIGHTS_FILES)
-        source = _described(folder / CONFIG_FILE, str(weights), repository=repository)
+        source = _described(folder / CONFIG_FILE, None, repository=repository)
+        source.weights = str(repository.first_of(WEIGHTS_FILES))  # last: what is refused costs no gigabytes
         # Not the content, so that the digest of a hub model is what it always was; its weights are covered anyway.
         source.architecture = [name, {"quick_gelu": True}] if source.config.get("quick_gelu") else name
         return source
     if hugging_face.is_repository(folder):
-        return _converted(folder, hugging_face.weights_in(folder, repository), files)
+        return _converted(folder, files, repository)
     raise UserError(
         f"backbone {name!r} cannot be loaded: Failed to download file ({CONFIG_FILE}), and there is no "
         f"{hugging_face.CONFIG_FILE} of transformers either, at commit {repository.commit}"
     )
 
 
-def _converted(folder: Path, weights: list[Path], files: ExitStack) -> Source:
+def _converted(folder: Path, files: ExitStack, repository: Repository | None = None) -> Source:
     """A repository of transformers. What timm must find on the disk for it lies in `files` while the model is built."""
     converted = hugging_face.describe(folder)
     built = copy.deepcopy(converted.config)
@@ -175,6 +178,7 @@ def _converted(folder: Path, weights: list[Path], files: ExitStack) -> Source:
         built["vision_cfg"]["timm_model_name"] = f"local-dir:{place}"
     name = _registered(folder / hugging_face.CONFIG_FILE, built)
     architecture, preprocessing = converted.architecture, converted.preprocessing
+    weights = hugging_face.weights_in(folder, repository)  # last, as in _hub_source
     return Source(name, None, converted.config, architecture, preprocessing, (converted, weights))
 
 
@@ -185,7 +189,7 @@ def _described(
 
     Args:
         tokenizer: the folder that holds the model's own tokenizer, where it has one.
-        repository: that the file is of; those that its text tower names are pinned too.
+        repository: that the file is of.
     """
     content = read_json(path)
     model_config = _model_config(path, content)
@@ -193,9 +197,7 @@ def _described(
     text = model_config["text_cfg"]
     if tokenizer and text.get("hf_tokenizer_name"):
         text["hf_tokenizer_name"] = str(tokenizer.resolve())
-    _local_text(path.parent, text, built["text_cfg"])
-    if repository:
-        _pin_text(repository, built["text_cfg"])
+    _find_text(path, text, built["text_cfg"], repository)
     # The size is the image tower's.
     preprocessing = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key != "size"}
     return Source(_registered(path, built), weights, model_config, content, preprocessing)
@@ -222,28 +224,40 @@ def _weights_file(folder: Path) -> Path:
     return known[0] if known else min(found, key=lambda file: (file.suffix != ".safetensors", file.name))
 
 
-def _local_text(folder: Path, described: dict[str, Any], built: dict[str, Any]) -> None:
-    """Local paths of a text tower: in `built` they become absolute, in `described` the content that lies there.
+def _find_text(file: Path, described: dict[str, Any], built: dict[str, Any], repository: Repository | None) -> None:
+    """Find the config and the tokenizer that a text tower names: in `built` they become checked folders.
 
-    Paths are relative to the folder of the file that names them.
+    Names are paths, relative to the folder of the file that has them, or else hub ids, each pinned at one commit. In
+    `described` the content that lies at a path takes its place. The current directory plays no part.
+
+    Args:
+        repository: that `file` is of; its paths must stay inside of it.
+
+    Raises:
+        UserError: a path leads out of the repository, a hub id cannot be had, or the check of what is found fails.
     """
+    pin_named = repository.pin_named if repository else cache(pin)
     for key in TEXT_SOURCES:
         given = described.get(key)
-        if isinstance(given, str) and given and (folder / given).exists():
-            path = (folder / given).resolve()
-            _check_text(path)
-            built[key] = str(path)
+        if not isinstance(given, str) or not given:
+            continue
+        path = file.parent / given
+        if repository and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(file.parent)):
+            raise UserError(
+                f"{file}: text_cfg.{key}: {shortened(given)} leads out of the repository; a path in it or a hub id is expected"
+            )
+        if path.exists():
+            path = path.resolve()
             described[key] = _content(path)
-
-
-def _pin_text(repository: Repository, built: dict[str, Any]) -> None:
-    """Make folders of the hub ids of a text tower's config and tokenizer, each at one commit."""
-    for key in TEXT_SOURCES:
-        given = built.get(key)
-        if isinstance(given, str) and given and not Path(given).is_dir():
-            folder = repository.pin_named(given).folder
-            _check_text(folder)
-            built[key] = str(folder)
+        else:
+            try:
+                path = pin_named(given).folder
+            except UserError as error:
+                raise UserError(
+                    f"{file}: text_cfg.{key}: {shortened(given)} is no path from there, and {error}"
+                ) from error
+        _check_text(path)
+        built[key] = str(path)
 
 
 def _check_text(folder: Path) -> None:

@@ -6,16 +6,14 @@ pins it below 4, and tests/models/test_open_clip_internals.py names what a new v
 
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, canonicalize_text
+from open_clip.tokenizer import HFTokenizer, canonicalize_text
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import (
-    QuickGELU,
     ResidualAttentionBlock,
     TextTransformer,
-    Transformer,
     VisionTransformer,
 )
 
@@ -25,14 +23,10 @@ __all__ = [
     "CustomTextCLIP",
     "HFTextEncoder",
     "HFTokenizer",
-    "ModifiedResNet",
     "PreprocessCfg",
-    "QuickGELU",
     "ResidualAttentionBlock",
-    "SimpleTokenizer",
     "TextTransformer",
     "TimmModel",
-    "Transformer",
     "VisionTransformer",
     "canonicalize_text",
     "convert_to_custom_text_state_dict",

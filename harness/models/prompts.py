@@ -62,7 +62,7 @@ class Prompts:
         return len(self.lengths)
 
     def lengths_on(self, device: torch.device) -> Tensor:
-        """The lengths [P] int64 on a device; with text_stack's layouts all that crosses from the CPU when prompts are encoded."""
+        """The lengths [P] int64 on a device; with packed_text's layouts all that crosses from the CPU as prompts are encoded."""
         return _numbers_on(self.lengths.numpy().tobytes(), device)
 
     def with_deep(self, block: int, x: Tensor) -> Tensor:

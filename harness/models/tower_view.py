@@ -113,7 +113,7 @@ class TowerViews(nn.Module):
     """Views of both towers, in evaluation mode as the frozen towers are.
 
     Learned parts that a method adds are modules of the method, which a view calls but does not hold: ZeRO-3 gathers each view as
-    a whole (`vipbench.harness.models.backbone.READ_IN_PIECES`), and reduces no right gradients of what is learned inside of it.
+    a whole (`vipbench.harness.models.backbone.READ_IN_PIECES`), and does not reduce gradients of parameters inside it correctly.
     """
 
     def __init__(self, image: nn.Module, text: TextTower) -> None:

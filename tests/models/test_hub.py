@@ -66,20 +66,107 @@ def test_what_a_text_tower_names_is_pinned_too(hub_cache: Path, tmp_path: Path, 
     assert backbone.text.encode_texts(["round"]).shape == (1, 512)
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_of_a_text_towers_repository_is_not_run(
-    hub_cache: Path, tmp_path: Path, model_folder: Path, file: str
-) -> None:
-    """Nor is anybody asked for leave to run it, as transformers would at a terminal."""
-    bert = shutil.copytree(model_folder / "bert", tmp_path / "bert")
+PLACES = ("hub", "folder", "JSON")
+BERT = {"hf_model_name": "tiny/bert", "hf_tokenizer_name": "tiny/bert"}
+
+
+def place(kind: str, hub: Path, folder: Path, model_folder: Path, text: dict[str, str]) -> BackboneConfig:
+    """A model with a BERT that its text_cfg names, in the hub, in a folder or as a JSON."""
+    open_clip_repository(folder, "bert", model_folder, **text)
+    if kind == "hub":
+        lay_out(hub, "tiny/b", folder)
+        return BackboneConfig(name="hf-hub:tiny/b")
+    if kind == "folder":  # whose tokenizer is its own
+        shutil.copytree(model_folder / "bert", folder, dirs_exist_ok=True)
+        return BackboneConfig(name=str(folder))
+    return BackboneConfig(name=str(folder / "open_clip_config.json"))
+
+
+def hostile_bert(model_folder: Path, folder: Path, file: str) -> Path:
+    """A BERT that needs code of its own."""
+    bert = shutil.copytree(model_folder / "bert", folder)
     own = {"auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.T", "own.T"]}, "model_type": "own"}
     (bert / file).write_text(json.dumps(json.loads((bert / file).read_text()) | own))
     (bert / "own.py").write_text("raise SystemExit('code of a repository was run')")
-    lay_out(hub_cache, "tiny/bert", bert)
-    open_clip_repository(tmp_path / "b", "bert", model_folder, hf_model_name="tiny/bert", hf_tokenizer_name="tiny/bert")
-    lay_out(hub_cache, "tiny/b", tmp_path / "b")
+    return bert
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_text_towers_repository_is_not_run(
+    hub_cache: Path, tmp_path: Path, model_folder: Path, file: str, kind: str
+) -> None:
+    """Nor is anybody asked for leave to run it, as transformers would at a terminal."""
+    lay_out(hub_cache, "tiny/bert", hostile_bert(model_folder, tmp_path / "bert", file))
+    config = place(kind, hub_cache, tmp_path / "b", model_folder, BERT)
     with pytest.raises(UserError, match=f"{file}: auto_map: code of a repository is never run"):
-        load("tiny/b")
+        load_backbone(config)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_hub_id_is_not_a_folder_of_the_current_directory(
+    hub_cache: Path, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lay_out(hub_cache, "tiny/bert", model_folder / "bert")
+    config = place(kind, hub_cache, tmp_path / "b", model_folder, BERT)
+    expected = load_backbone(config)
+    hostile_bert(model_folder, tmp_path / "here" / "tiny" / "bert", "config.json")
+    monkeypatch.chdir(tmp_path / "here")
+    found = load_backbone(config)
+    assert (found.digest, found.source) == (expected.digest, expected.source)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_hub_repository_reads_no_path_outside_of_it(
+    hub_cache: Path, tmp_path: Path, model_folder: Path, absolute: bool
+) -> None:
+    """Not even where a text tower lies there."""
+    shutil.copytree(model_folder / "bert", hub_cache / "models--tiny--b" / "bert")
+    outside = str(hub_cache / "models--tiny--b" / "bert") if absolute else "../../bert"
+    for key in BERT:
+        config = place("hub", hub_cache, tmp_path / key, model_folder, {**BERT, key: outside})
+        lay_out(hub_cache, "tiny/bert", model_folder / "bert")
+        with pytest.raises(UserError, match=f"text_cfg.{key}: .* leads out of the repository; a path in it or") as e:
+            load_backbone(config)
+        assert "\n" not in str(e.value)
+
+
+def test_a_text_tower_that_is_nowhere_is_one_line(hub_cache: Path, tmp_path: Path, model_folder: Path) -> None:
+    config = place("JSON", hub_cache, tmp_path / "b", model_folder, {**BERT, "hf_model_name": "../nowhere"})
+    with pytest.raises(UserError, match=r"hf_model_name: \.\./nowhere is no path from there, and .*Repo id must") as e:
+        load_backbone(config)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "change", "message"),
+    [
+        ("vit", "open_clip_config.json", {"multimodal_cfg": {}}, "is a CoCa"),
+        ("clip", "config.json", {"model_type": "siglip2"}, "model_type is siglip2; only clip and siglip"),
+        ("clip", "tokenizer_config.json", {"pad_token": None}, "the tokenizer has no padding token"),
+    ],
+)
+def test_what_is_refused_costs_no_download_of_weights(
+    hub_cache: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    file: str,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    if family == "vit":
+        open_clip_repository(tmp_path / "made", "vit", model_folder)
+    else:
+        transformers_repository(tmp_path / "made", family, "gelu")
+    content = json.loads((tmp_path / "made" / file).read_text())
+    content.get("model_cfg", content).update(change)
+    (tmp_path / "made" / file).write_text(json.dumps(content))
+    lay_out(hub_cache, "tiny/refused", tmp_path / "made")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("weights were fetched"))
+    with pytest.raises(UserError, match=message):
+        load("tiny/refused")
 
 
 def test_shards_of_weights_come_one_by_one(hub_cache: Path, tmp_path: Path) -> None:

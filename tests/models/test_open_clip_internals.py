@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,38 +35,63 @@ def changes(readings: Iterable[Reading]) -> list[str]:
 
 def readings(towers: dict[str, Towers]) -> list[Reading]:
     """All that is read of open_clip's objects, by file."""
-    clip, resnet, custom = (towers[kind].model for kind in ("vit", "resnet", "bidirectional"))
-    bert, block = towers["bert"].model, towers["vit"].model.transformer.resblocks[0]
-    text, backbone = "harness/models/text_tower.py", "harness/models/backbone.py"
-    packed, build, repository = (f"harness/models/{name}.py" for name in ("packed_text", "open_clip", "hugging_face"))
-    processor = "harness/models/processor.py"
+    clip, custom = towers["vit"].model, towers["bidirectional"].model
+    resnet, bert, block = towers["resnet"].model, towers["bert"].model, clip.transformer.resblocks[0]
+    timm = internals.TimmModel("vit_tiny_patch16_224", embed_dim=8)
+    check, known, build, repository, packed, processor, text, view, backbone = (
+        f"harness/models/{name}.py"
+        for name in (
+            "check", "known", "open_clip", "hugging_face", "packed_text", "processor", "text_tower", "tower_view", "backbone",
+        )
+    )  # fmt: skip
     shared = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "attn_mask")
     create = ("load_weights", "device", "force_quick_gelu", "pretrained_image", "pretrained_text", "weights_only")
-    bert_tokenizer = towers["bert"].tokenizer
+    tokenizer = ("tokenizer", "clean_fn", "tokenizer_mode", "strip_sep_token", "context_length")
     return [
         ("CLIP", clip, (*shared, "text_pool_type"), text),
         ("CLIP", clip, ("visual", "logit_scale", "logit_bias"), backbone),
-        ("CLIP.visual", clip.visual, ("preprocess_cfg", "image_size", "transformer"), backbone),
-        ("CustomTextCLIP", custom, ("visual", "text", "logit_scale", "logit_bias"), backbone),
+        ("CLIP", clip, ("visual",), build),
+        ("CLIP.visual", clip.visual, ("preprocess_cfg",), backbone),
+        ("CLIP.visual", clip.visual, ("preprocess_cfg",), build),
+        ("CustomTextCLIP", custom, ("visual", "logit_scale", "logit_bias"), backbone),
+        ("CustomTextCLIP", custom, ("text",), text),
+        ("CustomTextCLIP", custom, ("visual",), repository),
         ("TextTransformer", custom.text, (*shared, "pool_type", "cls_emb"), text),
+        ("VisionTransformer", clip.visual, ("transformer", "ln_pre"), view),
+        ("TimmModel", timm, ("trunk",), view),
+        ("TimmModel", timm, ("trunk",), known),
         ("Transformer", clip.transformer, ("resblocks",), packed),
+        ("Transformer", clip.transformer, ("resblocks",), text),
+        ("Transformer", clip.visual.transformer, ("resblocks", "width"), view),
         ("ResidualAttentionBlock", block, ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"), packed),
         (
             "ResidualAttentionBlock.attn",
             block.attn,
-            ("in_proj_weight", "in_proj_bias", "out_proj", "num_heads"),
+            ("in_proj_weight", "in_proj_bias", "bias_k", "out_proj", "num_heads"),
             packed,
         ),
         ("ResidualAttentionBlock.mlp", block.mlp, ("c_fc", "c_proj"), repository),
         ("HFTextEncoder", bert.text, ("transformer", "pooler", "proj", "config", "context_length"), text),
-        ("ModifiedResNet", resnet.visual, ("attnpool", "preprocess_cfg"), backbone),
+        ("ModifiedResNet", resnet.visual, ("preprocess_cfg",), backbone),
         ("SimpleTokenizer", towers["vit"].tokenizer, ("eot_token_id",), text),
-        ("HFTokenizer", bert_tokenizer, ("tokenizer", "clean_fn", "tokenizer_mode", "strip_sep_token"), text),
-        ("HFTokenizer", bert_tokenizer, ("context_length",), processor),
-        ("PreprocessCfg", internals.PreprocessCfg(), ("size", "mean", "std", "interpolation", "resize_mode"), backbone),
+        ("SimpleTokenizer", towers["vit"].tokenizer, ("vocab_size",), check),
+        ("HFTokenizer", towers["bert"].tokenizer, tokenizer, text),
+        ("HFTokenizer", towers["bert"].tokenizer, tokenizer, processor),
+        ("PreprocessCfg", internals.PreprocessCfg(), ("size", "mean", "std"), backbone),
+        ("PreprocessCfg", internals.PreprocessCfg(), ("interpolation", "resize_mode"), check),
         ("create_model", open_clip.create_model, (*create, "force_preprocess_cfg"), build),
-        ("image_transform_v2", internals.image_transform_v2, ("cfg", "is_train"), backbone),
+        ("image_transform_v2", internals.image_transform_v2, ("is_train",), backbone),
     ]
+
+
+def test_each_file_reads_what_it_is_credited_with(towers: dict[str, Towers]) -> None:
+    wrong = [
+        (reader, name)
+        for _, _, names, reader in readings(towers)
+        for name in names
+        if not re.search(rf"\b{name}\b", (ROOT / reader).read_text())
+    ]
+    assert wrong == []
 
 
 def test_open_clip_has_what_is_read(towers: dict[str, Towers]) -> None:
