@@ -32,17 +32,19 @@ def check(
 @app.command("list")
 def list_() -> None:
     """List medical backbones with their ids, families, licences and modalities."""
+    from rich.console import Console
+    from rich.table import Table
+
     from vipbench.harness.models.known import known
 
-    header = ("NAME", "ID", "FAMILY", "LICENCE", "MODALITY", "STATE")
-    rows = [
-        (entry.name, entry.id, entry.family, entry.licence, entry.modality, _state(entry.run, entry.note))
-        for entry in known().backbones
-    ]
-    # Lines for grep and cut: a rich table wraps them at the terminal's width.
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table = Table(
+        "NAME", "ID", "FAMILY", "LICENCE", "MODALITY", "STATE", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for entry in known().backbones:
+        state = _state(entry.run, entry.note)
+        table.add_row(entry.name, entry.id, entry.family, entry.licence, entry.modality, state)
+    # Wider than any row, so that each is one line for grep, with its id whole.
+    Console(markup=False, highlight=False, width=1000).print(table)
 
 
 def _state(run: bool, note: str | None) -> str:

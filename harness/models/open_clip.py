@@ -78,8 +78,9 @@ class Source:
 
 
 def create(config: BackboneConfig, repository: Repository | None = None) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
-    """Build a model and load its weights; returns model, tokenizer and architecture. See
-    `vipbench.harness.models.backbone.load_backbone`.
+    """Build a model and load its weights; returns model, tokenizer and architecture.
+
+    See `vipbench.harness.models.backbone.load_backbone`.
 
     Args:
         repository: the hub repository that an "hf-hub:" name stands for.
@@ -225,7 +226,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _find_text(file: Path, described: dict[str, Any], built: dict[str, Any], repository: Repository | None) -> None:
-    """Find the config and the tokenizer that a text tower names: in `built` they become checked folders.
+    """Find the config and the tokenizer that a text tower names: in `built` they become checked local paths.
 
     Names are paths, relative to the folder of the file that has them, or else hub ids, each pinned at one commit. In
     `described` the content that lies at a path takes its place. The current directory plays no part.
@@ -246,7 +247,7 @@ def _find_text(file: Path, described: dict[str, Any], built: dict[str, Any], rep
             raise UserError(
                 f"{file}: text_cfg.{key}: {shortened(given)} leads out of the repository; a path in it or a hub id is expected"
             )
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
             path = path.resolve()
             described[key] = _content(path)
         else:
@@ -260,14 +261,17 @@ def _find_text(file: Path, described: dict[str, Any], built: dict[str, Any], rep
         built[key] = str(path)
 
 
-def _check_text(folder: Path) -> None:
-    """Refuse a text tower's repository whose numbers no model has, or that needs code of its own, for which transformers asks."""
+def _check_text(path: Path) -> None:
+    """Refuse a text tower's repository whose numbers no model has, or that needs code of its own, for which transformers asks.
+
+    Args:
+        path: a folder, or a config alone.
+    """
     from transformers import CONFIG_MAPPING
 
-    for name in ("config.json", "tokenizer_config.json"):
-        file = folder / name
+    for file in [path] if path.is_file() else [path / "config.json", path / "tokenizer_config.json"]:
         content = mapping(file, read_json(file), "config of transformers") if file.is_file() else {}
-        if name == "config.json":
+        if file.name != "tokenizer_config.json":
             check_numbers(file, "", content)
         if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
             raise UserError(

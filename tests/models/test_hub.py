@@ -131,11 +131,21 @@ def test_a_hub_repository_reads_no_path_outside_of_it(
         assert "\n" not in str(e.value)
 
 
-def test_a_text_tower_that_is_nowhere_is_one_line(hub_cache: Path, tmp_path: Path, model_folder: Path) -> None:
-    config = place("JSON", hub_cache, tmp_path / "b", model_folder, {**BERT, "hf_model_name": "../nowhere"})
-    with pytest.raises(UserError, match=r"hf_model_name: \.\./nowhere is no path from there, and .*Repo id must") as e:
+@pytest.mark.parametrize("name", ["../nowhere", "a" * 300])
+def test_a_text_tower_that_is_nowhere_is_one_line(
+    hub_cache: Path, tmp_path: Path, model_folder: Path, name: str
+) -> None:
+    config = place("JSON", hub_cache, tmp_path / "b", model_folder, {**BERT, "hf_model_name": name})
+    with pytest.raises(UserError, match=r"hf_model_name: \S+ is no path from there, and .*Repo id must") as e:
         load_backbone(config)
     assert "\n" not in str(e.value)
+
+
+def test_code_of_a_text_towers_config_file_is_not_run(hub_cache: Path, tmp_path: Path, model_folder: Path) -> None:
+    file = hostile_bert(model_folder, tmp_path / "bert", "config.json") / "config.json"
+    config = place("JSON", hub_cache, tmp_path / "b", model_folder, {**BERT, "hf_model_name": str(file)})
+    with pytest.raises(UserError, match="auto_map: code of a repository is never run"):
+        load_backbone(config)
 
 
 @pytest.mark.parametrize(
