@@ -49,7 +49,7 @@ def shortened(value: object, most: int = 80) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str | None = None, most: int = 1) -> str:
-    """Hint for an error message: the nearest right words in any case, at most `most`; where none is near, `otherwise` or all."""
+    """A hint for an error message: the `most` nearest words, whatever their case; where none is near, `otherwise` or all."""
     names = sorted(choices)
     folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(word.casefold(), folded, n=most, cutoff=0.5)

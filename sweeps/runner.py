@@ -116,7 +116,7 @@ def _work(out: Path, executor: Executor, find: Callable[[], list[Unit]]) -> None
             units = find()
             if executor.exclusive and units:
                 executor.run(out, units)
-        if not executor.exclusive:
+        if not executor.exclusive:  # also for nothing: the other nodes wait to meet this one
             executor.run(out, units)
 
 

@@ -1,6 +1,6 @@
 """Train the small CLIP of the embedded benchmark (a program; the training is harness/demo/clip_training.py).
 
-    python -m vipbench.harness.demo.train_clip --steps 6000 --images 300000 --device cuda --out harness/demo/model
+    python -m vipbench.harness.demo.train_clip --steps 6000 --images 200000 --device cuda --out harness/demo/model
 
 On one GPU with 16 cores that takes a few minutes; figures of the committed weights are in harness/demo/model/README.md.
 """
@@ -21,7 +21,7 @@ def main(
     steps: int = 6000,
     images: Annotated[
         int, typer.Option(help="how many to draw; they are seen many times, each time cropped anew")
-    ] = 300_000,
+    ] = 200_000,
     batch_size: int = 1024,
     lr: float = 1e-3,
     workers: int = 2,

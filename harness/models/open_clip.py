@@ -76,7 +76,9 @@ class Source:
 
 
 def create(config: BackboneConfig, repository: Repository | None = None) -> tuple[CLIP | CustomTextCLIP, Any, Any]:
-    """Build a model and load its weights; returns model, tokenizer and architecture. See `harness.models.backbone.load_backbone`.
+    """Build a model and load its weights; returns model, tokenizer and architecture.
+
+    See `vipbench.harness.models.backbone.load_backbone`.
 
     Args:
         repository: the hub repository that an "hf-hub:" name stands for.

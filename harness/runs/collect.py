@@ -23,7 +23,7 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
     overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "digests.method"
     (of plugins' methods), "dataset" (its name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see
-    `harness.training.loop.BestEpoch.warnings`).
+    `vipbench.harness.training.loop.BestEpoch.warnings`).
     """
     import pandas as pd
 

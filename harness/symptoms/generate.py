@@ -1,8 +1,8 @@
 """Generate a symptom set with an LLM: elicit, refine, filter; ask again where too few symptoms are left.
 
 Classes are taken in groups of those that are hard to tell apart, groups in blocks, so that memory does not grow with the
-number of classes (but for the result). The set is a pure function of the plan and of the recorded answers: rebuilt from
-them offline, it is the same byte for byte.
+number of classes (but for the result). The set is a pure function of the plan, the recorded answers and the packages
+that judge words (wordfreq, snowballstemmer): rebuilt from them offline, it is the same byte for byte.
 
     vipbench symptoms generate --task derm7pt --classes melanoma,nevus --modality dermoscopy --url http://127.0.0.1:8000
 """

@@ -97,8 +97,8 @@ def find_preset(modality: str, extra: Path | None = None) -> tuple[str, Preset]:
     if _key(modality) in names:
         name = names[_key(modality)]
         return name, presets[name]
-    aliases = [alias for name, preset in presets.items() for alias in (name, *preset.aliases)]
-    advice = did_you_mean(modality.replace("-", " "), aliases, otherwise="")
+    word, aliases = modality.replace("-", " "), [alias for preset in presets.values() for alias in preset.aliases]
+    advice = did_you_mean(word, presets, otherwise=did_you_mean(word, aliases, otherwise=""))
     raise UserError(
         f"modality {modality!r}: no preset; {advice}{' ' if advice else ''}there are {', '.join(presets)}; "
         "--presets FILE adds your own"

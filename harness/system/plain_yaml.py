@@ -1,6 +1,7 @@
 """YAML for files of settings: text keys, each once; plain values; bounded in size and depth.
 
-`harness.system.files.read_yaml` reads a file of it. Dates stay text, and so does 4:00:00, which YAML 1.1 counts in base 60.
+`vipbench.harness.system.files.read_yaml` reads a file of it. Dates stay text, and so does 4:00:00, which YAML 1.1 counts in base
+60.
 """
 
 import re

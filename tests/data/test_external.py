@@ -94,6 +94,20 @@ def test_keys_that_shards_share_get_the_shards_name(tmp_path: Path) -> None:
     assert not list((tmp_path / "in").glob("*.parquet")), "shards elsewhere are left as they are"
 
 
+def test_labels_of_keys_that_shards_share_are_all_classes(tmp_path: Path) -> None:
+    """The last shard's labels are not the only ones."""
+    for split, names in (("train", ["melanoma", "nevus", "keratosis"]), ("test", ["nevus", "nevus", "melanoma"])):
+        parts = {f"{n}": {"jpg": picture(f"{split}{n}"), "cls": name.encode()} for n, name in enumerate(names)}
+        write(tmp_path / f"in/{split}.tar", parts)
+    result = index(
+        "--train", f"{tmp_path}/in/train.tar", "--test", f"{tmp_path}/in/test.tar", "--out", str(tmp_path / "out")
+    )
+    assert result.exit_code == 0, result.exception
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.classes == ["keratosis", "melanoma", "nevus"]
+    assert [dataset.classes[label] for label in dataset.split("train").labels] == ["melanoma", "nevus", "keratosis"]
+
+
 def test_nested_keys_and_one_of_several_images(tmp_path: Path) -> None:
     meta = json.dumps({"meta": {"dx": "nevus", "id": 7}}).encode()
     write(

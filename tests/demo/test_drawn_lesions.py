@@ -18,6 +18,7 @@ from vipbench.harness.demo import clip_training
 from vipbench.harness.demo.attributes import BROAD, sample
 from vipbench.harness.demo.benchmark import CLASSES, IMAGES, Picture, distribution, make_dataset, pictures, write_images
 from vipbench.harness.demo.captions import FACTS, caption, fact_flags, facts_of, words_of_captions
+from vipbench.harness.demo.clip_training import ATTRIBUTES
 from vipbench.harness.demo.draw import SIZE, Scene, draw, generator
 from vipbench.harness.features.encode import encode_samples
 from vipbench.harness.methods.base import Task
@@ -83,19 +84,7 @@ def test_captions_never_speak_of_classes() -> None:
 def test_classes_overlap_so_that_no_single_attribute_decides() -> None:
     rng = np.random.default_rng(0)
     drawn = {name: [sample(distribution(name), rng) for _ in range(500)] for name in CLASSES}
-    for attribute in (
-        "symmetry",
-        "border",
-        "edge",
-        "size",
-        "colour",
-        "dots",
-        "streaks",
-        "veil",
-        "network",
-        "surface",
-        "vessels",
-    ):
+    for attribute in ATTRIBUTES:
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for name, lesions in drawn.items():
             for lesion in lesions:

@@ -416,6 +416,9 @@ def test_own_templates_and_synonyms(tmp_path: Path, server: FakeEndpoint) -> Non
         ([], "say who answers"),
         (["--offline"], "no such response cache"),
         (["--dry-run", "--modality", "dermascopy"], "did you mean 'dermoscopy'"),
+        (["--dry-run", "--modality", "DERMOSCOPI"], "did you mean 'dermoscopy'"),
+        (["--dry-run", "--modality", "CXRs"], "did you mean 'cxr'"),
+        (["--executor", "slurm", "--serve", "m", "--tensor-parallel", "2"], "--gpus: give the number of GPUs"),
         (["--dry-run", "--classes", "a,A"], "occurs twice"),
         (["--dry-run", "--classes", "a,,b"], "1 to 200 printable"),
         (["--dry-run", "--classes-file", "x.txt"], "say which classes"),
@@ -439,3 +442,30 @@ def test_classes_from_a_file_and_from_a_dataset(tmp_path: Path, dataset: Path) -
     assert [entry.name for entry in made.classes] == ["A00.0 Cholera, classical", "A01.0 Typhoid fever"]
     assert invoke([*base, "--data", str(dataset), "--task", "own"]).exit_code == 0
     assert SymptomSet.load(tmp_path / "own" / "class-name.json").texts(["nevus"]) == [["nevus"]]
+
+
+def test_the_kinds_on_the_command_line_are_those_of_the_code() -> None:
+    """The command has a list of its own, since the code takes longer to import."""
+    from vipbench.harness.commands.generate import Kind
+    from vipbench.harness.symptoms.prompting import KNOWLEDGE
+
+    assert [kind.value for kind in Kind] == list(KNOWLEDGE)
+
+
+def test_a_served_model_has_the_revision_and_the_key_that_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vipbench.harness.symptoms.llm import server
+
+    given: dict[str, Any] = {}
+
+    def start(model: str, **options: Any) -> None:
+        given.update(options, model=model)
+        raise UserError("as far as this test goes")
+
+    monkeypatch.setattr(server, "Server", start)
+    (tmp_path / "key").write_text("secret")
+    options = ["--serve", "org/m", "--revision", "v2", "--api-key-file", str(tmp_path / "key"), "--gpus", "2"]
+    failed = invoke(command(tmp_path, *options))
+    assert "as far as this test goes" in str(failed.exception)
+    assert given == {"model": "org/m", "revision": "v2", "api_key": "secret", "gpus": 2, "tensor_parallel": 1}

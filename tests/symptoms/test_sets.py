@@ -58,6 +58,7 @@ def test_texts_come_in_the_datasets_order_whatever_the_spelling() -> None:
     ("classes", "words"),
     [
         (["melanomas"], ["'melanomas'", "did you mean 'melanoma'"]),
+        (["MELANOM"], ["'MELANOM'", "did you mean 'melanoma'"]),
         (["x"], ["it has 'melanoma'"]),
         (["empty"], ["no symptom for"]),
     ],

@@ -72,6 +72,7 @@ JARGON = """
 erythematous pleomorphism hyperchromatic telangiectasia opacity consolidation effusion atelectasis reticular acanthosis
 papule exudate drusen hypoechoic pedunculated ulceration infiltrate parenchyma edema cardiomegaly interstitial hilar
 melanocytic atypical necrosis hyperkeratosis spiculation microaneurysms stenosis bilateral lateral fibrosis
+cysts erosions infarcts
 """
 
 
