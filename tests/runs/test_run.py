@@ -286,10 +286,10 @@ def test_templates_are_of_the_task(base_config: dict[str, Any], tmp_path: Path, 
         run(base_config, tmp_path, "method=kgcoop", "templates=[a photo]")
 
 
-def test_processes_that_read_other_content_are_told_so(
+def test_processes_that_read_other_content_are_refused(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a branch of a hub moves on while they load."""
+    """Refuse it, as where a branch of a hub moves on while they load."""
 
     def of_first_rank(self: Topology, value: Any) -> Any:
         return value._replace(backbone="0" * 64) if isinstance(value, Digests) else value
@@ -305,7 +305,7 @@ def test_processes_that_read_other_content_are_told_so(
 def test_texts_of_the_support_set_are_encoded_once(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the training samples and the validation samples together."""
+    """Count the calls for the training samples and the validation samples together."""
     calls: list[int] = []
 
     def counted(*arguments: Any) -> torch.Tensor:
