@@ -1,22 +1,15 @@
 """Grouping of runs that can train together in one process (harness/pack.py)."""
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from vipbench.harness.config.schema import Config
-from vipbench.harness.runs.packed import not_packed
+from vipbench.harness.runs.packed import not_packed, shared_settings
 
 log = logging.getLogger(__name__)
 
 MOST = 16  # runs in a process: enough to fill a GPU, few enough to lose little when one dies
-MAY_DIFFER: dict[str, Any] = {
-    "seed": True,
-    "data": {"shots", "split_seed"},
-    "train": {"lr", "epochs", "select", "select_ties", "augmentation_seed", "batch_size"},
-}
 
 
 def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
@@ -33,7 +26,7 @@ def group(configs: Mapping[str, Config], pack: bool = True) -> list[list[str]]:
         reason = not_packed(config)
         if reason:
             alone[config.method.name, reason] = None
-        same = groups[name if reason else json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER))]
+        same = groups[name if reason else shared_settings(config)]
         if not same or len(same[-1]) == MOST:
             same.append([])
         same[-1].append(name)

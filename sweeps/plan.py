@@ -8,7 +8,7 @@ from pathlib import Path
 from vipbench.harness.config.validation import Section, validate
 from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.system.files import read_json, write_json, write_text
-from vipbench.sweeps.units import CONFIGS, FAILED, LOCK, PLAN, RUN_COMMAND, RUNS, Unit, unit
+from vipbench.sweeps.units import CONFIGS, FAILED, LOCK, PLAN, RUN_COMMAND, RUNS, Name, Unit, unit
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class Plan(Section):
     """The runs, each once, that a grid came to."""
 
     grid: str = ""
-    runs: tuple[str, ...]
+    runs: tuple[Name, ...]
 
 
 def write_plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> list[str]:

@@ -40,10 +40,13 @@ SECONDS_TO_PLAN = 1800.0  # that the other nodes of an allocation wait for one t
 SECONDS_TO_END = 30.0  # for runs whose runner was killed, to end at a checkpoint
 
 
+AnyExecutor = Annotated[LocalExecutor | TorchrunExecutor | SlurmExecutor, Field(discriminator="kind")]
+
+
 class LaunchRecord(Section):
     """The way in which a sweep was run last."""
 
-    executor: Annotated[LocalExecutor | TorchrunExecutor | SlurmExecutor, Field(discriminator="kind")]
+    executor: AnyExecutor
     pack: bool
 
     @classmethod
@@ -69,7 +72,7 @@ def run_sweep(
     Args:
         executor: None: this machine, one run at a time.
         pack: train runs together that differ only in seed, shots or learning rate.
-        command: starts one run when a config file is added to it.
+        command: starts one run when a config file is added to it; the processes of torchrun start RUN_COMMAND instead.
         plugins: Python files that register methods, for every run.
 
     Raises:
@@ -111,9 +114,9 @@ def _work(out: Path, executor: Executor, find: Callable[[], list[Unit]]) -> None
     with disk_errors(out):
         with _locked(out, executor):
             units = find()
-            if executor.exclusive:
+            if executor.exclusive and units:
                 executor.run(out, units)
-        if not executor.exclusive:
+        if not executor.exclusive:  # also for nothing: the other nodes wait to meet this one
             executor.run(out, units)
 
 

@@ -10,7 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 from vipbench.harness.config.schema import TrainConfig
 from vipbench.harness.errors import UserError, shortened
-from vipbench.harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, find_damage, is_finished, is_running
+from vipbench.harness.runs.directory import (
+    CONFIG,
+    PARTIAL,
+    STEPS,
+    failure,
+    find_damage,
+    is_finished,
+    is_running,
+    log_file,
+)
 from vipbench.harness.system.files import read_json, read_yaml
 from vipbench.harness.training.schedule import total_steps
 from vipbench.sweeps.executors.submissions import WAITING, JobState, job_states
@@ -124,7 +133,7 @@ def progress(partial: Path) -> str:
         return ""
     if step >= steps:
         return f"step {step} of {steps}, testing"
-    first = _resumed_after(partial / LOGS / "rank-0.log")
+    first = _resumed_after(log_file(partial, 0))
     rate = (step - first) / max(now - began, 1e-3)
     left = f", about {timedelta(seconds=round((steps - step) / rate))} left" if rate > 0 else ""
     return f"step {step} of {steps}{left}"

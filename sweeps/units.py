@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from vipbench.harness.runs.directory import failure, is_finished, is_running
 from vipbench.harness.system.console import INTERRUPTED
@@ -29,6 +32,9 @@ PACK_COMMAND = (sys.executable, str(HARNESS / "pack.py"))
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 BLOCK = 1 << 16  # bytes
 NOT_FAILED = (*STOPPED, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # the latter two: asked before it could listen
+
+# Of runs and of Slurm jobs, as read from a file; they become names of files and folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
 
 
 @dataclass(frozen=True)

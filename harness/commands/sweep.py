@@ -146,10 +146,10 @@ def retry(
 
 def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor":
     """The executor that options describe. Raises UserError for an option of another one."""
-    from vipbench.sweeps.executors.local import LocalExecutor
+    from pydantic import TypeAdapter
+
     from vipbench.sweeps.executors.profile import Profile
-    from vipbench.sweeps.executors.slurm import SlurmExecutor
-    from vipbench.sweeps.executors.torchrun import TorchrunExecutor
+    from vipbench.sweeps.runner import AnyExecutor
 
     options = {of: {name: value for name, value in those.items() if value is not None} for of, those in given.items()}
     for of, those in options.items():
@@ -158,8 +158,9 @@ def _executor(kind: Kind, given: Mapping[Kind, Mapping[str, Any]]) -> "Executor"
     own = options.get(kind, {})
     if kind is Kind.slurm:
         own.pop("wait", None)
-        return SlurmExecutor(profile=Profile.load(own.pop("profile", None), own))
-    return {Kind.local: LocalExecutor, Kind.torchrun: TorchrunExecutor}[kind](**own)
+        own = {"profile": Profile.load(own.pop("profile", None), own)}
+    union: TypeAdapter[Executor] = TypeAdapter(AnyExecutor)
+    return union.validate_python({"kind": str(kind), **own})
 
 
 def _watch(out: Path, names: Sequence[str]) -> "list[RunState]":

@@ -247,7 +247,7 @@ def _refuse_mixture(group: pd.DataFrame, key: tuple[Any, ...]) -> None:
 
 
 def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
-    """Describe a cell whose runs read different datasets, backbones or symptom sets."""
+    """Describe a cell whose runs read different datasets, backbones, symptom sets or code of a method."""
     name = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms", "method": "method.name"}[kind]
     places = list(dict.fromkeys(_show(value) for value in group[name]))
     if len(places) > 1:

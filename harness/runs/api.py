@@ -146,12 +146,20 @@ class Run:
         if backbone.digest != digests["backbone"]:
             raise UserError(
                 f"{self.path}: the backbone {config.backbone.name!r} has other weights now than when the run was made"
+                + self._pinned_backbone()
             )
         method = build_method(config, make_task(classes, symptoms, config.templates), backbone)
         if method.per_class and set(classes) != set(self.classes):
             raise UserError(f"{data or self.path}: {name} learned for {self.classes}; {classes} are other classes")
         method.load_learned(learned)
         return method
+
+    def _pinned_backbone(self) -> str:
+        """The end of an error that names the commit of the run's backbone; "" where that is not on record."""
+        source = self.provenance.get("backbone")
+        if not isinstance(source, dict) or not {"repository", "commit"} <= set(source):
+            return ""
+        return f"; it was hf-hub:{source['repository']}@{source['commit']}"
 
     def symptom_sets(self, other: Path | None = None) -> list[SymptomSet]:
         """The symptom sets that the run was trained with, or another one where it is named.

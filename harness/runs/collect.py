@@ -21,8 +21,8 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
 
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
-    overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "dataset" (its
-    name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see
+    overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "digests.method"
+    (of plugins' methods), "dataset" (its name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see
     `vipbench.harness.training.loop.BestEpoch.warnings`).
     """
     import pandas as pd

@@ -68,7 +68,9 @@ class RunData:
         """The frozen features that `Method.prepare` takes: of the training samples, and of the validation samples."""
         source, views = self._support_source()
         held_out = self._source(self.validation, "val", needs="features") if self.validation else None
-        return self._frozen(source, views), (self._frozen(held_out, [EVALUATION]) if held_out else None)
+        text = template_features(self.inputs.task, self.inputs.backbone)[:, 0]
+        frozen = self._frozen(source, views, text)
+        return frozen, (self._frozen(held_out, [EVALUATION], text) if held_out else None)
 
     def fill_bank(self) -> None:
         """Compute the image features that the run will read, and no more; all runs of the folder then find them."""
@@ -96,14 +98,13 @@ class RunData:
         source = self._source(self.samples, "train", self.support_views.augmentation(seed), "features")
         return source, list(range(1, self.support_views.number + 1)) or [EVALUATION]
 
-    def _frozen(self, source: Source, views: Sequence[int]) -> Support:
-        """The frozen features of a source's undamaged samples, on the device."""
+    def _frozen(self, source: Source, views: Sequence[int], text: torch.Tensor) -> Support:
+        """The frozen features of a source's undamaged samples, on the device; `text` [C, d]: those of the classes."""
         rows, good = source.all_rows(views)
         labels = torch.from_numpy(source.samples.labels[good])
         rows, labels = (to_device(part, self.topology.device) for part in (rows[:, good], labels))
-        features, backbone = rows[..., :-1].contiguous(), self.inputs.backbone
-        text = template_features(self.inputs.task, backbone)[:, 0]
-        return Support(features, rows[..., -1], labels, backbone.logit_scale * features @ text.T)
+        features = rows[..., :-1].contiguous()
+        return Support(features, rows[..., -1], labels, self.inputs.backbone.logit_scale * features @ text.T)
 
     def _evaluation_set(self, samples: Samples, split: str) -> EvaluationSet:
         return EvaluationSet(self._source(samples, split), self.topology)

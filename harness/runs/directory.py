@@ -16,7 +16,6 @@ While a run works, its directory ends in ".partial"; the name without it means t
 goes on in its partial directory from its newest checkpoint; one that failed leaves failed.json there too, with the error.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.system.files import (
     atomic_path,
     digest_file,
+    is_locked,
     parse_json,
     read_json,
     read_whole,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
-PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
+PARTIAL, FAILED, CHECKPOINTS, LOGS = ".partial", "failed.json", "checkpoints", "logs"
 FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
@@ -208,14 +208,12 @@ def failure(path: Path) -> str | None:
 
 def is_running(path: Path) -> bool:
     """Check for a process that works on a run: on this machine, or on any where the file system shares locks (NFS 4 does)."""
-    try:
-        with _lock_file(path).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that those who ask do not see each other
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(_lock_file(path))
+
+
+def log_file(run: Path, rank: int) -> Path:
+    """A rank's log in a run directory."""
+    return run / LOGS / f"rank-{rank}.log"
 
 
 def _lock(run: Path) -> FileLock:

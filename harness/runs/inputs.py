@@ -36,18 +36,34 @@ class Inputs:
 
 
 def load_inputs(config: Config, topology: Topology) -> Inputs:
-    """Load dataset, symptom sets and backbone of a config. Raises UserError where one is missing, damaged or does not fit."""
+    """Load dataset, symptom sets and backbone of a config; all ranks call it together.
+
+    Raises:
+        UserError: one is missing, damaged, does not fit, or is another one on another rank.
+    """
+    if config.run.compile and topology.zero_stage == 3:
+        raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     dataset = Dataset(config.data.path)
     symptoms = load_sets(config.symptoms)
     task = make_task(dataset.classes, symptoms, config.templates)
     backbone = load_backbone(config.backbone, topology.device)
     backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
-    if config.run.compile and topology.zero_stage == 3:
-        raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     if config.run.compile:
         backbone.image.compile()
     digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
+    _check_same(digests, topology)
     return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
+
+
+def _check_same(digests: Digests, topology: Topology) -> None:
+    """Raise UserError where this rank reads another content than rank 0, such as a newer commit of a hub's branch."""
+    first: Digests = topology.broadcast(digests)
+    others = [name for name, own, its in zip(Digests._fields, digests, first, strict=True) if own != its]
+    if others:
+        raise UserError(
+            f"{', '.join(others)}: differs between the processes of this run; give every node the same files, and of a hub "
+            "model one commit: hf-hub:REPOSITORY@COMMIT"
+        )
 
 
 def make_task(classes: list[str], sets: list[SymptomSet], templates: Sequence[str] | None = None) -> Task:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 from vipbench.harness.config.schema import Config
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.runs.directory import RunDirectory, flatten, new_run
+from vipbench.harness.runs.directory import RunDirectory, flatten, log_file, new_run
 from vipbench.harness.runs.tracking import FOLDER as TRACKING
 from vipbench.harness.runs.tracking import tracking
 from vipbench.harness.system.console import log_to
 from vipbench.harness.system.files import disk_errors
 
 log = logging.getLogger(__name__)
-
-LOGS = "logs"  # in the run directory
 
 
 @contextmanager
@@ -37,8 +35,3 @@ def open_run(config: Config, final: Path, topology: Topology, restart: bool = Fa
             trackers = stack.enter_context(tracking(names, project, final.name, folder / TRACKING, settings))
             directory.listeners.append(trackers.log)
         yield directory
-
-
-def log_file(run: Path, rank: int) -> Path:
-    """A rank's log in a run directory."""
-    return run / LOGS / f"rank-{rank}.log"

@@ -4,11 +4,13 @@ The runs differ in seed, shots or learning rate and share data, backbone and met
 selection and run directory, and gives the same result as alone. A run that fails does not end the others.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +22,10 @@ from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.registry import method_class
 from vipbench.harness.models.text_tower import TextTower
-from vipbench.harness.runs.directory import PARTIAL, is_finished
+from vipbench.harness.runs.directory import PARTIAL, flatten, is_finished, log_file
 from vipbench.harness.runs.inputs import Inputs, load_inputs
 from vipbench.harness.runs.job import Job
-from vipbench.harness.runs.open import log_file, open_run
+from vipbench.harness.runs.open import open_run
 from vipbench.harness.runs.tracking import ONE_RUN_PER_PROCESS
 from vipbench.harness.system.console import log_only_to, setup_logging
 from vipbench.harness.system.files import disk_errors
@@ -34,6 +36,13 @@ from vipbench.harness.training.loop import BestEpoch, Training
 from vipbench.harness.training.packing import RandomStream, compute_together
 
 log = logging.getLogger(__name__)
+
+# Settings in which runs may differ that train together; all others decide what they share.
+MAY_DIFFER: dict[str, Any] = {
+    "seed": True,
+    "data": {"shots", "split_seed"},
+    "train": {"lr", "epochs", "select", "select_ties", "augmentation_seed", "batch_size"},
+}
 
 
 class PackedRun:
@@ -167,12 +176,29 @@ def not_packed(config: Config) -> str:
     return f"{trackers[0]} follows one run per process" if trackers else ""
 
 
+def shared_settings(config: Config) -> str:
+    """The settings, as JSON, that runs which train together have in common."""
+    return json.dumps(config.model_dump(mode="json", exclude=MAY_DIFFER))
+
+
+def _differences(configs: Sequence[Config]) -> list[str]:
+    """Dotted names of settings that differ between configs and may not."""
+    settings = [flatten(json.loads(shared_settings(config))) for config in configs]
+    names = dict.fromkeys(name for own in settings for name in own)
+    return [name for name in names if any(own.get(name) != settings[0].get(name) for own in settings)]
+
+
 def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
-    """Run configs of one group of `vipbench.sweeps.packing`; returns the reasons of failures by run directory.
+    """Run configs that share all settings but MAY_DIFFER; returns the reasons of failures by run directory.
 
     Finished runs are skipped. Raises UserError for an error that concerns all of them, and Stopped as
     `vipbench.harness.runs.execute.execute` does.
     """
+    if differences := _differences(configs):
+        raise UserError(
+            f"{', '.join(differences)}: not the same in all configs; runs train together that differ in seed, shots or "
+            "learning rate; run the others apart"
+        )
     if reason := not_packed(configs[0]):
         raise UserError(f"{configs[0].method.name}: {reason}; run these without --pack")
     topology = Topology(configs[0].run.device, configs[0].precision)

@@ -38,7 +38,7 @@ class Provenance:
             **self.facts,
             "result_version": RESULT_VERSION,
             "versions": versions(),
-            "git": git_commit(Path(__file__).parent),
+            "git": git_commit(Path(__file__)),
             "hardware": {**self.topology.describe(), **machine()},
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,16 +55,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out around a folder, with "+changes" when the work tree differs; None outside a repository."""
+def git_commit(file: Path) -> str | None:
+    """The commit of the repository that tracks a file, with "+changes" when its work tree differs; None where none does."""
+    file = file.resolve()
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", *command], cwd=file.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit yet: there is nothing to record
+        git("ls-files", "--error-unmatch", file.name)  # else the package lies in a project that is not its own
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, not tracked, no commit yet: there is nothing to record
         return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def machine() -> dict[str, Any]:

@@ -48,10 +48,7 @@ def resolve_config(mapping: Mapping[str, Any], plugins: Sequence[Path] = ()) -> 
     load_plugins(draft.run.plugins)
     method_type = method_class(draft.method.get("name"))
     method = validate(method_type.Config, draft.method, "method.")
-    values = {
-        name: getattr(draft, name) for name in ("seed", "precision", "data", "backbone", "symptoms", "templates", "run")
-    }
-    values["method"] = method
+    values = dict(draft) | {"method": method}
     if draft.templates and not method_type.uses_templates:
         raise UserError(f"templates: method {method.name!r} reads none of them; leave them out")
     if method_type.uses_symptoms(method):

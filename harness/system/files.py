@@ -1,6 +1,7 @@
 """Files that are never half there: written under a temporary name, flushed, then renamed; and digests of content."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -123,6 +124,18 @@ def _recover(target: Path) -> None:
                 with FileLock(held, timeout=0):
                     _put_back(workspace, target)
                     shutil.rmtree(workspace, ignore_errors=True)
+
+
+def is_locked(path: Path) -> bool:
+    """Check for a process that holds the lock of a file: on this machine, or on any where the file system shares locks."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that those who ask do not see each other
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

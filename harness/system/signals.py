@@ -6,7 +6,7 @@ Slurm sends SIGTERM, sweeps/executors/slurm_job.py SIGUSR1; what has not ended h
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,6 +15,20 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SECONDS_BETWEEN_EXCHANGES = 1.0
+
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Handle signals in this way while it is open; then as before. Only in the main thread."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class Stopped(SystemExit):
@@ -72,12 +86,8 @@ class StopSignals:
             self.received.append(number)
             signal.signal(number, signal.SIG_DFL)
 
-        previous = {number: signal.signal(number, note) for number in SIGNALS}
-        try:
+        with handled(SIGNALS, note):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def stop_if_asked(self) -> None:
         """Leave when a signal has asked for it. All ranks call it equally often, between two parts of long work.

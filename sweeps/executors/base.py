@@ -1,7 +1,7 @@
 """The interface of an executor.
 
-A new one is a subclass in a file of its own, named in `LaunchRecord.executor` (sweeps/runner.py) and in `Kind` of
-harness/commands/sweep.py.
+A new one is a subclass in a file of its own, with a `kind` of its own, named in `AnyExecutor` (sweeps/runner.py) and in `Kind` of
+harness/commands/sweep.py, whose `run` has its options.
 """
 
 from collections.abc import Sequence

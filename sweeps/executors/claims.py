@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vipbench.harness.runs.directory import is_finished, is_running
+from vipbench.harness.system.files import is_locked
 from vipbench.sweeps.units import CLAIMS, FAILED, RUNS, Unit, record_end
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,7 @@ def claimed(out: Path, names: Iterable[str]) -> Iterator[bool]:
 
 def at_work(out: Path, name: str) -> bool:
     """Check for a process that works on a run, or has claimed it to start it."""
-    if is_running(out / RUNS / name):
-        return True
-    if not _claim(out, name).is_file():
-        return False
-    with claimed(out, [name]) as free:
-        return not free
+    return is_running(out / RUNS / name) or is_locked(_claim(out, name))
 
 
 def _claim(out: Path, name: str) -> Path:

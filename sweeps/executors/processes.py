@@ -10,6 +10,7 @@ from types import FrameType
 
 from vipbench.harness.system.console import RUNNER
 from vipbench.harness.system.processes import available_cores
+from vipbench.harness.system.signals import handled
 from vipbench.sweeps.units import Unit
 
 SECONDS_TO_STOP = 10.0
@@ -38,12 +39,8 @@ def stop_signals_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     caught = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in caught}
-    try:
+    with handled(caught, interrupt):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"], seconds: float | None = None) -> None:
@@ -51,9 +48,7 @@ def stop(processes: Sequence["subprocess.Popen[bytes]"], seconds: float | None =
 
     Only the first process of a group is asked: a run whose loading processes end before it has failed rather than stopped.
     """
-    numbers = (signal.SIGINT, *STOP_SIGNALS)
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
+    with handled((signal.SIGINT, *STOP_SIGNALS), signal.SIG_IGN):
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + (SECONDS_TO_STOP if seconds is None else seconds)
@@ -63,6 +58,3 @@ def stop(processes: Sequence["subprocess.Popen[bytes]"], seconds: float | None =
             with contextlib.suppress(ProcessLookupError):  # the whole group has ended
                 os.killpg(process.pid, signal.SIGKILL)  # also what a run that has ended left in its group
             process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

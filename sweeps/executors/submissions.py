@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vipbench.harness.config.validation import Section, validate
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import read_json, write_json
+from vipbench.sweeps.units import Name
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class Submission(Section):
         cancelled: whether we asked for its end.
     """
 
-    name: str
+    name: Name
     time: float
-    units: tuple[tuple[str, ...], ...]
+    units: tuple[tuple[Name, ...], ...]
     job: str | None = None
     cancelled: bool = False
 

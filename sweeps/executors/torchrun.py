@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # of further variables that torchrun sets
 MOST_RESTARTS = 3  # of the processes of a node of which one died
-SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class TorchrunExecutor(Executor):
@@ -67,7 +65,8 @@ class TorchrunExecutor(Executor):
         meeting += ["--nproc-per-node", str(self.nproc_per_node), "--max-restarts", str(MOST_RESTARTS)]
         environment = {"OMP_NUM_THREADS": str(threads_each(self.nproc_per_node)), **os.environ}
         # Every node gets here before any process starts: torchrun starts them together.
-        task = {"units": [unit.names for unit in units], "failures": _failure_times(out, units)}
+        failures = failure_times(out, [name for unit in units for name in unit.names])
+        task = {"units": [unit.names for unit in units], "failures": failures}
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file, stop_signals_interrupt():
             json.dump(task, file)
             file.flush()
@@ -89,10 +88,6 @@ class TorchrunExecutor(Executor):
                 stop([process], 3 * SECONDS_TO_STOP)  # its processes stop theirs first
         if status:
             raise UserError(f"torchrun ended with status {status}, see above; the same command runs what is missing")
-
-
-def _failure_times(out: Path, units: Sequence[Unit]) -> dict[str, int]:
-    return failure_times(out, [name for unit in units for name in unit.names])
 
 
 def _pass_on(printed: IO[bytes], asked: threading.Event) -> None:
@@ -131,8 +126,6 @@ def _run(unit: Unit, environment: Mapping[str, str]) -> int:
     """Run a unit; returns its exit status. Its processes have ended when this returns for any reason."""
     process = start(unit, environment)
     try:
-        while (status := process.poll()) is None:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        return status
+        return process.wait()
     finally:
         stop([process])

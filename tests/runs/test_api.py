@@ -92,7 +92,12 @@ def test_a_backbone_of_other_weights_is_refused(path: Path, tmp_path: Path) -> N
     content["digests"]["backbone"] = "0" * 64
     file.write_text(json.dumps(content))
     write_digests(file.parent)
-    with pytest.raises(UserError, match="has other weights now"):
+    with pytest.raises(UserError, match=r"has other weights now than when the run was made$"):
+        Run.load(file.parent).method()
+    content["backbone"] = {"repository": "tiny/clip", "revision": "main", "commit": "c" * 40}
+    file.write_text(json.dumps(content))
+    write_digests(file.parent)
+    with pytest.raises(UserError, match=f"was made; it was hf-hub:tiny/clip@{'c' * 40}$"):
         Run.load(file.parent).method()
 
 

@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 
 from tests.conftest import CLASSES, COUNTS, write_images
 from vipbench.harness.cli import app
+from vipbench.harness.config.identity import Digests
 from vipbench.harness.config.overrides import override
+from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.metrics import compute_metrics
+from vipbench.harness.methods.base import template_features
 from vipbench.harness.runs.collect import read_runs
 from vipbench.harness.runs.directory import is_finished, new_run, read_prompts
-from vipbench.harness.runs.execute import execute
+from vipbench.harness.runs.execute import execute, fill_banks
 from vipbench.harness.runs.resolve import load_config, resolve_config
 from vipbench.harness.runs.transfer import evaluate_run
 
@@ -281,3 +284,34 @@ def test_templates_are_of_the_task(base_config: dict[str, Any], tmp_path: Path, 
         run(base_config, tmp_path, 'templates=["a {}."]')
     with pytest.raises(UserError, match=r"templates\[0\]: template 'a photo' must hold \{\} once"):
         run(base_config, tmp_path, "method=kgcoop", "templates=[a photo]")
+
+
+def test_processes_that_read_other_content_are_refused(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refuse it, as where a branch of a hub moves on while they load."""
+
+    def of_first_rank(self: Topology, value: Any) -> Any:
+        return value._replace(backbone="0" * 64) if isinstance(value, Digests) else value
+
+    monkeypatch.setattr(Topology, "broadcast", of_first_rank)
+    config = resolve_config(override(base_config, [f"run.out={tmp_path}"]))
+    for start in (lambda: execute(config), lambda: fill_banks([config])):
+        with pytest.raises(UserError, match=r"^backbone: differs between the processes of this run; .*@COMMIT$"):
+            start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_of_the_support_set_are_encoded_once(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count the calls for the training samples and the validation samples together."""
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return template_features(*arguments)
+
+    monkeypatch.setattr("vipbench.harness.runs.data.template_features", counted)
+    path = run(base_config, tmp_path, "method=linear_probe", "train=null")
+    assert is_finished(path) and calls == [1]

@@ -1,6 +1,9 @@
 """Claims: processes that share a sweep through its folder run each unit once, and take over from one that dies."""
 
+import fcntl
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +18,7 @@ from filelock import FileLock
 from vipbench.harness.runs.directory import METRICS, PARTIAL
 from vipbench.sweeps.executors import claims, torchrun
 from vipbench.sweeps.executors.claims import at_work, claimed, failure_times, work_through
+from vipbench.sweeps.executors.processes import stop_signals_interrupt
 from vipbench.sweeps.executors.torchrun import work
 from vipbench.sweeps.units import CLAIMS, CONFIGS, FAILED, LOGS, PACK_COMMAND, RUN_COMMAND, RUNS, Unit, record_end
 
@@ -154,6 +158,32 @@ def test_claims_on_a_group_are_all_or_none(out: Path) -> None:
     with claimed(out, "b") as mine, claimed(out, "abc") as others:
         assert mine and not others
         assert at_work(out, "b") and not at_work(out, "a") and not at_work(out, "c")
+
+
+def test_processes_that_look_at_a_claim_do_not_see_each_other(out: Path) -> None:
+    with claimed(out, "a"):
+        assert at_work(out, "a")
+    with (out / CLAIMS / "a.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not at_work(out, "a")
+
+
+def test_a_unit_ends_with_the_process_that_is_asked_to_end(out: Path) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(120)"
+    unit = Unit(("a",), (sys.executable, "-c", code), out / LOGS / "a.log")
+
+    def ask() -> None:
+        while not (unit.log.is_file() and unit.log.read_text().endswith("\n")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt), stop_signals_interrupt():
+        torchrun._run(unit, os.environ)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(unit.log.read_text()), 0)
 
 
 @pytest.mark.parametrize(("given", "gpus"), [("4,7", ["4", "7", "4"]), ("", [None] * 3)])

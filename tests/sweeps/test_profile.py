@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from vipbench.harness.cli import app
+from vipbench.harness.commands.sweep import Kind, _executor
 from vipbench.harness.errors import UserError
 from vipbench.sweeps.executors.profile import Profile
+from vipbench.sweeps.runner import AnyExecutor
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,11 @@ def test_options_of_another_executor_are_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == "--jobs is for --executor local, not slurm"
+
+
+def test_the_command_line_offers_every_executor() -> None:
+    schema = TypeAdapter(AnyExecutor).json_schema()
+    assert set(schema["discriminator"]["mapping"]) == {str(kind) for kind in Kind}
+    for kind in Kind:
+        executor = _executor(kind, {})
+        assert executor.model_dump()["kind"] == kind

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from vipbench.harness.cli import app
 from vipbench.harness.errors import UserError
-from vipbench.harness.runs.directory import ALWAYS, check_run, write_digests
+from vipbench.harness.runs.directory import ALWAYS, METRICS, check_run, write_digests
 from vipbench.sweeps import runner
 from vipbench.sweeps.executors.local import LocalExecutor, run_locally
+from vipbench.sweeps.executors.submissions import cancel
 from vipbench.sweeps.plan import plan_units
 from vipbench.sweeps.runner import LAUNCH, LaunchRecord, retry, run_sweep
 from vipbench.sweeps.status import sweep_status
-from vipbench.sweeps.units import CLAIMS, FAILED, PLAN, RUNS, Unit, failure_reason, record_end
+from vipbench.sweeps.units import CLAIMS, DAMAGED, FAILED, JOBS, PLAN, RUNS, Unit, failure_reason, record_end
 
 # Counts its calls, fails for seed 2 while a file "broken" lies beside it, and leaves a finished run directory otherwise.
 STAND_IN = """
@@ -79,6 +80,24 @@ def test_only_what_is_missing_runs(
     assert [state.state for state in states] == ["done"] * 4
     assert calls.read_text().split() == ["2"]
     assert not list((out / FAILED).iterdir())
+
+
+def test_an_executor_is_not_started_for_nothing(
+    grid: Path, stand_in: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else torchrun would start its processes, and Slurm be asked for the size of its arrays."""
+    given: list[int] = []
+    work = LocalExecutor.run
+
+    def run(self: LocalExecutor, out: Path, units: list[Unit]) -> None:
+        given.append(len(units))
+        work(self, out, units)
+
+    monkeypatch.setattr(LocalExecutor, "run", run)
+    for _ in range(2):
+        states = run_sweep(grid, tmp_path / "out", command=stand_in)
+        assert [state.state for state in states] == ["done"] * 4
+    assert given == [4]
 
 
 def test_two_runners_do_not_share_a_sweep(grid: Path, stand_in: tuple[str, str], tmp_path: Path) -> None:
@@ -273,6 +292,46 @@ def test_a_damaged_plan_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / PLAN).write_text(content)
     with pytest.raises(UserError, match=str(tmp_path / PLAN)):
         sweep_status(tmp_path)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder beside that of a sweep, `tmp_path / "out"`; it looks like a finished run that was damaged."""
+    folder = tmp_path / "victim"
+    folder.mkdir()
+    for name in ALWAYS:
+        (folder / name).write_text("{}")
+    write_digests(folder)
+    (folder / METRICS).write_text("mine")
+    for name in (RUNS, DAMAGED, FAILED, JOBS):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    return folder
+
+
+PATHS = pytest.mark.parametrize("path", ["../../victim", "{victim}", "..", ".hidden", "a/b", "", "a" * 201, "a\n"])
+
+
+@PATHS
+def test_the_name_of_a_run_is_no_path(tmp_path: Path, victim: Path, path: str) -> None:
+    out = tmp_path / "out"
+    (out / PLAN).write_text(json.dumps({"runs": ["a", path.format(victim=victim)]}))
+    (out / LAUNCH).write_text(json.dumps({"executor": {"kind": "local"}, "pack": False}))
+    with pytest.raises(UserError) as caught:
+        retry(out, only_failed=False, command=(sys.executable, "-c", "pass"))
+    assert str(caught.value).startswith(f"{out / PLAN}: runs[1]: string should match pattern")
+    assert "\n" not in str(caught.value)
+    assert (victim / METRICS).read_text() == "mine"
+
+
+@PATHS
+@pytest.mark.parametrize("place", ["name", "units"])
+def test_the_names_of_a_submission_are_no_paths(tmp_path: Path, victim: Path, path: str, place: str) -> None:
+    record: dict[str, Any] = {"name": "vipbench-1", "time": 1.0, "units": [["a"]]}
+    named = path.format(victim=victim)
+    record[place] = named if place == "name" else [[named]]
+    (tmp_path / "out" / JOBS / "x.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"x\.json: (name|units\[0\]\[0\]): string should match pattern"):
+        cancel(tmp_path / "out" / JOBS)
 
 
 def test_a_damaged_record_of_a_submission_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -279,6 +279,27 @@ def test_groups_are_runs_that_differ_in_seed_shots_or_rate(base_config: dict[str
     assert [len(names) for names in group(many)] == [MOST, 1]
 
 
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ("data.path=elsewhere", "data.path"),
+        ("method.context_length=3", "method.context_length"),
+        ("method=coop", "method.merge"),
+        ("run.out=elsewhere", "run.out"),
+    ],
+)
+def test_runs_on_other_inputs_are_refused(
+    base_config: dict[str, Any], tmp_path: Path, change: str, differs: str
+) -> None:
+    """Else they would be trained on the inputs of the first."""
+    base = override(base_config, [f"run.out={tmp_path}"])
+    runs = [resolve_config(override(base, own)) for own in (["seed=1"], ["seed=2", change])]
+    with pytest.raises(UserError, match=r"not the same in all configs; .*; run the others apart") as caught:
+        execute_together(runs)
+    assert differs in str(caught.value).partition(": ")[0].split(", ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_processes_are_refused(base_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class TwoRanks(Topology):
         def __init__(self, *arguments: Any) -> None:
