@@ -22,7 +22,6 @@ import math
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -85,7 +84,7 @@ class LPPlusPlus(Method):
     def prepare(self, support: Support, validation: Support | None) -> None:
         check_every_class(self.config.name, self.task, support)
         features, count = support.features[0], len(support.labels)
-        labels = F.one_hot(support.labels, len(self.task.classes)).float()  # [N, C]
+        labels = torch.eye(len(self.task.classes), device=features.device)[support.labels]  # [N, C], one-hot
         cosines = features @ self.text.T  # [N, C]
         self.weight.copy_(labels.T @ features)
         self.alpha.fill_(ALPHA_START * ((labels * cosines).sum(dim=0) / labels.sum(dim=0)).mean())

@@ -12,7 +12,7 @@ from tests import plain, plain_features
 from tests.baselines.test_methods_against_plain import CLASSES, compare
 from tests.conftest import Towers
 from vipbench.harness.errors import UserError
-from vipbench.harness.methods.base import DEFAULT_TEMPLATES, Method, Support, Task
+from vipbench.harness.methods.base import DEFAULT_TEMPLATES, Method, Support, SupportViews, Task
 from vipbench.harness.methods.registry import method_class
 from vipbench.harness.runs.resolve import resolve_config
 
@@ -116,6 +116,8 @@ def test_lp_plus_plus(towers: dict[str, Towers]) -> None:
     """Without validation the last epoch: parameters after 5 epochs, and logits."""
     support, images = clusters(1, 16, 2), clusters(1, 6, 3).features[0]
     method = build(towers["vit"], "lp_plus_plus", epochs=5)
+    assert method.support(method.config) == SupportViews(1, (0.5, 1.0))
+    assert 0.01 < method.learned()["bias"].abs().max() <= 32**-0.5, "as torch's Linear begins"
     (*_, last), text = expected_fits(towers["vit"], method, support, 5)
     method.prepare(support, None)
     assert_fitted(method, last, within=1e-5)
