@@ -38,7 +38,7 @@ RATIOS = {"original": 0.2, "normalised": 0.5}
 class CLIPAdapterConfig(MethodConfig):
     """Options of CLIP-Adapter."""
 
-    variant: Literal["original", "normalised"] = "original"
+    variant: Literal["original", "normalised"] = "original"  # the authors', or LP++'s and BiomedCoOp's
     ratio: Annotated[float, Field(gt=0, le=1)] | None = None  # of the adapter's output; that of the variant by default
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ ALPHA_EVERY = 10  # epochs
 class LPPlusPlusConfig(MethodConfig):
     """Options of LP++."""
 
-    epochs: Annotated[int, Field(ge=1, le=10**6)] = 300
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 300  # full-batch ones
 
 
 @register("lp_plus_plus")
