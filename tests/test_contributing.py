@@ -59,10 +59,10 @@ def test_a_method(base_config: dict[str, Any], tmp_path: Path, monkeypatch: pyte
     registry.method_names()
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     train = {"epochs": None, "steps": 2, "warmup_epochs": 0, "batch_size": 5}
-    settings = {"method": "taskres", "train": train, "run": {**base_config["run"], "out": str(tmp_path / "runs")}}
-    with as_file(baselines, "taskres", "A method", tmp_path):
+    settings = {"method": "zs_lp", "train": train, "run": {**base_config["run"], "out": str(tmp_path / "runs")}}
+    with as_file(baselines, "zs_lp", "A method", tmp_path):
         run = execute(resolve_config({**base_config, **settings}))
-    assert run.name.startswith("taskres_all_seed1_")
+    assert run.name.startswith("zs_lp_all_seed1_")
     learned = load_file(run / "prompts.safetensors")
     assert list(learned) == ["residual"] and learned["residual"].abs().max() > 0
     assert json.loads((run / "metrics.json").read_text())["samples"] == 21

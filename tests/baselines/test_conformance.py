@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.zoo import run_unwritten, small_config
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Task
 from vipbench.harness.methods.registry import method_class, method_names
 from vipbench.harness.runs.data import RunData
 from vipbench.harness.runs.directory import read_prompts
@@ -124,6 +125,24 @@ def test_what_is_saved_is_all_that_predicts(
 def test_evaluate_scores_what_was_saved(runs: dict[str, Path], dataset: Path, name: str) -> None:
     scored = evaluate_run(runs[name], dataset, "test", None, "cpu")
     assert np.abs(logits(scored) - logits(runs[name])).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_belongs_to_no_class_serves_other_classes(
+    base: dict[str, Any], out: Path, runs: dict[str, Path], shared: Inputs, name: str
+) -> None:
+    symptoms = [["a jagged border"], ["round", "small"]]
+    task, backbone = Task(["wart", "cyst"], symptoms, (symptoms,)), shared.backbone
+    method, learned = build_method(small_config(base, name, out), task, backbone), read_prompts(runs[name])
+    if method.per_class:
+        with pytest.raises(UserError, match="they must agree"):
+            method.load_learned(learned)
+        return
+    method.load_learned(learned)
+    shape = backbone.pixels_shape if method.needs == "images" else (backbone.dim,)
+    with torch.no_grad():
+        logits = method(torch.randn(4, *shape)).logits
+    assert logits.shape == (4, 2) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", TRAINED)

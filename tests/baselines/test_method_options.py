@@ -78,7 +78,11 @@ def test_symptom_order_of_classes_is_the_datasets(vit_backbone: Backbone) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["coop", "cocoop", "kgcoop", "prograd", "biomedcoop", "tip_adapter", "vip", "zero_shot"]
+    "name",
+    [
+        *("coop", "cocoop", "kgcoop", "prograd", "biomedcoop", "tip_adapter", "vip", "zero_shot"),
+        *("clip_adapter", "taskres", "lp_plus_plus"),
+    ],
 )
 def test_a_text_that_is_too_long_is_named(vit_backbone: Backbone, name: str) -> None:
     long = "very " * 90

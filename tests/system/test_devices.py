@@ -127,9 +127,7 @@ def test_every_way_to_train_runs(
     on_both(base_config, cpu_runs, tmp_path, method, *settings)
 
 
-@pytest.mark.parametrize(
-    "method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f", "clip_lora", "maple"]
-)
+@pytest.mark.parametrize("method", [name for name in method_names() if method_class(name).trains])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.slow
 def test_half_precision_runs(base_config: dict[str, Any], tmp_path: Path, method: str, precision: str) -> None:
