@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks import markdown
 from benchmarks.gpu import __main__ as runner
-from benchmarks.gpu import compiled, filling, kernels, memory, packed, setting, steps, tower, waits
+from benchmarks.gpu import compiled, filling, kernels, memory, packed, setting, steps, tower, waits, wheels
 from tests.pretended_gpu import pretended_gpu
 from vipbench.harness.config.schema import BackboneConfig
 from vipbench.harness.models.backbone import load_backbone
@@ -148,3 +148,31 @@ def _markdown() -> Any:
     app = runner.typer.Typer()
     app.command()(markdown.main)
     return app
+
+
+def test_wheels_are_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU machine has is not carried, nor what only that needs; versions are those that were tested."""
+    commands: list[list[str]] = []
+
+    def download(command: list[str], check: bool) -> None:
+        commands.append(command)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "big.whl").write_bytes(bytes(61 * 2**20 * len(commands[1:])))
+
+    monkeypatch.setattr(wheels.subprocess, "run", download)
+    app = runner.typer.Typer()
+    app.command()(wheels.main)
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    wanted = [word for word in commands[0] if "==" in word]
+    assert {word.partition("==")[0] for word in wanted} >= {"open-clip-torch", "pydantic-core", "deepspeed", "typer"}
+    assert not {word.partition("==")[0] for word in wanted} & {"torch", "numpy", "timm", "wordfreq", "sympy"}
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
+    assert set(wanted) <= set(lines)
+
+    freeze = tmp_path / "freeze.txt"
+    freeze.write_text("# a comment\ntorch==2.11.0\nopen_clip_torch @ file:///somewhere\n-e git+somewhere\n")
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "out"), "--have", str(freeze)])
+    assert result.exit_code == 1 and "more than 60 MiB" in result.output
+    assert not [word for word in commands[1] if word.startswith(("torch==", "open-clip-torch"))]
+    assert [word for word in commands[1] if word.startswith("numpy==")], "it is not on that machine"

@@ -14,7 +14,7 @@ from benchmarks.gpu.setting import Row, Setting, Workspace, workspace
 from benchmarks.measure import median_seconds, synchronize
 from vipbench.harness.features.encode import encode_images
 
-BATCH = 256
+BATCH = 128
 
 
 def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iterator[Row]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import median_seconds, synchronize
@@ -41,7 +40,7 @@ def count_kernels(call: Callable[[], Any]) -> int | None:
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         call()
         synchronize()
-    return sum(event.device_type == DeviceType.CUDA for event in found.events() or [])
+    return sum(event.device_type.name == "CUDA" for event in found.events() or [])
 
 
 def peak_mib(call: Callable[[], Any]) -> float | None:

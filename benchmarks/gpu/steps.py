@@ -8,8 +8,6 @@ launch-bound: the replay of its passes as one graph is the floor of that.
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
-
 from benchmarks.gpu.kernels import count_kernels, issue_seconds, peak_mib, replay_seconds
 from benchmarks.gpu.setting import Row, Setting, Workspace, workspace
 from benchmarks.measure import median_seconds
@@ -32,7 +30,7 @@ def _row(place: Workspace, setting: Setting, name: str) -> Row:
         engine.step(parts)
 
     def passes() -> None:
-        with torch.autocast(place.device, enabled=False), place.topology.autocast():
+        with place.topology.autocast():
             losses = training.loss(*parts[0])
         losses.sum().backward()
 
