@@ -1,6 +1,7 @@
 """The GPU benchmarks run in a small form on a CPU and on a GPU that is not there; a failure is on record, and stops no other."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from typer.testing import CliRunner
 
 from benchmarks import markdown
 from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu import compiled, filling, kernels, memory, packed, setting, steps, tower, waits, wheels
+from benchmarks.gpu.suite import SUITE
 from tests.pretended_gpu import pretended_gpu
 from vipbench.harness.config.schema import BackboneConfig
 from vipbench.harness.models.backbone import load_backbone
@@ -49,7 +52,7 @@ def test_every_benchmark_runs_in_its_small_form(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["steps", "packed", "memory", "filling"])
 def test_benchmarks_keep_to_one_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA alone can do is left out: graphs, the profiler, and its account of memory."""
+    """Leaves out what CUDA alone can do: graphs, the profiler, and its account of memory."""
     for module in (steps, packed, memory):
         for function in ("peak_mib", "count_kernels", "replay_seconds"):
             if hasattr(module, function):
@@ -117,8 +120,8 @@ def test_what_fails_or_takes_too_long_is_on_record(tmp_path: Path, monkeypatch: 
     """Rows that were measured stay; the next benchmark runs; the exit status tells."""
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "worker.py")))
-    monkeypatch.setitem(runner.SUITE, "tower", runner.SUITE["tower"]._replace(seconds=1))
-    app, out = runner.typer.Typer(), tmp_path / "found.json"
+    monkeypatch.setitem(SUITE, "tower", SUITE["tower"]._replace(seconds=1))
+    app, out = typer.Typer(), tmp_path / "found.json"
     app.command()(runner.main)
     names = ["tower", "steps_fp32", "packed", "memory"]
     result = CliRunner().invoke(app, [*names, "--out", str(out)])
@@ -145,13 +148,13 @@ def test_what_fails_or_takes_too_long_is_on_record(tmp_path: Path, monkeypatch: 
 
 
 def _markdown() -> Any:
-    app = runner.typer.Typer()
+    app = typer.Typer()
     app.command()(markdown.main)
     return app
 
 
 def test_wheels_are_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU machine has is not carried, nor what only that needs; versions are those that were tested."""
+    """Nothing is carried that is there, nor what only that needs; versions are those that were tested."""
     commands: list[list[str]] = []
 
     def download(command: list[str], check: bool) -> None:
@@ -159,8 +162,8 @@ def test_wheels_are_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "big.whl").write_bytes(bytes(61 * 2**20 * len(commands[1:])))
 
-    monkeypatch.setattr(wheels.subprocess, "run", download)
-    app = runner.typer.Typer()
+    monkeypatch.setattr(subprocess, "run", download)
+    app = typer.Typer()
     app.command()(wheels.main)
     result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

@@ -165,7 +165,8 @@ class Workspace:
         if method_class(name).trains:
             content["train"] = {"views": 1, "augmentation_seed": 0}
         for section, entries in settings.items():
-            content[section] = {**content.get(section, {}), **entries}
+            if entries:
+                content[section] = {**content.get(section, {}), **entries}
         return Job(resolve_config(content), self.inputs, self.topology, None)
 
     def attempt(self, row: Row, measure: Callable[[], Row]) -> Row:

@@ -1,4 +1,4 @@
-"""How often the host waits for the GPU: in a training step and in a batch of evaluation of every method, and where."""
+"""Count how often the host waits for the GPU, and where: in a training step and in a batch of evaluation of every method."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +27,7 @@ def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iter
 
 def _row(place: Workspace, name: str, setting: Setting) -> Row:
     trains = name in setting.trained()
-    job = place.job(name, run={"eval_batch_size": BATCH}, **({"train": TRAIN} if trains else {}))
+    job = place.job(name, run={"eval_batch_size": BATCH}, train=TRAIN if trains else {})
     found: Row = {"steps": None, "waits_a_step": None, "batches": None, "waits_a_batch": None, "where": ""}
     where: list[str] = []
     if training := job.training:

@@ -3,7 +3,7 @@
 What the towers and engines hold stays where it is.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar, cast
 
 import torch
@@ -54,7 +54,7 @@ def to_host(values: Tensor) -> Tensor:
     return values.detach().float().cpu()
 
 
-def each_to_host(outputs: Iterable[Tensor]) -> Iterator[Tensor]:
+def each_to_host(outputs: Iterable[Tensor]) -> Generator[Tensor]:
     """Outputs as `to_host` gives them, in their order. One of a GPU is copied, and used, while the next is computed.
 
     Where the outputs end in an exception, it is raised after the last of them was given out.

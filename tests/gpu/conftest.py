@@ -1,4 +1,4 @@
-"""What the tests on a GPU found, as JSON with the device's name, in the file that GPU_CHECK_JSON names."""
+"""Record the outcomes of tests on a GPU as JSON, with the device's name, in the file that GPU_CHECK_JSON names."""
 
 import os
 from pathlib import Path

@@ -34,8 +34,8 @@ def logits(base: dict[str, Any], out: Path, name: str, *overrides: str) -> np.nd
 def bound(config: Config) -> float:
     """The largest difference of logits that fp32 may leave.
 
-    They are about 14 times (the untrained scale) a product of unit vectors; learning amplifies what it starts with, and does so in
-    every layer inside the towers.
+    They are about 14 times (the untrained scale) a product of unit vectors; learning amplifies what it starts with,
+    inside the towers in every layer.
     """
     cls = method_class(config.method.name)
     if not cls.trains and cls.support(config.method) is None:

@@ -26,7 +26,7 @@ def one_gpu(gpu_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_nccl_carries_what_ranks_exchange(tmp_path: Path) -> None:
-    dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         values = torch.arange(3.0, device="cuda")
         found, objects = [torch.empty_like(values)], [{"a": 1}]
