@@ -2,6 +2,8 @@
 # make test   set up .venv, then lint, type-check and test everything
 # make check  lint, type-check and run the quick tests: for daily work
 # make bench  set up .venv, then measure speed as ratios (about 20 minutes on two cores; nothing else should run): bench.json
+# make gpu-check, make gpu-bench   the tests marked gpu, and the benchmarks of one GPU: gpu-check.json, gpu-bench.json; minutes each.
+#             Without a network: GPU_PYTHON=python3, and SITE=DIR with what that Python lacks (make gpu-wheels; docs/performance.md)
 # SERVE=0 leaves out the environment with vLLM's CPU build; the tests that need it then skip with that reason.
 
 PYTHON ?= python3
@@ -12,7 +14,16 @@ BIN := .venv/bin
 # Tests of one process share the cores; those in tests/integration start several themselves.
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/pytest --ignore tests/integration --numprocesses $(JOBS)
 
-.PHONY: demo test check bench lint serve-env-cpu clean
+# The Python of the GPU targets, a folder of packages that it lacks, processes that test, and seconds after which both end.
+GPU_PYTHON ?= $(BIN)/python
+SITE ?=
+GPU_JOBS ?= 12
+CHECK_SECONDS ?= 170
+BENCH_SECONDS ?= 180
+ON_GPU = OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)$(if $(SITE),:$(abspath $(SITE))):$$PYTHONPATH"
+GPU_SETUP = $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.installed)
+
+.PHONY: demo test check bench gpu-check gpu-bench gpu-wheels lint serve-env-cpu clean
 
 demo: .venv/.installed
 	$(BIN)/vipbench demo --out demo_out --jobs $(JOBS)
@@ -26,6 +37,16 @@ check: lint
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks --out bench.json
+
+gpu-check: $(GPU_SETUP)
+	$(ON_GPU) GPU_CHECK_JSON=gpu-check.json timeout --kill-after 5 $(CHECK_SECONDS) $(GPU_PYTHON) -m pytest tests/gpu \
+		-p no:benchmark -p no:cacheprovider --numprocesses $(GPU_JOBS) --dist worksteal
+
+gpu-bench: $(GPU_SETUP)
+	$(ON_GPU) $(GPU_PYTHON) -m benchmarks.gpu --out gpu-bench.json --seconds $(BENCH_SECONDS)
+
+gpu-wheels: .venv/.installed
+	PYTHONPATH="$(CURDIR)" $(BIN)/python -m benchmarks.gpu.wheels --out gpu-wheels
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vipbench.harness.data.decode import Picture
 from vipbench.harness.data.stateless_random import keyed_generator
+from vipbench.harness.system.devices import to_device
 
 RATIO = (3 / 4, 4 / 3)  # width to height
 TRIES = 10
@@ -79,10 +81,16 @@ def normalised(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         mean, std: of each channel, for pixels in 0..1.
     """
     # (pixel / 255 - mean) / std as one product and one sum
-    gain = torch.tensor([1 / (255 * s) for s in std], device=views.device).reshape(3, 1, 1)
-    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=views.device).reshape(3, 1, 1)
+    gain, bias = _gain_and_bias(tuple(mean), tuple(std), views.device)
     planes = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return planes.mul_(gain).add_(bias)
+
+
+@lru_cache(maxsize=8)  # copied to a device once
+def _gain_and_bias(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    both = ([1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
+    gain, bias = (to_device(torch.tensor(values).reshape(3, 1, 1), device) for values in both)
+    return gain, bias
 
 
 def reduction(box: Box, size: int) -> int:

@@ -18,7 +18,7 @@ from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.features.cache import STORED, FeatureBank
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.system.devices import to_host
+from vipbench.harness.system.devices import each_to_host
 from vipbench.harness.system.progress import Progress
 
 SECONDS_TO_ASK_AGAIN = 1.0
@@ -108,7 +108,7 @@ def fill_bank(
                 forward = partial(encode_images, backbone, topology=topology)
                 passes = topology.passes(len(missing), size)
                 computed = topology.map_batches(forward, pixels, passes, backbone.pixels_shape, sharded(backbone))
-                for batch, features in zip(batches, map(to_host, computed), strict=True):
+                for batch, features in zip(batches, each_to_host(computed), strict=True):
                     _store(bank, images, batch, features)
                     progress.advance(len(batch))
         topology.all_gather_objects([])  # nobody reads before everybody has written
@@ -153,7 +153,8 @@ def encode_samples(
     batches = [positions[first : first + batch_size] for first in range(0, len(positions), batch_size)]
     device = backbone.logit_scale.device
     with Progress(description, len(samples), "images") as progress:
-        for loaded in dataset.load(batches, device):
-            features.append(to_host(backbone.encode_images(loaded.pixels)))
-            progress.advance(len(loaded.labels))
+        encoded = (backbone.encode_images(loaded.pixels) for loaded in dataset.load(batches, device))
+        for part in each_to_host(encoded):
+            features.append(part)
+            progress.advance(len(part))
     return torch.cat(features) if features else torch.empty(0, backbone.dim)

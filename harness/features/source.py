@@ -19,8 +19,10 @@ from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.features.cache import FeatureBank
 from vipbench.harness.features.encode import check_finite, encode_images, fill_bank, sharded, unnormalised
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.system.devices import to_device, to_host
+from vipbench.harness.system.devices import each_to_host, to_device
 from vipbench.harness.system.progress import Progress
+
+READ_AT_ONCE = 4096  # rows of a bank, which are checked and copied to the device together
 
 Needs = Literal["features", "unnormalised", "images"]
 
@@ -84,11 +86,13 @@ class Source:
                     values = self._values(encode_images(self.backbone, pixels, self.topology))
                 yield self._inputs(values, labels, good)
             return
-        for batch in batches:
-            positions = [position for _, position in batch]
-            rows, present = self._stored(batch[0][0], np.array(positions))
+        for block in _blocks(batches):
+            positions = np.array([position for batch in block for _, position in batch])
+            rows, present = self._stored(block[0][0][0], positions)
             labels = torch.from_numpy(self.samples.labels[positions])
-            yield self._inputs(self._values(rows), labels, torch.from_numpy(present))
+            read = self._inputs(self._values(rows), labels, torch.from_numpy(present))
+            sizes = [len(batch) for batch in block]
+            yield from map(Inputs, *(part.split(sizes) for part in read))
 
     def map_share(self, forward: Callable[[Tensor], Tensor], description: str) -> tuple[Tensor | None, np.ndarray]:
         """Outputs [n, ...] float32 on the CPU of `forward` for view 0 of this rank's share, and which samples are good [n].
@@ -167,10 +171,8 @@ class Source:
         """Outputs of `forward` for inputs on the device, as float32 on the CPU."""
         passes = self.topology.passes(len(self.samples), self.loading.batch_size)
         with self.topology.autocast():
-            for output in self.topology.map_batches(
-                forward, inputs, passes, shape or self.shape, sharded(self.backbone)
-            ):
-                part = to_host(output)
+            outputs = self.topology.map_batches(forward, inputs, passes, shape or self.shape, sharded(self.backbone))
+            for part in each_to_host(outputs):
                 check_finite(part, f"{self.name} images")
                 yield part
 
@@ -179,6 +181,18 @@ class Source:
 
     def _inputs(self, values: Tensor, labels: Tensor, good: Tensor) -> Inputs:
         return Inputs(*(to_device(part, self.topology.device) for part in (values, labels, good)))
+
+
+def _blocks(batches: Iterable[list[tuple[int, int]]]) -> Iterator[list[list[tuple[int, int]]]]:
+    """Consecutive batches of (view, position) of one view, about `READ_AT_ONCE` samples at a time."""
+    block: list[list[tuple[int, int]]] = []
+    for batch in batches:
+        if block and (batch[0][0] != block[0][0][0] or sum(map(len, block)) + len(batch) > READ_AT_ONCE):
+            yield block
+            block = []
+        block.append(batch)
+    if block:
+        yield block
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor | None:

@@ -214,6 +214,10 @@ class HuggingFaceTextTower(TextTower):
         self.width = self.transformer.get_input_embeddings().embedding_dim
         self.layers = text.config.num_hidden_layers
         self.context_length = min(tokenizer.context_length, text.context_length or tokenizer.context_length)
+        # transformers makes such a mask [P, 1, L, L] of one [P, L], but asks the device first if anything is padded.
+        self.takes_square_mask = (
+            hasattr(self.transformer, "_create_attention_masks") and text.config._attn_implementation == "sdpa"
+        )
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -236,10 +240,14 @@ class HuggingFaceTextTower(TextTower):
     def encode(self, prompts: Prompts) -> Tensor:
         longest = int(prompts.lengths.max())
         lengths = prompts.lengths_on(prompts.embeddings.device)
-        mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()
+        mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        attended: Tensor | None = mask.long()
+        if self.takes_square_mask:
+            padded = int(prompts.lengths.min()) < longest
+            attended = mask[:, None, None].expand(-1, 1, longest, -1) if padded else None
         with self.changed(prompts):
-            output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
-        return self.proj(self.pooler(output, mask))
+            output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=attended)
+        return self.proj(self.pooler(output, mask.long()))
 
     def _ids(self, text: str) -> list[int]:
         return _ids(self.tokenizer, text, self.pad)

@@ -3,6 +3,7 @@
 What the towers and engines hold stays where it is.
 """
 
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar, cast
 
 import torch
@@ -42,10 +43,48 @@ def choose_device(name: str, option: str = "run.device", precision: str = "fp32"
 
 
 def to_device(values: Placed, device: torch.device) -> Placed:
-    """A tensor or a module on a device. From pinned memory the copy does not wait for what the device is doing."""
+    """A tensor or a module on a device. A tensor goes through pinned memory, so that nobody waits for what a GPU is doing."""
+    if device.type == "cuda" and isinstance(values, Tensor) and not values.is_cuda and not values.is_pinned():
+        values = cast(Placed, values.pin_memory())
     return cast(Placed, values.to(device, non_blocking=True))
 
 
 def to_host(values: Tensor) -> Tensor:
     """A tensor as float32 on the CPU, detached from any graph."""
     return values.detach().float().cpu()
+
+
+def each_to_host(outputs: Iterable[Tensor]) -> Generator[Tensor]:
+    """Outputs as `to_host` gives them, in their order. One of a GPU is copied, and used, while the next is computed.
+
+    Where the outputs end in an exception, it is raised after the last of them was given out.
+    """
+    waiting: Callable[[], Tensor] | None = None
+    try:
+        for output in outputs:
+            if not output.is_cuda:
+                yield to_host(output)
+                continue
+            before, waiting = waiting, _begin_to_host(output)
+            if before:
+                yield before()
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if waiting:
+            yield waiting()
+        raise
+    if waiting:
+        yield waiting()
+
+
+def _begin_to_host(values: Tensor) -> Callable[[], Tensor]:
+    """Begin `to_host`; what it returns waits for the end."""
+    copied, done = values.detach().float().to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copied
+
+    return wait

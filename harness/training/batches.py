@@ -11,7 +11,7 @@ from vipbench.harness.config.schema import TrainConfig
 from vipbench.harness.data.order import epoch_order
 from vipbench.harness.data.stateless_random import keyed_number
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.features.source import Inputs, Source
+from vipbench.harness.features.source import Source
 from vipbench.harness.system.devices import to_device
 from vipbench.harness.training.schedule import steps_per_epoch, total_epochs, total_steps
 
@@ -93,9 +93,11 @@ class TrainingBatches:
                 inputs = self.source.batches([self._views(epoch, mine) for mine, _ in parts])
             else:
                 inputs = stream
-            for mine, weight in parts:
-                yield self._batch(next(inputs), mine, weight, done)
-                done += 1
+            keys = self._keys([mine for mine, _ in parts], done)
+            for (_, weight), (sample_keys, step_key) in zip(parts, keys, strict=True):
+                values, labels, good = next(inputs)
+                yield Batch(values, labels, (good * weight).float(), sample_keys, step_key)
+            done += len(parts)
 
     def parts(self, epoch: int) -> list[tuple[list[int], float]]:
         """List the positions of one rank in each global batch of an epoch, with the weight of each sample's loss."""
@@ -124,11 +126,17 @@ class TrainingBatches:
     def _views(self, epoch: int, mine: Sequence[int]) -> list[tuple[int, int]]:
         return [(self.view(epoch), position) for position in mine]
 
-    def _batch(self, inputs: Inputs, mine: Sequence[int], weight: float, step: int) -> Batch:
-        step_key = np.int64(keyed_number("draw", self.seed, step))
-        numbers = np.append(step_key + np.array(mine, np.int64) * SPREAD, step_key)  # wraps around
-        keys = to_device(torch.from_numpy(numbers), self.topology.device)
-        return Batch(inputs.values, inputs.labels, (inputs.good * weight).float(), keys[:-1], keys[-1])
+    def _keys(self, batches: Sequence[Sequence[int]], first_step: int) -> list[tuple[Tensor, Tensor]]:
+        """The keys of consecutive steps, on the device: those of the samples [b] int64, and the step's own, a scalar."""
+        numbers: list[np.ndarray] = []
+        for step, mine in enumerate(batches, first_step):
+            step_key = np.int64(keyed_number("draw", self.seed, step))
+            numbers += [step_key + np.array(mine, np.int64) * SPREAD, np.array([step_key])]  # wraps around
+        if not numbers:
+            return []
+        keys = to_device(torch.from_numpy(np.concatenate(numbers)), self.topology.device)
+        parts = keys.split([len(part) for part in numbers])
+        return [(samples, step[0]) for samples, step in zip(parts[::2], parts[1::2], strict=True)]
 
 
 class _Schedule:

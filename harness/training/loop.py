@@ -109,8 +109,9 @@ class Training:
         """Optimiser steps of the whole training."""
         return self.data.steps
 
-    def engine(self) -> Engine:
-        """The engine of this training; after `resume`, and once."""
+    def engine(self, micro_batch: int | None = None) -> Engine:
+        """The engine of this training, for `parts` of at most so many samples; after `resume`, and once."""
+        batch = min(self.train.batch_size, len(self.data.samples))
         return make_engine(
             self.topology,
             self.loss,
@@ -118,6 +119,7 @@ class Training:
             self.train.max_grad_norm,
             READ_IN_PIECES,
             self.loss.combine if self.loss.combines else None,
+            self.topology.passes(batch, micro_batch or batch),
         )
 
     def batches(self) -> Iterator[Batch]:
@@ -245,7 +247,7 @@ def fit(training: Training, checkpoints: Checkpoints, micro_batch: int | None = 
         Stopped: a signal asked for an end, and a checkpoint is written.
     """
     optimizer_state = checkpoints.resume(training)
-    engine = training.engine()
+    engine = training.engine(micro_batch)
     if optimizer_state:
         engine.load_optimizer_state(optimizer_state)
     schedule = checkpoints.schedule

@@ -56,7 +56,7 @@ def learned(model: Model) -> dict[str, Tensor]:
 def stop_and_go_on(topology: Topology, name: str) -> dict[str, dict[str, Tensor]]:
     """Train; return what was learned without a stop ("whole") and with one ("resumed"), and the state at the stop ("state")."""
     model, optimizer = make(name)
-    engine = make_engine(topology, model, optimizer, max_norm=0.5)
+    engine = make_engine(topology, model, optimizer, max_norm=0.5, passes=topology.passes(5, 1))
     train(topology, engine, optimizer, range(STOP))
     stopped, state = learned(model), engine.optimizer_state()
     train(topology, engine, optimizer, range(STOP, len(RATES)))
@@ -64,7 +64,7 @@ def stop_and_go_on(topology: Topology, name: str) -> dict[str, dict[str, Tensor]
 
     model, optimizer = make(name)
     model.load_state_dict(stopped)
-    engine = make_engine(topology, model, optimizer, max_norm=0.5)
+    engine = make_engine(topology, model, optimizer, max_norm=0.5, passes=topology.passes(5, 1))
     engine.load_optimizer_state(state)
     train(topology, engine, optimizer, range(STOP, len(RATES)))
     return {"whole": whole, "resumed": learned(model), "state": state}

@@ -29,11 +29,11 @@ def environment() -> dict[str, str]:
 
 
 def torchrun(processes: int) -> list[str]:
-    return [str(SCRIPTS / "torchrun"), "--standalone", "--nproc-per-node", str(processes)]
+    return [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
 def accelerate(*options: str) -> list[str]:
-    return [str(SCRIPTS / "accelerate"), "launch", "--main_process_port", "0", *options]
+    return [*PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0", *options]
 
 
 def deepspeed(json: str, processes: int) -> list[str]:

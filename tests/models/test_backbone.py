@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -127,3 +128,15 @@ def test_a_frozen_backbone_stays_in_evaluation_mode(towers: dict[str, Towers]) -
         assert torch.equal(backbone.text.encode_texts(["round"]), backbone.text.encode_texts(["round"]))
         assert F.cosine_similarity(backbone.encode_images(pixels), backbone.encode_images(pixels)).min() > 0.99999
         assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
+
+
+@pytest.mark.parametrize("texts", [["round", "a photo of a melanoma"], ["a b", "c d"]], ids=["ragged", "even"])
+def test_bert_gets_the_mask_that_transformers_would_make(
+    towers: dict[str, Towers], monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    """The same bits, without asking the device if anything is padded."""
+    tower: Any = towers["bert"].backbone.text
+    assert tower.takes_square_mask
+    ours = tower.encode_texts(texts)
+    monkeypatch.setattr(tower, "takes_square_mask", False)
+    assert torch.equal(tower.encode_texts(texts), ours)

@@ -40,6 +40,7 @@ def make_engine(
     max_norm: float | None = None,
     read_in_pieces: tuple[type[nn.Module], ...] = (),
     combine: Combine | None = None,
+    passes: int = 1,
 ) -> Engine:
     """The engine that trains a model here; gradients become means over the ranks.
 
@@ -50,6 +51,7 @@ def make_engine(
         read_in_pieces: kinds of modules whose weights are read without calling the modules that hold them, so that ZeRO-3 has
             to gather such a module as one.
         combine: makes one gradient of K gradients of the global batch, each by parameter name.
+        passes: the parts in a step of the rank that has most of them.
 
     Raises:
         UserError: `combine` under DeepSpeed, which reduces gradients on its own.
@@ -61,4 +63,4 @@ def make_engine(
             f"DeepSpeed's ZeRO-{topology.zero_stage} reduces one gradient, but this method combines several; "
             "use accelerate launch --multi_gpu"
         )
-    return ZeroEngine(topology, topology.deepspeed, model, optimizer, max_norm, read_in_pieces)
+    return ZeroEngine(topology, topology.deepspeed, model, optimizer, max_norm, read_in_pieces, passes)

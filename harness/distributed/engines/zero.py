@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vipbench.harness.distributed.failures import collective
@@ -44,11 +43,14 @@ class ZeroEngine:
         optimizer: torch.optim.Optimizer,
         max_norm: float | None,
         read_in_pieces: tuple[type[nn.Module], ...],
+        passes: int,
     ) -> None:
         import deepspeed
         from deepspeed.utils import set_z3_leaf_module
 
         self.topology, self.base = topology, optimizer
+        # From stage 2 on a backward pass is a thing that all ranks do together.
+        self.passes = passes if topology.zero_stage >= 2 else 1
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         for module in model.modules():
             if isinstance(module, read_in_pieces):
@@ -69,7 +71,7 @@ class ZeroEngine:
     @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         losses: list[Tensor] = []
-        passes = self._most(len(parts))
+        passes = max(self.passes, len(parts))
         for index in range(passes):
             self.engine.set_gradient_accumulation_boundary(index == passes - 1)
             spare = index >= len(parts)
@@ -78,14 +80,6 @@ class ZeroEngine:
             losses += [] if spare else [loss.detach()]
         self.engine.step()
         return torch.stack(losses).sum()
-
-    def _most(self, passes: int) -> int:
-        """The most passes of a rank: from stage 2 on each of them is a thing that all ranks do together."""
-        if self.topology.world == 1 or self.topology.zero_stage < 2:
-            return passes
-        most = torch.tensor(passes, device=self.topology.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
 
     @collective()
     def optimizer_state(self) -> dict[str, Tensor]:
