@@ -128,7 +128,8 @@ def test_every_way_to_train_runs(
 
 
 @pytest.mark.parametrize(
-    "method", ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f", "clip_lora", "maple"]
+    "method",
+    ["coop", "cocoop", "vip", "prograd", "biomedcoop", "tip_adapter_f", "clip_lora", "maple", "promptsrc", "vpt"],
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.slow
