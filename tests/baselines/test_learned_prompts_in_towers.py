@@ -1,6 +1,7 @@
 """VPT and PromptSRC against plain second implementations: logits, losses, and what is learned in five steps."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from tests import plain, plain_towers
 from tests.baselines.test_methods_in_towers import CLASSES, DRAWING, KINDS, assert_same, build, copies_of, pixels, start
 from tests.baselines.test_methods_in_towers import changeable as changeable
 from tests.conftest import Towers
+from tests.zoo import small_config
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Method, Task
 from vipbench.harness.models.tower_view import ImageTowerView
-from vipbench.harness.training.loop import WeightedLoss
+from vipbench.harness.runs.directory import read_prompts
+from vipbench.harness.runs.execute import execute
+from vipbench.harness.training.loop import Training, WeightedLoss
 
 LABELS = torch.tensor([0, 2, 1, 2])
 TEMPLATES = ("a photo of a {}.", "this is {}, clearly.", "one {}.")
@@ -96,6 +100,27 @@ def test_five_steps(changeable: dict[str, Towers], name: str, kind: str) -> None
         assert (value - expected).abs().max() <= 1e-4, key
         assert (expected - first[key]).abs().max() > 1e-3, "something was learned"
         assert name == "vpt" or (expected - kept[-1]).abs().max() > 1e-3, "the mean is not the last epoch"
+
+
+def test_a_run_that_goes_on_has_the_mean_of_all_epochs(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, advance = {**base_config, "train": {}}, Training.advance
+    whole = execute(small_config(base, "promptsrc", tmp_path / "whole"))
+    config = small_config(base, "promptsrc", tmp_path / "again", "run.checkpoint_steps=1")
+
+    def dying(training: Training, loss: Tensor) -> None:
+        if training.step == training.data.steps_per_epoch + 1:
+            raise KeyboardInterrupt
+        advance(training, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", dying)
+        with pytest.raises(KeyboardInterrupt):
+            execute(config)
+    resumed, expected = read_prompts(execute(config)), read_prompts(whole)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
 def test_epochs_far_from_the_mean_still_have_weights(changeable: dict[str, Towers]) -> None:
