@@ -19,7 +19,7 @@ Not followed: the mean of all frozen weights too, which rounds them in half prec
 5 for five of its eleven), for which no rule is given.
 
 The frozen image features are those of the very views that are trained on. Each epoch augments anew, so they are computed in each
-step, by one more pass without gradients, as in the published code.
+step, by one more pass without gradients, as in the published code; also where `train.views` shows the same views again.
 """
 
 from collections.abc import Mapping
