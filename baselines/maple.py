@@ -16,18 +16,17 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from vipbench.harness.config.schema import MethodConfig
-from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Output, Task, TextClassifier
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.prompts import CONTEXT_STD, SLOT, PromptBatch, context_vectors
-from vipbench.harness.models.tower_view import TowerViews
+from vipbench.harness.models.deep_prompts import random_prompts
+from vipbench.harness.models.prompts import SLOT, PromptBatch, context_vectors
+from vipbench.harness.models.tower_view import TowerViews, check_depth
 
 WORDS, LEARNED = "a photo of a", 2  # tokens of WORDS that are learned; the others stay
 
@@ -48,20 +47,13 @@ class MaPLe(TextClassifier):
     def __init__(self, config: MaPLeConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)
         self.towers, tower = TowerViews(backbone.image, backbone.text), backbone.text
-        blocks = min(len(self.towers.image.blocks), len(self.towers.text.blocks))
-        if config.depth > blocks:
-            raise UserError(
-                f"method.depth: {config.depth} blocks are to have prompts, but a tower of this backbone has {blocks} in all; "
-                f"use method.depth={blocks} or less"
-            )
+        check_depth(config.depth, self.towers.image, self.towers.text)
         words = tower.tokenize(WORDS)
         self.context = nn.Parameter(context_vectors(tower, WORDS, None).detach()[:, :LEARNED].clone())  # [1, 2, w]
-        shape = (LEARNED, tower.width)
-        deep = [torch.randn(shape, device="cpu") * CONTEXT_STD for _ in range(config.depth - 1)]
-        self.deep = nn.ParameterList(deep)
+        self.deep = random_prompts(config.depth - 1, LEARNED, tower.width)
         self.project = nn.Linear(tower.width, self.towers.image.width)
         start = nn.Linear(tower.width, self.towers.image.width)
-        self.project_deep = nn.ModuleList(copy.deepcopy(start) for _ in deep)
+        self.project_deep = nn.ModuleList(copy.deepcopy(start) for _ in self.deep)
         names = [name.replace("_", " ") for name in task.classes]
         prompts = [[SLOT] * LEARNED + words[LEARNED:] + tower.tokenize(f"{name}.") for name in names]
         self.prompts = PromptBatch(tower, prompts, [f"class {name!r}" for name in task.classes])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.plain import unit, words
+from tests.plain import cross_entropy, unit, words
 
 Masks = Callable[[int, int, int, int], Tensor]  # (number, maps, length, width) -> [maps, B, length, width], 0 or 1
 GOLDEN, FIRST, SECOND = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -125,6 +125,55 @@ def maple(
         body = torch.cat([text_prompts[0], fixed, words(model, tokenizer, f"{name}.")])
         features.append(unit(_text(model, tokenizer, body, text_prompts[1:])))
     return model.logit_scale.exp() * torch.stack([unit(image) for image in images]) @ torch.stack(features).T
+
+
+def vpt(model: Any, tokenizer: Any, pixels: Tensor, classes: list[str], image_prompts: Sequence[Tensor]) -> Tensor:
+    """VPT: logits [B, C]; J image prompts [M, v]."""
+    texts = [_text(model, tokenizer, words(model, tokenizer, f"a photo of a {name}."), ()) for name in classes]
+    images = _image(model.visual, pixels, image_prompts)
+    return (
+        model.logit_scale.exp() * torch.stack([unit(image) for image in images]) @ torch.stack(list(map(unit, texts))).T
+    )
+
+
+def promptsrc(
+    model: Any,
+    tokenizer: Any,
+    pixels: Tensor,
+    labels: Tensor,
+    classes: list[str],
+    text_prompts: Sequence[Tensor],
+    image_prompts: Sequence[Tensor],
+    templates: Sequence[str],
+    weights: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """PromptSRC: logits [B, C] and the loss; weights are those of the losses on text and image features."""
+    scale, learned, frozen = model.logit_scale.exp(), [], []
+    for name in classes:
+        body = torch.cat([text_prompts[0], words(model, tokenizer, f"{name}.")])
+        learned.append(unit(_text(model, tokenizer, body, text_prompts[1:])))
+        own = [_text(model, tokenizer, words(model, tokenizer, text.replace("{}", name)), ()) for text in templates]
+        frozen.append(unit(sum(own[1:], start=own[0]) / len(own)).detach())
+    images = [unit(image) for image in _image(model.visual, pixels, image_prompts)]
+    originals = [unit(image) for image in model.encode_image(pixels).detach()]
+    logits = scale * torch.stack(images) @ torch.stack(learned).T
+    text = sum((one - other).abs().sum() for one, other in zip(learned, frozen, strict=True))
+    image = sum((one - other).abs().sum() for one, other in zip(images, originals, strict=True))
+    divergence: Tensor | float = 0.0
+    for row, original in zip(logits, originals, strict=True):
+        p, q = (scale * torch.stack(frozen) @ original).softmax(-1).detach(), row.softmax(-1)
+        divergence = divergence + (p * (p.log() - q.log())).sum()
+    numbers = learned[0].numel()
+    regular = weights[0] * text / (len(classes) * numbers) + weights[1] * image / (len(images) * numbers)
+    return logits, cross_entropy(list(logits), labels) + regular + divergence / logits.numel()
+
+
+def gaussian_mean(epochs: Sequence[Tensor], mean: float, deviation: float) -> Tensor:
+    """The mean of what stood after each epoch, weighed by a normal density of the epoch's number."""
+    densities = [math.exp(-((number + 1 - mean) ** 2) / (2 * deviation**2)) for number in range(len(epochs))]
+    return torch.stack(
+        [density / sum(densities) * values for density, values in zip(densities, epochs, strict=True)]
+    ).sum(0)
 
 
 def _image(visual: Any, pixels: Tensor, prompts: Sequence[Tensor]) -> Tensor:

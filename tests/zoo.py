@@ -24,6 +24,8 @@ from vipbench.harness.training.loop import fit
 SMALL: dict[str, dict[str, Any]] = {
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
     "maple": {"depth": 2},
+    "promptsrc": {"depth": 2},
+    "vpt": {"depth": 2},
 }
 
 

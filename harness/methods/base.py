@@ -182,7 +182,10 @@ class Method(nn.Module):
         return {name: sum((other[name] for other in others), start=value) for name, value in first.items()}
 
     def end_of_epoch(self, epoch: int, epochs: int) -> None:
-        """Called after each of `epochs` epochs, counted from 1, before it is validated."""
+        """Called after each of `epochs` epochs, counted from 1, before it is validated.
+
+        It may change what is learned after the last one, when no optimizer holds a copy of it any more.
+        """
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are optimised, by name."""

@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vipbench.harness.models.prompts import CONTEXT_STD
+
 Change = Callable[[Tensor], Tensor]
+
+
+def random_prompts(blocks: int, count: int, width: int) -> nn.ParameterList:
+    """Learned vectors N(0, 0.02) for each of some blocks: so many times [count, width]."""
+    shape = (count, width)
+    return nn.ParameterList(
+        [torch.randn(shape, device="cpu") * CONTEXT_STD for _ in range(blocks)]
+    )  # the CPU's generator
 
 
 @contextmanager

@@ -109,6 +109,16 @@ class ImageTowerView(nn.Module):
             return cast(Tensor, self.tower(pixels))
 
 
+def check_depth(depth: int, *towers: ImageTowerView | TextTower) -> None:
+    """Raises UserError: a tower has fewer blocks than are to have prompts."""
+    blocks = min(len(tower.blocks) for tower in towers)
+    if depth > blocks:
+        raise UserError(
+            f"method.depth: {depth} blocks are to have prompts, but a tower of this backbone has {blocks} in all; "
+            f"use method.depth={blocks} or less"
+        )
+
+
 class TowerViews(nn.Module):
     """Views of both towers, in evaluation mode as the frozen towers are.
 

@@ -164,7 +164,8 @@ class Training:
             self.write_step({"epoch": epoch, "step": self.step, "lr": self.rate(self.step), "loss": mean})
             self.note = f"epoch {epoch}/{self.data.epochs}, loss {mean:.3f}"
         if ended:
-            self.method.end_of_epoch(epoch, self.data.epochs)
+            with gathered_parameters(self.method.trainable().values(), write=True):
+                self.method.end_of_epoch(epoch, self.data.epochs)
         self.to_select = ended and self.train.select == "best"
         self._select_if_due()
 

@@ -27,7 +27,13 @@ from vipbench.harness.training.loop import WeightedLoss
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
 KINDS = ["vit", "bert", "bidirectional", "timm"]
-OPTIONS: dict[str, dict[str, Any]] = {"clip_lora": {}, "maple": {"depth": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "clip_lora": {},
+    "maple": {"depth": 2},
+    "promptsrc": {"depth": 2},
+    "vpt": {"depth": 2},
+}
+BUFFERS = {"promptsrc": {"average"}}  # what is saved beside the parameters
 DRAWING = Drawing(torch.tensor(77), torch.tensor([5, -(2**62), 99, 2**61]))
 
 
@@ -48,10 +54,10 @@ def start(backbone: Backbone, name: str, task: Task = Task(CLASSES), **options: 
     return cls(cls.Config(name=name, **{**OPTIONS[name], **options}), task, backbone)
 
 
-def build(backbone: Backbone, name: str, **options: Any) -> Method:
+def build(backbone: Backbone, name: str, task: Task = Task(CLASSES), **options: Any) -> Method:
     """A method whose learned values are all random, so that none hides another."""
     torch.manual_seed(3)
-    method = start(backbone, name, **options)
+    method = start(backbone, name, task, **options)
     with torch.no_grad():
         for value in method.trainable().values():
             value.add_(torch.randn_like(value) * 0.05)
@@ -223,7 +229,8 @@ def test_only_what_was_added_is_learned_and_it_is_put_back(changeable: dict[str,
     backbone = changeable["bert"].backbone
     method, inputs = build(backbone, name), pixels(backbone)
     learned = {key: value.detach().clone() for key, value in method.learned().items()}
-    assert set(learned) == set(method.trainable()) and not any("backbone" in key or "towers" in key for key in learned)
+    assert set(learned) == set(method.trainable()) | BUFFERS.get(name, set())
+    assert not any("backbone" in key or "towers" in key for key in learned)
     assert not method.per_class
     held = {id(parameter) for parameter in method.parameters()}
     own = {id(parameter) for parameter in [*backbone.parameters(), *method.trainable().values()]}
@@ -243,9 +250,10 @@ def test_an_image_tower_without_blocks_is_refused(towers: dict[str, Towers], nam
         build(towers["resnet"].backbone, name)
 
 
-def test_too_deep_prompts_are_refused(changeable: dict[str, Towers]) -> None:
+@pytest.mark.parametrize("name", ["maple", "promptsrc", "vpt"])
+def test_too_deep_prompts_are_refused(changeable: dict[str, Towers], name: str) -> None:
     with pytest.raises(UserError, match=r"method\.depth: 9 blocks .* has 2 in all; use method.depth=2 or less"):
-        build(changeable["vit"].backbone, "maple", depth=9)
+        build(changeable["vit"].backbone, name, depth=9)
 
 
 def test_packing_is_refused() -> None:

@@ -23,9 +23,9 @@ WORKER = str(Path(__file__).with_name("methods_on_ranks.py"))
 
 @pytest.fixture(scope="module")
 def base(base_config: dict[str, Any], model_folder: Path) -> dict[str, Any]:
-    """Two samples per batch, so that a third rank has none."""
-    train = {"batch_size": 2, "epochs": 1}
-    return {**base_config, "backbone": {"name": str(model_folder / "vit.json")}, "train": train}
+    """Two samples per batch, so that a third rank has none; two epochs, so that what is carried from one to the next counts."""
+    data, train = {**base_config["data"], "shots": 3}, {"batch_size": 2, "epochs": 2}
+    return {**base_config, "data": data, "backbone": {"name": str(model_folder / "vit.json")}, "train": train}
 
 
 @pytest.fixture(scope="module")
