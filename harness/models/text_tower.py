@@ -96,7 +96,7 @@ class TextTower(nn.Module):
 
     def compute(self, prompts: Prompts) -> Tensor:
         """`forward`, here and now."""
-        trained = torch.is_grad_enabled() and (self.learns or prompts.embeddings.requires_grad)
+        trained = torch.is_grad_enabled() and (self.learns or prompts.requires_grad)
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))
         if size >= len(prompts):
@@ -181,8 +181,9 @@ class ClipTextTower(TextTower):
             return self._project(
                 self.ln_final(encode_eot(self.transformer.resblocks, prompts, self.positional_embedding))
             )
-        length = prompts.embeddings.shape[1]
-        x = prompts.embeddings + self.positional_embedding[:length]
+        embeddings = prompts.embeddings
+        length = embeddings.shape[1]
+        x = embeddings + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
         with self.changed(prompts):
             x = self.ln_final(self.transformer(x, attn_mask=mask))
@@ -235,10 +236,11 @@ class HuggingFaceTextTower(TextTower):
 
     def encode(self, prompts: Prompts) -> Tensor:
         longest = int(prompts.lengths.max())
-        lengths = prompts.lengths_on(prompts.embeddings.device)
+        embeddings = prompts.embeddings[:, :longest]
+        lengths = prompts.lengths_on(embeddings.device)
         mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()
         with self.changed(prompts):
-            output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
+            output = self.transformer(inputs_embeds=embeddings, attention_mask=mask)
         return self.proj(self.pooler(output, mask))
 
     def _ids(self, text: str) -> list[int]:
