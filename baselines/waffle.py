@@ -81,7 +81,7 @@ class Waffle(FixedTexts):
     key: Tensor  # int64 scalar, of what is drawn
 
     def __init__(self, config: WaffleConfig, task: Task, backbone: Backbone) -> None:
-        key = torch.randint(2**62, (), device="cpu")
+        key = torch.randint(2**24, (), device="cpu")  # learned tensors are saved as float32
         super().__init__(config, task, backbone, self.texts(config, task, int(key)))
         self.register_buffer("key", key)
 
