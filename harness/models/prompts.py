@@ -223,8 +223,7 @@ class PromptBatch(nn.Module):
             context: [P, M, w], or [1, M, w] to share the vectors among all prompts.
             deep: vectors [M, w] of all prompts that replace what stands in the slots before blocks 1, 2 and so on.
         """
-        # A copy, since under ZeRO-3 a parameter may be away when a part of the prompts is computed again.
-        filled = Filled(self.table, self.tokens, self.slots, context.clone())
+        filled = Filled(self.table, self.tokens, self.slots, context)
         shared = self.shared if len(context) == 1 else min(self.shared, self.shared_words)
         return Prompts(filled, self.lengths, shared=shared, deep=tuple(deep), slots=self.slots_on_cpu)
 
