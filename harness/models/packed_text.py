@@ -60,11 +60,10 @@ def encode_eot(blocks: nn.ModuleList, prompts: Prompts, positions: Tensor) -> Te
     Args:
         positions: [at least L, w] positional embedding.
     """
-    embeddings = prompts.embeddings
-    length = embeddings.shape[1]
+    length = prompts.embeddings.shape[1]
     lengths = prompts.lengths.numpy().tobytes()
     layout = _layout(lengths, length, prompts.groups, prompts.shared, positions.device)
-    tokens = _packed(embeddings + positions[:length], layout)
+    tokens = _packed(prompts.embeddings + positions[:length], layout)
     keys = None
     if prompts.keys is not None:
         assert not prompts.shared, "tokens that prompts share would be dropped for all of them alike"

@@ -104,6 +104,10 @@ class Prompts:
         """Token embeddings [P, L, w] without positions, made anew where they are not stored."""
         return self.source if isinstance(self.source, Tensor) else self.source.embeddings()
 
+    def put_together(self) -> "Prompts":
+        """The same prompts with their embeddings stored."""
+        return replace(self, source=self.embeddings)
+
     @property
     def requires_grad(self) -> bool:
         return (self.source if isinstance(self.source, Tensor) else self.source.context).requires_grad

@@ -100,11 +100,14 @@ class TextTower(nn.Module):
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))
         if size >= len(prompts):
-            return self.encode(prompts)
+            return self._encode(prompts)
         parts = prompts.split(size)
         if trained:
-            return torch.cat([checkpoint(self.encode, part, use_reentrant=False) for part in parts])
-        return torch.cat([self.encode(part) for part in parts])
+            return torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([self._encode(part) for part in parts])
+
+    def _encode(self, prompts: Prompts) -> Tensor:
+        return self.encode(prompts.put_together())
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -181,9 +184,8 @@ class ClipTextTower(TextTower):
             return self._project(
                 self.ln_final(encode_eot(self.transformer.resblocks, prompts, self.positional_embedding))
             )
-        embeddings = prompts.embeddings
-        length = embeddings.shape[1]
-        x = embeddings + self.positional_embedding[:length]
+        length = prompts.embeddings.shape[1]
+        x = prompts.embeddings + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
         with self.changed(prompts):
             x = self.ln_final(self.transformer(x, attn_mask=mask))
@@ -236,11 +238,10 @@ class HuggingFaceTextTower(TextTower):
 
     def encode(self, prompts: Prompts) -> Tensor:
         longest = int(prompts.lengths.max())
-        embeddings = prompts.embeddings[:, :longest]
-        lengths = prompts.lengths_on(embeddings.device)
+        lengths = prompts.lengths_on(prompts.embeddings.device)
         mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()
         with self.changed(prompts):
-            output = self.transformer(inputs_embeds=embeddings, attention_mask=mask)
+            output = self.transformer(inputs_embeds=prompts.embeddings[:, :longest], attention_mask=mask)
         return self.proj(self.pooler(output, mask))
 
     def _ids(self, text: str) -> list[int]:

@@ -70,6 +70,13 @@ def test_dclip(towers: dict[str, Towers], kind: str) -> None:
     check(build(towers, kind, "dclip", template="a photo of a {}."), "a photo of a ")
 
 
+@pytest.mark.parametrize("name", ["cupl", "dclip", "xplainer"])
+def test_a_text_that_is_too_long_is_named(towers: dict[str, Towers], name: str) -> None:
+    cls = method_class(name)
+    with pytest.raises(UserError, match=r"class 'nevus', text '.*very .* takes 77; shorten it"):
+        cls(cls.Config(name=name), Task(["nevus", "mole"], [["very " * 90], ["round"]]), towers["vit"].backbone)
+
+
 def test_the_first_word_of_a_descriptor_decides() -> None:
     """The published code looks at the first letters, and so takes "antennae" and "cannons" for an article and a verb."""
     given = {
