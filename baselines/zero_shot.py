@@ -8,13 +8,11 @@ Expected figure: none; it depends on the backbone and the task alone.
 
 from typing import Annotated, Any, Literal, Self
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from vipbench.harness.config.schema import MethodConfig, one_place
-from vipbench.harness.methods.base import Task, TextClassifier, symptom_names
+from vipbench.harness.methods.base import Task
+from vipbench.harness.methods.fixed_texts import FixedTexts, spoken
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.phrases import without_full_stop
@@ -49,40 +47,21 @@ class ZeroShotConfig(MethodConfig):
 
 
 @register("zero_shot")
-class ZeroShot(TextClassifier):
-    """Class features from fixed texts."""
+class ZeroShot(FixedTexts):
+    """Class features from class names or symptoms in templates."""
 
     Config = ZeroShotConfig
-    trains = False
-    fixed_features: Tensor  # [C, d]
 
     def __init__(self, config: ZeroShotConfig, task: Task, backbone: Backbone) -> None:
-        super().__init__(config, task, backbone)
         if config.text == "symptoms":
             assert task.symptoms is not None
-            words = task.symptoms
+            words = [[without_full_stop(symptom) for symptom in symptoms] for symptoms in task.symptoms]
         else:
-            words = [[name.replace("_", " ")] for name in task.classes]
+            words = [[spoken(without_full_stop(name))] for name in task.classes]
         templates = config.templates or DEFAULT_TEMPLATES[config.text]
-        texts = [
-            template.replace("{}", without_full_stop(word))
-            for entry in words
-            for word in entry
-            for template in templates
-        ]
-        names = [name for name in symptom_names(task.classes, words) for _ in templates]
-        features = F.normalize(backbone.text.encode_texts(texts, names), dim=-1)
-        parts = features.split([len(entry) * len(templates) for entry in words])
-        self.register_buffer("fixed_features", self._merge(list(parts)), persistent=False)
+        texts = [[template.replace("{}", word) for word in own for template in templates] for own in words]
+        super().__init__(config, task, backbone, texts, mean_feature=config.text != "symptoms")
 
     @classmethod
     def uses_symptoms(cls, config: Any) -> bool:
         return bool(config.text == "symptoms")
-
-    def _merge(self, parts: list[Tensor]) -> Tensor:
-        """Mean of each class's normalised features [S, d]; for symptoms un-normalised, so that the score is the mean cosine."""
-        mean = torch.stack([part.mean(dim=0) for part in parts])
-        return mean if self.config.text == "symptoms" else F.normalize(mean, dim=-1)
-
-    def class_features(self) -> Tensor:
-        return self.fixed_features

@@ -90,8 +90,12 @@ def vip(
     contexts: list[Tensor],
     merge: dict[str, Tensor] | None,
     position: str = "end",
+    sink: bool = False,
 ) -> Tensor:
-    """ViP: logits [C] of one image feature; `merge` holds t [C, d], wq and wk [d, d], or is None for the mean."""
+    """ViP: logits [C] of one image feature; `merge` holds t [C, d], wq and wk [d, d], or is None for the mean.
+
+    With a sink the softmax has one more exponent, exp(0).
+    """
     logits = []
     for index, (texts, context) in enumerate(zip(symptoms, contexts, strict=True)):
         values = [encode(model, tokenizer, body(model, tokenizer, context, text, position)) for text in texts]
@@ -101,7 +105,8 @@ def vip(
             query = merge["wq"] @ merge["t"][index]
             scores = [query @ (merge["wk"] @ value) / math.sqrt(len(query)) for value in values]
             exponents = [math.e**score for score in scores]
-            weighted = [e / sum(exponents) * value for e, value in zip(exponents, values, strict=True)]
+            total = sum(exponents) + int(sink)
+            weighted = [e / total * value for e, value in zip(exponents, values, strict=True)]
             merged = merge["t"][index] + torch.stack(weighted).sum(0)
         logits.append(model.logit_scale.exp() * unit(image) @ unit(merged))
     return torch.stack(logits)

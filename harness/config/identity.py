@@ -41,10 +41,10 @@ def run_name(config: Config, digests: Digests) -> str:
     )
     if settings["templates"] is None:
         del settings["templates"]
-    if settings["train"]:
-        for name in LATER:
-            if settings["train"][name] is None:
-                del settings["train"][name]
+    for section, later in (("train", LATER), ("method", config.method.LATER)):
+        for name in later if settings[section] else ():
+            if settings[section][name] is None:
+                del settings[section][name]
     facts = {"version": RESULT_VERSION, "settings": settings, "digests": digests.to_mapping()}
     identity = digest_json(facts | ({"compile": True} if config.run.compile else {}))
     return f"{config.method.name}_{config.shots_label}_seed{config.seed}_{identity[:12]}"

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, SerializeAsAny, model_validator
@@ -33,6 +33,7 @@ def one_place(template: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(one_place)]
+Switch = Annotated[Literal[True] | None, BeforeValidator(lambda value: None if value is False else value)]  # null: off
 Words = Annotated[str, Field(pattern=r"\w", max_length=1000)]  # a text in which there is something to tokenise
 HomePath = Annotated[Path, BeforeValidator(expand_home)]
 HomeText = Annotated[str, BeforeValidator(expand_home)]
@@ -63,7 +64,13 @@ class BackboneConfig(Section):
 
 
 class MethodConfig(Section):
-    """The options that every method has; a method adds its own in a subclass."""
+    """The options that every method has; a method adds its own in a subclass.
+
+    Attributes:
+        LATER: options that came after runs had been recorded; where null, a run's identity is what it was before they came.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     name: str
 

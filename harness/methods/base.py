@@ -95,6 +95,7 @@ class Method(nn.Module):
         Config: the method's options.
         trains: whether there is a training loop.
         uses_templates: whether the method reads the task's templates.
+        draws: whether a method that trains nothing draws something at random, so that the run's seed counts.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
         drawing: keys of random numbers, which the loop sets for each `forward` of a training step; None elsewhere.
     """
@@ -102,6 +103,7 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     trains: ClassVar[bool] = True
     uses_templates: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     needs: ClassVar[Literal["features", "unnormalised", "images"]] = "features"
     backbone: Backbone
     drawing: Drawing | None = None

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.harness.errors import UserError
@@ -37,11 +39,47 @@ class TokenEmbedding(Protocol):
 
 
 @dataclass(frozen=True)
+class Filled:
+    """Embeddings of prompts that are put together when they are read: those of thousands of prompts take more than all else.
+
+    Attributes:
+        table: [U, w] embeddings of the tokens that occur, zero for a slot.
+        tokens: [P, L] int64, rows of the table.
+        slots: [P, M] int64, positions of the slots.
+        context: [n, M, w], the vectors for them, each n-th for P / n consecutive prompts.
+    """
+
+    table: Tensor
+    tokens: Tensor
+    slots: Tensor
+    context: Tensor
+
+    def embeddings(self) -> Tensor:
+        """Token embeddings [P, L, w] with the context in the slots; the gradient reaches it."""
+        n, each = len(self.context), len(self.tokens) // len(self.context)
+        embedded = F.embedding(self.tokens, self.table.to(self.context.dtype))
+        index = self.slots.view(n, each, -1, 1).expand(-1, -1, -1, embedded.shape[-1])
+        values = self.context[:, None].expand(index.shape)
+        return embedded.view(n, each, *embedded.shape[1:]).scatter(2, index, values).flatten(0, 1)
+
+    def split(self, sizes: list[int]) -> "list[Filled]":
+        """Parts of so many prompts each, in order: each of some whole n-ths, or within one."""
+        each = len(self.tokens) // len(self.context)
+        if all(size % each == 0 for size in sizes):
+            contexts = self.context.split([size // each for size in sizes])
+        else:
+            nths, firsts = self.context.split(1), accumulate([0, *sizes[:-1]])
+            contexts = tuple(nths[first // each] for first in firsts)
+        parts = zip(self.tokens.split(sizes), self.slots.split(sizes), contexts, strict=True)
+        return [Filled(self.table, *part) for part in parts]
+
+
+@dataclass(frozen=True)
 class Prompts:
     """P prompts as a text tower reads them, in G groups of as many consecutive ones.
 
     Attributes:
-        embeddings: [P, L, w] token embeddings without positions.
+        source: [P, L, w] token embeddings without positions, or what they are made from.
         lengths: [P] int64, on the CPU: the tokens of each prompt; what comes after is padding.
         groups: G.
         shared: how many positions in front are the same in all prompts of a group.
@@ -50,7 +88,7 @@ class Prompts:
         keys: [P] int64 of dropout inside the tower (harness/models/stateless_dropout.py), with nothing shared; None: no dropout.
     """
 
-    embeddings: Tensor
+    source: Tensor | Filled
     lengths: Tensor
     groups: int = 1
     shared: int = 0
@@ -60,6 +98,19 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Token embeddings [P, L, w] without positions, made anew where they are not stored."""
+        return self.source if isinstance(self.source, Tensor) else self.source.embeddings()
+
+    def put_together(self) -> "Prompts":
+        """The same prompts with their embeddings stored."""
+        return replace(self, source=self.embeddings)
+
+    @property
+    def requires_grad(self) -> bool:
+        return (self.source if isinstance(self.source, Tensor) else self.source.context).requires_grad
 
     def lengths_on(self, device: torch.device) -> Tensor:
         """The lengths [P] int64 on a device; with packed_text's layouts all that crosses from the CPU as prompts are encoded."""
@@ -83,31 +134,34 @@ class Prompts:
             if whole
             else [first for group in range(self.groups) for first in range(group * each, (group + 1) * each, size)]
         )
-        ends = [*list(bounds)[1:], len(self)]
-        return [self._part(first, end, max(1, (end - first) // each)) for first, end in zip(bounds, ends, strict=True)]
+        sizes = [end - first for first, end in pairwise([*bounds, len(self)])]
+        pieces = zip(bounds, sizes, self.source.split(sizes), strict=True)
+        return [self._part(first, size, source, max(1, size // each)) for first, size, source in pieces]
 
-    def _part(self, first: int, end: int, groups: int) -> "Prompts":
+    def _part(self, first: int, size: int, source: Tensor | Filled, groups: int) -> "Prompts":
+        rows = slice(first, first + size)
         return replace(
             self,
-            embeddings=self.embeddings[first:end],
-            lengths=self.lengths[first:end],
+            source=source,
+            lengths=self.lengths[rows],
             groups=groups,
-            slots=None if self.slots is None else self.slots[first:end],
-            keys=None if self.keys is None else self.keys[first:end],
+            slots=None if self.slots is None else self.slots[rows],
+            keys=None if self.keys is None else self.keys[rows],
         )
 
     @staticmethod
     def concatenate(parts: "Sequence[Prompts]") -> "Prompts":
         """Prompts of several equal kinds (same P / G, shared positions and L), one after the other."""
-        first = parts[0]
-        kinds = {(len(part) // part.groups, part.shared, part.embeddings.shape[1:]) for part in parts}
+        first, embeddings = parts[0], [part.embeddings for part in parts]
+        kinds = {
+            (len(part) // part.groups, part.shared, own.shape[1:]) for part, own in zip(parts, embeddings, strict=True)
+        }
         assert len(kinds) == 1, f"prompts of different kinds: {kinds}"
         assert not any(part.deep or part.keys is not None for part in parts), (
             "runs that change the tower are not packed"
         )
-        embeddings = torch.cat([part.embeddings for part in parts])
         lengths = torch.cat([part.lengths for part in parts])
-        return Prompts(embeddings, lengths, sum(part.groups for part in parts), first.shared)
+        return Prompts(torch.cat(embeddings), lengths, sum(part.groups for part in parts), first.shared)
 
 
 # A step's lengths and slots are those of the step before; a copy from the CPU waits for what the device still computes.
@@ -128,7 +182,8 @@ class PromptBatch(nn.Module):
         UserError: a prompt does not fit the tower's context length (names it).
     """
 
-    embeddings: Tensor  # [P, L, w] float32, zero in the slots
+    table: Tensor  # [U, w] float32, embeddings of the tokens that occur, zero for a slot
+    tokens: Tensor  # [P, L] int64, rows of the table
     slots: Tensor  # [P, M] int64, positions of the slots in order
 
     def __init__(self, tower: TokenEmbedding, prompts: Sequence[list[int]], names: Sequence[str]) -> None:
@@ -143,21 +198,27 @@ class PromptBatch(nn.Module):
         width = tower.context_length if tower.pads_to_context_length else max(len(row) for row in rows)
         # Which positions are slots is found on the CPU, where the tokens are; then all goes to the tower's device once.
         tokens = torch.tensor([row + [tower.pad] * (width - len(row)) for row in rows], device="cpu")
-        is_slot = tokens == SLOT
-        self.slots_on_cpu = is_slot.nonzero()[:, 1].view(len(rows), -1)
-        slots = to_device(self.slots_on_cpu, tower.device)
+        self.slots_on_cpu = (tokens == SLOT).nonzero()[:, 1].view(len(rows), -1)
+        occurring, places = tokens.unique(return_inverse=True)
         with torch.no_grad():
-            embeddings = tower.embed(to_device(tokens.clamp(min=0), tower.device)).float()
-        embeddings.masked_fill_(to_device(is_slot[..., None], tower.device), 0.0)
-        self.register_buffer("embeddings", embeddings, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
+            table = tower.embed(to_device(occurring.clamp(min=0), tower.device)).float()
+        table.masked_fill_(to_device(occurring == SLOT, tower.device)[:, None], 0.0)
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("tokens", to_device(places, tower.device), persistent=False)
+        self.register_buffer("slots", to_device(self.slots_on_cpu, tower.device), persistent=False)
         self.lengths = torch.tensor([len(row) for row in rows], device="cpu")
         self.shared = _shared_front(rows)
         self.shared_words = _shared_front([row[: row.index(SLOT)] if SLOT in row else row for row in rows], whole=True)
 
+    @property
+    def embeddings(self) -> Tensor:
+        """Token embeddings [P, L, w] float32, zero in the slots."""
+        return F.embedding(self.tokens, self.table)
+
     def fixed(self, keys: Tensor | None = None) -> Prompts:
         """The prompts of texts without slots; with keys [P] int64 the tower's dropout is that of each prompt alone."""
-        return Prompts(self.embeddings, self.lengths, shared=self.shared if keys is None else 0, keys=keys)
+        source = Filled(self.table, self.tokens, self.slots, self.table.new_zeros(1, 0, self.table.shape[1]))
+        return Prompts(source, self.lengths, shared=self.shared if keys is None else 0, keys=keys)
 
     def fill(self, context: Tensor, deep: Sequence[Tensor] = ()) -> Prompts:
         """Put context vectors into the slots; the gradient reaches them.
@@ -166,19 +227,14 @@ class PromptBatch(nn.Module):
             context: [P, M, w], or [1, M, w] to share the vectors among all prompts.
             deep: vectors [M, w] of all prompts that replace what stands in the slots before blocks 1, 2 and so on.
         """
-        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
-        filled = self.embeddings.to(context.dtype).scatter(1, index, context.expand(*index.shape))
+        filled = Filled(self.table, self.tokens, self.slots, context)
         shared = self.shared if len(context) == 1 else min(self.shared, self.shared_words)
         return Prompts(filled, self.lengths, shared=shared, deep=tuple(deep), slots=self.slots_on_cpu)
 
     def fill_each(self, contexts: Tensor) -> Prompts:
         """All prompts once for each of B contexts [B, M, w]: B groups of P prompts, each with one context."""
         count = len(contexts)
-        index = self.slots[..., None].expand(-1, -1, self.embeddings.shape[-1])
-        index = index.expand(count, *index.shape)
-        values = contexts[:, None].expand(index.shape)
-        embeddings = self.embeddings.to(contexts.dtype).expand(count, *self.embeddings.shape)
-        filled = embeddings.scatter(2, index, values).flatten(0, 1)
+        filled = Filled(self.table, self.tokens.repeat(count, 1), self.slots.repeat(count, 1), contexts)
         return Prompts(filled, self.lengths.repeat(count), groups=count, shared=self.shared)
 
 

@@ -96,15 +96,18 @@ class TextTower(nn.Module):
 
     def compute(self, prompts: Prompts) -> Tensor:
         """`forward`, here and now."""
-        trained = torch.is_grad_enabled() and (self.learns or prompts.embeddings.requires_grad)
+        trained = torch.is_grad_enabled() and (self.learns or prompts.requires_grad)
         bytes_per_prompt = self.bytes_per_token * int(prompts.lengths.max()) / (1 if trained else self.layers)
         size = max(1, int(self.memory_bytes / bytes_per_prompt))
         if size >= len(prompts):
-            return self.encode(prompts)
+            return self._encode(prompts)
         parts = prompts.split(size)
         if trained:
-            return torch.cat([checkpoint(self.encode, part, use_reentrant=False) for part in parts])
-        return torch.cat([self.encode(part) for part in parts])
+            return torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([self._encode(part) for part in parts])
+
+    def _encode(self, prompts: Prompts) -> Tensor:
+        return self.encode(prompts.put_together())
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -22,6 +22,7 @@ from vipbench.harness.config.schema import (
 )
 from vipbench.harness.config.validation import Section, validate
 from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import load_plugins, method_class
 from vipbench.harness.system.files import read_yaml
 
@@ -63,7 +64,7 @@ def resolve_config(mapping: Mapping[str, Any], plugins: Sequence[Path] = ()) -> 
     else:
         if draft.train:
             log.warning("train: ignored, method %r has no training loop", method.name)
-        values |= {"train": None} if method_type.support(method) else _unused_draw(draft)
+        values |= {"train": None} if method_type.support(method) else _unused_draw(draft, method_type)
     return Config(**values)
 
 
@@ -97,9 +98,10 @@ def _resolve_draw(draft: _Draft) -> dict[str, Any]:
     return {"data": draft.data.model_copy(update={"split_seed": split_seed})}
 
 
-def _unused_draw(draft: _Draft) -> dict[str, Any]:
+def _unused_draw(draft: _Draft, method_type: type[Method]) -> dict[str, Any]:
     """Fixed seeds and shots for a method that reads no training images, so that equal runs have one identity."""
-    return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
+    seed = draft.seed if method_type.draws else 0
+    return {"train": None, "seed": seed, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
 
 
 def _resolve_training(draft: _Draft, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,11 @@ SYMPTOMS = [
     ["shiny bump"],
     ["round", "one even brown colour", "small", "flat"],
 ]
-TASK = Task(CLASSES, SYMPTOMS)
+SETS = (
+    [["jagged uneven border"], ["shiny bump"], ["round", "one even brown colour", "small"]],
+    [["many colours", "dark"], ["pearly edge"], ["flat"]],
+)
+TASK = Task(CLASSES, SYMPTOMS, SETS)
 KINDS = ["vit", "resnet", pytest.param("bert", marks=pytest.mark.slow), "bidirectional"]
 STEPS, LR, MOMENTUM, DECAY = 5, 0.01, 0.9, 5e-4
 
@@ -110,8 +114,11 @@ def test_cocoop(towers: dict[str, Towers], kind: str, memory: int, monkeypatch: 
         {"merge": "mean"},
         {"context": "fixed"},
         {"class_specific_context": True, "position": "front", "context_length": 3},
+        {"attention_sink": True},
+        {"sets": "ensemble", "class_specific_context": True},
+        {"sets": "ensemble", "merge": "mean"},
     ],
-    ids=["full", "no merge prompt", "no context prompt", "class-specific front"],
+    ids=["full", "no merge", "no context", "class-specific front", "sink", "ensemble", "ensemble of means"],
 )
 def test_vip(towers: dict[str, Towers], kind: str, options: dict[str, Any]) -> None:
     model, tokenizer = towers[kind].model, towers[kind].tokenizer
@@ -123,7 +130,9 @@ def test_vip(towers: dict[str, Towers], kind: str, options: dict[str, Any]) -> N
             names = {"t": "merge.queries", "wq": "merge.to_query.weight", "wk": "merge.to_key.weight"}
             merge = {short: values[name] for short, name in names.items()}
         contexts, position = spread(values.get("context", fixed)), options.get("position", "end")
-        return plain.vip(model, tokenizer, image, SYMPTOMS, contexts, merge, position)
+        sets, sink = SETS if "sets" in options else [SYMPTOMS], "attention_sink" in options
+        every = [plain.vip(model, tokenizer, image, own, contexts, merge, position, sink) for own in sets]
+        return sum(every[1:], start=every[0]) / len(every)
 
     compare(*build(towers, kind, "vip", **options), logits)
 

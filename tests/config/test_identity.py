@@ -46,3 +46,27 @@ def test_an_option_that_came_later_counts_once_it_is_given() -> None:
     ]
     names = [run_name(resolve_config({**base, "train": recipe}), digests) for recipe in recipes]
     assert len(set(names)) == len(recipes)
+
+
+def test_an_option_of_a_method_that_came_later_counts_once_it_is_given() -> None:
+    digests = Digests("d" * 64, "b" * 64, "s" * 64)
+
+    def name(**options: Any) -> str:
+        config = {"method": {"name": "vip", **options}, "data": {"path": "x"}, "symptoms": "s.json"}
+        return run_name(resolve_config(config), digests)
+
+    off = {"attention_sink": False, "sets": None, "logit_bias": None}
+    assert name(**off) == name()
+    given: list[dict[str, Any]] = [{}, {"attention_sink": True}, {"sets": "ensemble"}, {"logit_bias": True}]
+    assert len({name(**options) for options in given}) == len(given)
+
+
+def test_a_seed_counts_where_something_is_drawn() -> None:
+    """A method that trains nothing has one run for all seeds, unless it draws something at random."""
+
+    def seeds(method: str) -> set[int]:
+        config = {"method": method, "data": {"path": "x"}, "symptoms": "s.json"}
+        return {resolve_config({**config, "seed": seed}).seed for seed in (1, 2, 3)}
+
+    assert seeds("waffle") == {1, 2, 3}
+    assert seeds("dclip") == {0}

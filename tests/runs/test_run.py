@@ -266,6 +266,12 @@ def test_several_symptom_sets_are_read_together(
     assert json.loads((evaluate_run(both, dataset, "test", None, "cpu") / "metrics.json").read_text()) == json.loads(
         (both / "metrics.json").read_text()
     )
+    ensemble = run(base_config, tmp_path / "runs", f"symptoms=[{symptoms}, {second}]", "method.sets=ensemble")
+    assert ensemble.name != both.name
+    own, of_one = (evaluate_run(ensemble, dataset, "test", named, "cpu") for named in (None, second))
+    assert (own / "metrics.json").read_bytes() == (ensemble / "metrics.json").read_bytes()
+    tables = [pd.read_parquet(path / "predictions.parquet")["logits"].to_list() for path in (own, of_one)]
+    assert np.abs(np.stack(tables[0]) - np.stack(tables[1])).max() > 1e-4, "one set alone is another classifier"
     second.write_text(json.dumps({**content, "classes": content["classes"][1:]}))
     with pytest.raises(UserError, match="no class"):
         run(base_config, tmp_path / "runs", f"symptoms=[{symptoms}, {second}]")
