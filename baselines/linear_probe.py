@@ -25,8 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from vipbench.harness.config.schema import MethodConfig, Rate
-from vipbench.harness.errors import UserError
-from vipbench.harness.methods.base import Method, Output, Support, SupportViews, Task
+from vipbench.harness.methods.base import Method, Output, Support, SupportViews, Task, check_every_class
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.system.devices import to_host
@@ -67,11 +66,8 @@ class LinearProbe(Method):
         return True
 
     def prepare(self, support: Support, validation: Support | None) -> None:
+        check_every_class(self.config.name, self.task, support)
         features, labels = _arrays(support)
-        if absent := [name for label, name in enumerate(self.task.classes) if label not in labels]:
-            raise UserError(
-                f"linear_probe: no training image of class {absent[0]!r}; it needs at least one of each class"
-            )
 
         @cache
         def fit(c: float) -> LogisticRegression:

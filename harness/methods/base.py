@@ -130,11 +130,9 @@ class Method(nn.Module):
     def not_packed(cls, config: Any) -> str:
         """The reason why runs of this method do not train together in one process; "" where they may.
 
-        Packing shares passes of the text tower. A method that draws random numbers, combines gradients, or looks at a batch as
-        a whole is trained alone.
+        Packing shares the start of a process, its inputs, and passes of the text tower. A method that draws random numbers,
+        combines gradients, or looks at a batch as a whole is trained alone.
         """
-        if not cls.trains:
-            return "it has no training loop"
         if cls.needs == "images":
             return "it trains inside the image tower"
         if cls.combine is not Method.combine:
@@ -268,18 +266,27 @@ def cosine_logits(scale: Tensor, inputs: Tensor, features: Tensor) -> Tensor:
         )
 
 
-def template_features(task: Task, backbone: Backbone, templates: Sequence[str] | None = None) -> Tensor:
-    """L2-normalised text features [C, T, d] of the classes in T templates, the task's by default."""
+def template_features(
+    task: Task, backbone: Backbone, templates: Sequence[str] | None = None, *, normalise: bool = True
+) -> Tensor:
+    """Text features [C, T, d] of the classes in T templates, the task's by default; L2-normalised, or as the tower gave them."""
     templates = templates or task.templates
     names = [name.replace("_", " ") for name in task.classes]
     texts = [template.replace("{}", name) for name in names for template in templates]
     features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
-    return F.normalize(features, dim=-1).view(len(names), len(templates), -1)
+    return (F.normalize(features, dim=-1) if normalise else features).view(len(names), len(templates), -1)
 
 
 def class_name_features(task: Task, backbone: Backbone) -> Tensor:
     """L2-normalised text features [C, d] of the class names: the mean over the task's templates, normalised again."""
     return F.normalize(template_features(task, backbone).mean(dim=1), dim=-1)
+
+
+def check_every_class(method: str, task: Task, support: Support) -> None:
+    """Raise UserError where a class has no training sample, for a method that is fitted to those of each class."""
+    present = set(support.labels.tolist())
+    if absent := [name for label, name in enumerate(task.classes) if label not in present]:
+        raise UserError(f"{method}: no training image of class {absent[0]!r}; it needs at least one of each class")
 
 
 def symptom_names(classes: Sequence[str], symptoms: Sequence[Sequence[str]]) -> list[str]:
