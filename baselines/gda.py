@@ -11,12 +11,14 @@ Expected figure: accuracy 76.05 at 16 shots, 62.19 at 1 (CLIP RN50, mean of 11 d
 the numbers in logs/fewshots.log of its repository, mrflogs/ICLR24). Not reproduced here: neither those weights nor the data could
 be had.
 
-    logits = 100 f W_text + alpha (f W + b)         W = P mu_c,  b = log(1 / C) - mu_c P mu_c / 2
+    logits = 100 f W_text + alpha (f W + b)         W = P mu_c,  b = -mu_c P mu_c / 2
     P = d ((n - 1) S + tr(S) I)^-1                  n samples, their covariance S about the class means (Kubokawa and Srivastava)
+
+W and b are stored without their means over the classes, and without the prior: no softmax sees what all classes share, and
+beside it fp32 would round away what tells them apart.
 """
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -82,8 +84,9 @@ class GDA(Method):
         means = torch.stack([features[labels == label].mean(dim=0) for label in range(len(self.task.classes))])
         precision = shrunk_precision(features - means[labels])
         weight = means @ precision
-        self.weight.copy_(weight)
-        self.bias.copy_(-math.log(len(means)) - (weight * means).sum(dim=1) / 2)
+        bias = -(weight * means).sum(dim=1) / 2
+        self.weight.copy_(weight - weight.mean(dim=0))
+        self.bias.copy_(bias - bias.mean())
         if validation is not None and self.config.alpha is None:
             self._choose_alpha(validation.features[0], validation.labels)
 

@@ -273,7 +273,7 @@ def gda_logits(image: Tensor, text: list[Tensor], samples: Tensor, labels: Tenso
         prior = math.log(1 / len(text))
         gaussian = image.double() @ precision @ mean + prior - mean @ precision @ mean / 2
         logits.append(100 * image.double() @ feature.double() + alpha * gaussian)
-    return torch.stack(logits).float()
+    return torch.stack(logits)
 
 
 def raw_template_feature(model: Any, tokenizer: Any, name: str, templates: tuple[str, ...]) -> Tensor:
