@@ -73,7 +73,8 @@ class CLAP(TextClassifier):
 
     def prepare(self, support: Support, validation: Support | None) -> None:
         zero_shot = cosine_logits(self.logit_scale, support.features.flatten(0, 1), F.normalize(self.text, dim=-1))
-        own = F.one_hot(support.labels, len(self.task.classes)).repeat(len(support.features), 1)  # [V N, C]
+        labels = support.labels.repeat(len(support.features))
+        own = torch.eye(len(self.task.classes), device=labels.device)[labels]  # [V N, C]
         counts = own.sum(dim=0)
         found = (zero_shot.softmax(dim=1) * own).sum(dim=0) / counts
         self.penalties.copy_(torch.where(counts > 0, found, found[counts > 0].mean()))

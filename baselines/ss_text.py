@@ -17,6 +17,7 @@ Expected figure: none is quoted here; the paper's tables could not be had.
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class SSText(TextClassifier):
         return True
 
     def prepare(self, support: Support, validation: Support | None) -> None:
-        labels = F.one_hot(support.labels, len(self.task.classes)).float()  # [N, C]
+        labels = torch.eye(len(self.task.classes), device=support.labels.device)[support.labels]  # [N, C]
         pulls = labels.mean(dim=0)[:, None] if self.plus else 1.0  # 1 / (N lambda_c)
         self.weight += pulls * self.logit_scale * (labels.T @ support.features[0])
         if self.plus:

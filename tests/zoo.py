@@ -22,7 +22,9 @@ from vipbench.harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
 SMALL: dict[str, dict[str, Any]] = {
-    "gda": {"alpha": 0.1},  # features of random towers lie close together, which alone makes logits of many hundreds
+    "gda": {
+        "alpha": 0.001
+    },  # features of random towers lie so close together that their last bits are seen in its logits
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
     "maple": {"depth": 2},
 }
