@@ -22,6 +22,9 @@ from vipbench.harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
 SMALL: dict[str, dict[str, Any]] = {
+    "gda": {
+        "alpha": 0.001
+    },  # features of random towers lie so close together that their last bits are seen in its logits
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
     "maple": {"depth": 2},
     "promptsrc": {"depth": 2},

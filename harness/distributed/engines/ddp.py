@@ -31,7 +31,10 @@ class PlainEngine:
         self.base, self.max_norm, self.combine = optimizer, max_norm, combine  # accelerate replaces its state
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
-            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            self.model, scaling = self.accelerator.prepare(model, optimizer)
+        # Without fp16 the optimizer itself takes the step: accelerate's wrapper looks in each one if some package is installed,
+        # which takes as long as a small step.
+        self.optimizer = scaling if self.accelerator.scaler else optimizer
 
     @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -49,7 +52,7 @@ class PlainEngine:
             last = len(losses) == len(parts) - 1  # gradients go over the ranks once
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(*part)
-                self.accelerator.backward(loss)
+                (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
