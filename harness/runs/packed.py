@@ -173,6 +173,8 @@ def not_packed(config: Config) -> str:
     """The reason why a run does not train together with others; "" where it may."""
     if reason := method_class(config.method.name).not_packed(config.method):
         return reason
+    if config.run.cuda_graph:
+        return "run.cuda_graph captures the steps of one run"
     if config.precision == "fp16" and config.train:
         return "the loss scaling of fp16 belongs to one run"
     trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))
