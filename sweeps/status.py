@@ -10,7 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 from vipbench.harness.config.schema import TrainConfig
 from vipbench.harness.errors import UserError, shortened
-from vipbench.harness.runs.directory import CONFIG, PARTIAL, STEPS, failure, find_damage, is_finished, is_running
+from vipbench.harness.runs.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    PARTIAL,
+    STEPS,
+    failure,
+    find_damage,
+    is_finished,
+    is_running,
+)
 from vipbench.harness.system.files import read_json, read_yaml
 from vipbench.harness.training.schedule import total_steps
 from vipbench.sweeps.executors.submissions import WAITING, JobState, job_states
@@ -117,8 +126,11 @@ def progress(partial: Path) -> str:
         steps = _steps(config) if config["train"] else None
         began, now = ((partial / file).stat().st_mtime for file in (CONFIG, STEPS))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        if not (partial / STEPS).is_file() or not (partial / CONFIG).is_file():  # it is starting, or has just ended
-            return ""
+        if (
+            not (partial / STEPS).is_file() or not (partial / CONFIG).is_file()
+        ):  # it is starting, tunes, or has just ended
+            begun = len(list((partial / CHECKPOINTS).glob("candidate-*")))
+            return f"candidate {begun} of its grid" if begun else ""
         return f"how far it is cannot be read: {shortened(' '.join(str(error).split()), 200)}"
     if steps is None or step is None:
         return ""

@@ -41,6 +41,10 @@ def run_name(config: Config, digests: Digests) -> str:
     )
     if settings["templates"] is None:
         del settings["templates"]
+    if settings["recipe"] == "published":
+        del settings["recipe"]
+    if settings["grid"] is None:
+        del settings["grid"]
     if settings["train"]:
         for name in LATER:
             if settings["train"][name] is None:

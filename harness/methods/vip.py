@@ -88,6 +88,7 @@ class ViP(TextClassifier):
     """Context prompt and merge prompt over the symptoms of each class."""
 
     Config = ViPConfig
+    learns_prompts = True
     row_class: Tensor  # [P] int64, the class of each symptom
     place: Tensor  # [C, S] int64, which of the P symptoms stands where; padded with 0
     present: Tensor  # [C, S] bool

@@ -7,6 +7,7 @@
         predictions.parquet   id, class, logits and probabilities of every test sample: the record from which metrics derive
         metrics.json          see harness/evaluation/metrics.py
         prompts.safetensors   the learned tensors
+        tuning.json           of a tuned recipe: the candidates on validation, and the one chosen
         logs/rank-0.log ...   messages of each process
         checkpoints/          see harness/training/checkpoint.py; until the run is finished
         tracking/             files of trackers, where any were asked for
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS = ".partial", "failed.json", "checkpoints"
+TUNING = "tuning.json"
 FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
@@ -73,6 +75,20 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
+
+    def candidate(self, number: int) -> "RunDirectory":
+        """The directory of a candidate of a tuned recipe, counted from 1; it goes when the run is finished."""
+        path = self.checkpoints / f"candidate-{number}"
+        path.mkdir(parents=True, exist_ok=True)
+        return RunDirectory(path)
+
+    def adopt(self, candidate: "RunDirectory") -> None:
+        """Take over the log of steps and the checkpoints of a candidate, as if the run had trained that alone."""
+        files = [path for path in candidate.checkpoints.glob("*") if path.is_file()]
+        for path in [*sorted(files, key=lambda path: path.suffix == ".json"), candidate.path / STEPS]:
+            shutil.copy(path, self.path / path.relative_to(candidate.path))
+        for line in read_whole(self.path / STEPS, MOST_LOG_BYTES).splitlines():
+            self._notify(parse_json(line))
 
     def write_config(self, config: "Config") -> None:
         write_text(self.path / CONFIG, config.to_yaml())
@@ -175,7 +191,7 @@ def _step_of(line: bytes) -> int | None:
 
 def _prepare(partial: Path, restart: bool) -> None:
     """Make a partial directory in which a run starts, or goes on."""
-    if restart or not any((partial / CHECKPOINTS).glob("*.json")):
+    if restart or not any((partial / CHECKPOINTS).rglob("*.json")):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     (partial / FAILED).unlink(missing_ok=True)

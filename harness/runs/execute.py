@@ -14,6 +14,7 @@ from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.inputs import Inputs, load_inputs
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.open import open_run
+from vipbench.harness.runs.tuning import tuned_job
 from vipbench.harness.system.console import setup_logging
 from vipbench.harness.system.files import disk_errors
 from vipbench.harness.training.loop import fit
@@ -38,7 +39,8 @@ def execute(config: Config, force: bool = False) -> Path:
                 log.info("%s is finished already (--force runs it again)", final)
                 return final
             with open_run(config, final, topology, force) as directory:
-                job = Job(config, inputs, topology, directory)
+                start = tuned_job if config.grid else Job
+                job = start(config, inputs, topology, directory)
                 job.test(fit(job.training, job.checkpoints, config.run.micro_batch) if job.training else None)
             log.info("%s", final)
             return final

@@ -85,6 +85,7 @@ class PackedRun:
         self.batch = next(self.batches, None)
         self.random = RandomStream()
         if self.batch is None:
+            self.training.meter.stop()
             self.best = self.training.finish()
 
     def step(self, loss: Tensor) -> None:
@@ -109,6 +110,8 @@ class PackedRun:
 def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
     """Train started runs side by side, each from its own step on. A run that fails is left out from then on.
 
+    Of each run the cost is that of all of them until it ended.
+
     Raises:
         Stopped: a signal asked for an end; checkpoints of all were written before.
     """
@@ -116,6 +119,10 @@ def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology
     def training() -> list[PackedRun]:
         return [run for run in runs if not run.error and run.best is None]
 
+    for run in runs:
+        run.job.runs_together = len(runs)
+        run.training.meter.filling = lambda: sum(other.job.data.seconds_filling() for other in runs)
+        run.training.meter.start()
     schedule = runs[0].job.checkpoints.schedule
     steps = sum(run.training.steps - run.training.step for run in runs)
     with Progress("train together", steps, "steps") as progress:
@@ -161,6 +168,8 @@ def not_packed(config: Config) -> str:
     """The reason why a run does not train together with others; "" where it may."""
     if reason := method_class(config.method.name).not_packed(config.method):
         return reason
+    if config.recipe == "tuned":
+        return "its recipe is tuned, by training one candidate after the other"
     if config.precision == "fp16":
         return "the loss scaling of fp16 belongs to one run"
     trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))
