@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from vipbench.harness.config.schema import TrainConfig
 from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.runs.directory import (
-    CHECKPOINTS,
+    CANDIDATES,
     CONFIG,
     PARTIAL,
     STEPS,
@@ -129,7 +129,7 @@ def progress(partial: Path) -> str:
         if (
             not (partial / STEPS).is_file() or not (partial / CONFIG).is_file()
         ):  # it is starting, tunes, or has just ended
-            begun = len(list((partial / CHECKPOINTS).glob("candidate-*")))
+            begun = len(list((partial / CANDIDATES).glob("*")))
             return f"candidate {begun} of its grid" if begun else ""
         return f"how far it is cannot be read: {shortened(' '.join(str(error).split()), 200)}"
     if steps is None or step is None:
