@@ -120,7 +120,7 @@ def published(cls: type[Method], config: MethodConfig, backbone: str = "ViT-B-16
 
 
 def recipes(name: str, backbone: str) -> dict[str, dict[str, Any]]:
-    """What `recipe` stands for, by its kind in words: entries of `train` that differ from the defaults, or the grid."""
+    """The recipes of a method, by their kind in words: entries of `train` that differ from the defaults, or the grid."""
     cls = method_class(name)
     config = _defaults(name, cls)
     if not cls.trains:

@@ -330,8 +330,13 @@ def test_a_death_while_a_candidate_is_adopted_loses_nothing(
     small: dict[str, Any], tuned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, copied = tuned(small, tmp_path), shutil.copy
+
+    def copy_and_die(source: Path, to: Path) -> None:
+        copied(source, to)
+        raise Death
+
     with monkeypatch.context() as patch:
-        patch.setattr("vipbench.harness.runs.directory.shutil.copy", lambda source, to: (copied(source, to), die()))
+        patch.setattr("vipbench.harness.runs.directory.shutil.copy", copy_and_die)
         with pytest.raises(Death):
             execute(config)
     at_step(1, die, monkeypatch)

@@ -11,7 +11,7 @@ from tests.dying import Death, at_step, die
 from vipbench.harness.config.overrides import override
 from vipbench.harness.config.schema import Config
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.features.source import fill_bank
+from vipbench.harness.features.encode import fill_bank
 from vipbench.harness.methods.base import Method
 from vipbench.harness.report.tables import make_table, to_latex, to_markdown
 from vipbench.harness.runs.collect import read_runs
@@ -19,6 +19,7 @@ from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.packed import execute_together
 from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.system.files import read_json
+from vipbench.harness.training.checkpoint import latest
 from vipbench.harness.training.cost import Meter, peak_bytes
 from vipbench.harness.training.loop import Training
 
@@ -67,7 +68,7 @@ def test_numbers_are_counted_apart_from_what_is_fitted(base_config: dict[str, An
 def test_seconds_are_those_of_training_over_all_sessions(
     base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine steps, of which the last two before its death are lost or not, and loading takes no part."""
+    """Nine steps, five of them before it dies; neither loading nor the time between takes part."""
     began = time.monotonic()
     whole = cost(execute(config(base_config, tmp_path / "whole", "method=coop")))["train_seconds"]
     assert 9 * NAP <= whole < time.monotonic() - began
@@ -75,13 +76,16 @@ def test_seconds_are_those_of_training_over_all_sessions(
     one = config(base_config, tmp_path / "died", "method=coop")
     with pytest.raises(Death):
         execute(one)
+    (partial,) = one.run.out.glob("*.partial")
+    checkpoint = latest(partial / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 5
+    first = checkpoint.facts["cost"]["seconds"]
     time.sleep(10 * NAP)  # between the sessions
     began = time.monotonic()
     run = execute(one)
     second = time.monotonic() - began
     found = cost(run)["train_seconds"]
-    assert found >= 9 * NAP, "five steps of the first session, and four of the second"
-    assert found < second + whole
+    assert first >= 5 * NAP and first + 4 * NAP <= found < first + second
     assert read_json(run / "provenance.json")["resumed_after_step"] == 5
 
 
