@@ -123,6 +123,8 @@ def progress(partial: Path) -> str:
     try:
         step = _last_step(partial / STEPS)
         config = read_yaml(partial / CONFIG)
+        if config.get("grid"):  # the chosen candidate, which is trained
+            return "testing"
         steps = _steps(config) if config["train"] else None
         began, now = ((partial / file).stat().st_mtime for file in (CONFIG, STEPS))
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -38,9 +38,16 @@ def methods(
     from vipbench.harness.methods.registry import load_plugins, method_names
 
     load_plugins(plugin or [])
-    names = [name] if name else method_names()
-    found = [(describe(one), count) for one, count in zip(names, _counts(names, backbone, pretrained), strict=True)]
-    entries = [_plain(one, count) for one, count in found]
+    described = []
+    for one in [name] if name else method_names():
+        try:
+            described.append(describe(one))
+        except UserError as error:  # an option without a default, or an installed package that cannot be imported
+            if name:
+                raise
+            typer.echo(f"left out: {one}: {error}", err=True)
+    counts = _counts([one.name for one in described], backbone, pretrained)
+    entries = [_plain(one, count) for one, count in zip(described, counts, strict=True)]
     if name:
         entries[0] |= _details(name, backbone or "ViT-B-16")
     if as_json:

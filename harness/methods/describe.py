@@ -82,7 +82,7 @@ def _paper(docstring: str) -> str:
 def short_paper(paper: str) -> str:
     """A paper without its title, up to the first remark: "CVPR 2025, arXiv 2411.15232"."""
     untitled = re.sub(r'"[^"]*"(?: \([^)]*\))?,? ?', "", paper)
-    return re.split(r" \(|;", untitled)[0]
+    return re.split(r" \(|;|\. ", untitled)[0]
 
 
 def _needs(cls: type[Method], config: MethodConfig) -> list[str]:

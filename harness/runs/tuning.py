@@ -122,6 +122,7 @@ def _train(
     except Diverged as error:
         candidate = Candidate(settings, error=str(error))
     trained = _Trained(candidate, job.meter.state())
+    topology.accelerator.free_memory()  # it keeps every model and optimizer that it prepared
     if directory:
         write_json(directory.path / RESULT, asdict(trained))
     return trained

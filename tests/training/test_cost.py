@@ -143,3 +143,14 @@ def test_the_peak_is_that_of_the_highest_rank_and_of_all_sessions(monkeypatch: p
     meter.resume({"seconds": 2.0, "peak_bytes": 1 << 60})
     assert meter.peak() == 1 << 60 and meter.seconds == 2.0
     topology.close()
+
+
+def test_on_a_gpu_the_peak_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch counts is asked for, from the meter's start on; the numbers of a real GPU are not checked here."""
+    counted = {"bytes": 1 << 40}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: counted.update(bytes=1 << 30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: counted["bytes"])
+    topology = Topology("cpu", "fp32")
+    monkeypatch.setattr(topology, "device", torch.device("cuda"))
+    assert Meter(topology).peak() == 1 << 30
+    topology.close()
