@@ -76,7 +76,8 @@ def resolve_config(mapping: Mapping[str, Any], plugins: Sequence[Path] = ()) -> 
         for name in ("train", "grid"):
             if getattr(draft, name):
                 log.warning("%s: ignored, method %r has no training loop", name, method.name)
-        values |= {"train": None} if method_type.support(method) else _unused_draw(draft)
+        values |= {"train": None, "recipe": "published", "grid": None}
+        values |= {} if method_type.support(method) else _unused_draw(draft)
     return Config(**values)
 
 
@@ -114,7 +115,7 @@ def _resolve_draw(draft: _Draft) -> dict[str, Any]:
 
 def _unused_draw(draft: _Draft) -> dict[str, Any]:
     """Fixed seeds and shots for a method that reads no training images, so that equal runs have one identity."""
-    return {"train": None, "seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
+    return {"seed": 0, "data": draft.data.model_copy(update={"shots": 0, "split_seed": 0})}
 
 
 def _resolve_training(draft: _Draft, method_type: type[Method], method: MethodConfig) -> dict[str, Any]:
