@@ -146,7 +146,7 @@ def test_the_peak_is_that_of_the_highest_rank_and_of_all_sessions(monkeypatch: p
 
 
 def test_on_a_gpu_the_peak_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch counts is asked for, from the meter's start on; the numbers of a real GPU are not checked here."""
+    """It is what torch counts from the start of the meter on; the numbers of a real GPU are not checked here."""
     counted = {"bytes": 1 << 40}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: counted.update(bytes=1 << 30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: counted["bytes"])
