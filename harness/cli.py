@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vipbench.harness.commands import backbone, bank, data, demo, report, serve, sweep, symptoms
+from vipbench.harness.commands import backbone, bank, data, demo, methods, report, serve, sweep, symptoms
 from vipbench.harness.commands.options import Plugins
 from vipbench.harness.data.choices import OnError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
@@ -48,6 +48,7 @@ app.command()(data.index)
 app.command()(data.inspect)
 app.command()(report.table)
 app.command()(demo.demo)
+app.command()(methods.methods)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(bank.app, name="bank")
 app.add_typer(backbone.app, name="backbone")

@@ -41,6 +41,10 @@ def run_name(config: Config, digests: Digests) -> str:
     )
     if settings["templates"] is None:
         del settings["templates"]
+    if settings["recipe"] == "published":
+        del settings["recipe"]
+    if settings["grid"] is None:
+        del settings["grid"]
     for section, later in (("train", LATER), ("method", config.method.LATER)):
         for name in later if settings[section] else ():
             if settings[section][name] is None:

@@ -1,6 +1,7 @@
 """The sections of a config: plain types with their bounds; no method and no file is known here."""
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -37,6 +38,9 @@ Switch = Annotated[Literal[True] | None, BeforeValidator(lambda value: None if v
 Words = Annotated[str, Field(pattern=r"\w", max_length=1000)]  # a text in which there is something to tokenise
 HomePath = Annotated[Path, BeforeValidator(expand_home)]
 HomeText = Annotated[str, BeforeValidator(expand_home)]
+
+Recipe = Literal["published", "fixed", "tuned"]
+Grid = Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
 
 Templates = Annotated[tuple[Template, ...], Field(min_length=1)] | None  # of class names; None: "a photo of a {}."
 SymptomFiles = HomePath | Annotated[tuple[HomePath, ...], Field(min_length=1)] | None  # one set, or several
@@ -169,12 +173,28 @@ class Config(Section):
     symptoms: SymptomFiles = None
     templates: Templates = None
     method: SerializeAsAny[MethodConfig]
-    train: TrainConfig | None  # None for methods that do not train
+    # The paper's settings, one setting for all methods of a family, or the best of a grid on validation. "published" for methods
+    # that do not train.
+    recipe: Recipe = "published"
+    grid: Grid | None = None  # of "tuned": the values to choose from, by entry of `train`
+    train: TrainConfig | None  # None for methods that do not train; with a grid its first values
     run: RunConfig = RunConfig()
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON types, in the order of the fields."""
-        return self.model_dump(mode="json")
+        """Plain JSON types, in the order of the fields; without the entries of `train` that the grid will decide."""
+        mapping = self.model_dump(mode="json")
+        if self.grid:
+            mapping["train"] = {name: value for name, value in mapping["train"].items() if name not in self.grid}
+        return mapping
+
+    def candidates(self) -> list[Self]:
+        """One config for each point of the grid, in which the last entry varies fastest; this one alone without a grid."""
+        if self.grid is None:
+            return [self]
+        assert self.train is not None
+        settled = self.train.model_dump()
+        points = (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
+        return [self.model_copy(update={"train": TrainConfig.model_validate(settled | point)}) for point in points]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)

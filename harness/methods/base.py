@@ -18,6 +18,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.models.backbone import Backbone
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+Family = Literal["prompts", "adapters", "image_tower", "untrained"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Method(nn.Module):
     Attributes:
         Config: the method's options.
         trains: whether there is a training loop.
+        learns_prompts: whether what is learned goes through the text tower, as context vectors do.
         uses_templates: whether the method reads the task's templates.
         draws: whether a method that trains nothing draws something at random, so that the run's seed counts.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
@@ -102,6 +104,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     trains: ClassVar[bool] = True
+    learns_prompts: ClassVar[bool] = False
     uses_templates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[Literal["features", "unnormalised", "images"]] = "features"
@@ -117,6 +120,20 @@ class Method(nn.Module):
     def recipe(cls, config: Any, shots: int | str, backbone: str) -> Mapping[str, Any]:
         """The paper's training settings, as entries of `TrainConfig` that differ from its defaults."""
         return {}
+
+    @classmethod
+    def grid(cls, config: Any) -> Mapping[str, Sequence[Any]]:
+        """The values among which `recipe: tuned` chooses, by entry of `TrainConfig`; empty: those of the method's family."""
+        return {}
+
+    @classmethod
+    def family(cls) -> Family:
+        """The methods with which this one shares the setting of `recipe: fixed` (harness/methods/recipes.yaml)."""
+        if not cls.trains:
+            return "untrained"
+        if cls.needs == "images":
+            return "image_tower"
+        return "prompts" if cls.learns_prompts else "adapters"
 
     @classmethod
     def uses_symptoms(cls, config: Any) -> bool:

@@ -97,6 +97,7 @@ class PackedRun:
         self.batch = next(self.batches, None)
         self.random = RandomStream()
         if self.batch is None:
+            self.training.meter.stop()
             self.best = self.training.finish()
 
     def step(self, loss: Tensor) -> None:
@@ -121,6 +122,8 @@ class PackedRun:
 def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
     """Train started runs side by side, each from its own step on. A run that fails is left out from then on.
 
+    Of each run the cost is that of all of them until it ended.
+
     Raises:
         Stopped: a signal asked for an end; checkpoints of all were written before.
     """
@@ -128,6 +131,10 @@ def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology
     def training() -> list[PackedRun]:
         return [run for run in runs if not run.error and run.best is None]
 
+    for run in runs:
+        run.job.runs_together = len(runs)
+        run.training.meter.filling = lambda: sum(other.job.data.seconds_filling() for other in runs)
+        run.training.meter.start()
     schedule = runs[0].job.checkpoints.schedule
     steps = sum(run.training.steps - run.training.step for run in runs)
     with Progress("train together", steps, "steps") as progress:
@@ -175,6 +182,8 @@ def not_packed(config: Config) -> str:
         return reason
     if config.run.cuda_graph:
         return "run.cuda_graph captures the steps of one run"
+    if config.recipe == "tuned":
+        return "its recipe is tuned, by training one candidate after the other"
     if config.precision == "fp16" and config.train:
         return "the loss scaling of fp16 belongs to one run"
     trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))
