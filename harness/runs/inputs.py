@@ -46,7 +46,12 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
         raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     if config.run.compile:
         backbone.image.compile()
-    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
+    digests = Digests(
+        dataset.info.digest,
+        backbone.digest,
+        sets_digest(symptoms),
+        method_digest(config.method.name, config.method.files()),
+    )
     return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
 
 
