@@ -196,9 +196,9 @@ def test_towers_of_timm_that_cannot_be_used(
         {**whole, "layer1.0.conv1.weight": whole["layer1.0.conv1.weight"] * torch.nan}, tmp_path / "nan.safetensors"
     )
     assert "not finite (layer1.0.conv1.weight)" in refusal("test_resnet", tmp_path / "nan.safetensors")
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
-    assert "test_vit takes images of 160 x 160 pixels, but those of the backbone have 32 x 32" in refusal(
-        "test_vit", tmp_path / "vit.safetensors"
+    save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), tmp_path / "vit.safetensors")
+    assert "deit_tiny_patch16_224 takes images of 224 x 224 pixels, but those of the backbone have 32 x 32" in refusal(
+        "deit_tiny_patch16_224", tmp_path / "vit.safetensors"
     )
     monkeypatch.setattr(
         timm, "create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("the hub\ncannot be reached"))
