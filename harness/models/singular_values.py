@@ -1,10 +1,12 @@
 """Learned singular values of all linear maps in the blocks of a tower's view (CLIP-SVD, arXiv 2509.03740).
 
-A frozen weight W = U diag(s) V^T becomes U diag(s') V^T, computed as W + U diag(s' - s) V^T: so the start is the frozen model to
-the bit, in half precision too. The decomposition is the CPU's, whatever computes later.
+A frozen weight W = U diag(s) V^T becomes U diag(s') V^T, computed as (x V diag(s')) U^T: in a training step that takes as
+many products as the weight itself would, without the gradient of a weight, since U and V are frozen. The decomposition is the
+CPU's, whatever computes later, so that it is the same on all devices and ranks.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,19 +40,18 @@ class SingularValues(nn.Module):
         for name, tensor in {"u": u, "v": v, "start": start}.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Compute what the learned values add to the maps of x [..., inputs]: [..., n * outputs]; with `weight` the whole maps.
+    def forward(self, x: Tensor, bias: Tensor | None = None, whole: bool = True) -> Tensor:
+        """Compute the n maps of x [..., inputs], or with `whole` False what learning added to them: [..., n * outputs].
 
         Args:
-            weight: [n * outputs, inputs], the frozen weights, and `bias` [n * outputs].
+            bias: [n * outputs].
         """
-        change, (maps, outputs, rank), inputs = self.values - self.start, self.u.shape, x.shape[-1]
-        if x.numel() // inputs * (outputs + inputs) < outputs * inputs:  # cheaper by way of the values than as a weight
-            hidden = F.linear(x, self.v.flatten(0, 1)).unflatten(-1, (maps, rank)) * change
-            added = torch.einsum("...nr,nor->...no", hidden, self.u).flatten(-2)
-            return added if weight is None else F.linear(x, weight, bias) + added
-        added = (self.u * change[:, None] @ self.v).flatten(0, 1)
-        return F.linear(x, added if weight is None else weight + added, bias)
+        maps, outputs, rank = self.u.shape
+        hidden = F.linear(x.flatten(0, -2), self.v.flatten(0, 1)).unflatten(-1, (maps, rank))
+        hidden = hidden * (self.values if whole else self.values - self.start)
+        biases = [None] * maps if bias is None else bias.split(outputs)
+        parts = [F.linear(hidden[:, place], self.u[place], biases[place]) for place in range(maps)]
+        return (parts[0] if maps == 1 else torch.cat(parts, dim=-1)).unflatten(0, x.shape[:-1])
 
 
 class SingularLinear(nn.Module):
@@ -58,17 +59,24 @@ class SingularLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, singular: SingularValues) -> None:
         super().__init__()
-        self.linear, self.update = linear, singular.__call__  # not a module of this one, as in add_lora
+        self.linear, self.maps = linear, singular.__call__  # not a module of this one, as in add_lora
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.update(x, self.linear.weight, self.linear.bias)
+        return self.maps(x, self.linear.bias)
 
 
 class SingularAttention(LoraAttention):
-    """A frozen self-attention with learned singular values of its queries, keys and values."""
+    """A frozen self-attention with learned singular values of its queries, keys and values.
+
+    Packed text (harness/models/packed_text.py) adds `update` to what the frozen weights give.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention, singular: SingularValues) -> None:
+        super().__init__(attention, singular)
+        self.maps, self.update = singular.__call__, partial(singular.__call__, whole=False)
 
     def qkv(self, x: Tensor) -> Tensor:
-        return self.update(x, self.in_proj_weight, self.in_proj_bias)
+        return self.maps(x, self.in_proj_bias)
 
 
 def add_singular_values(tower: ImageTowerView | TextTower) -> nn.ModuleList:

@@ -146,9 +146,8 @@ def test_clip_svd(changeable: dict[str, Towers], kind: str, memory: int, monkeyp
     )  # the tokens of 4 are few for a weight
     copies, texts = copies_of(method), [f"a photo of a {name}." for name in CLASSES]
     values = singular_values(entry, copies)
-    for count in (4, 16):
-        expected = plain_towers.clip_svd(entry.model, entry.tokenizer, inputs[:count], texts, values)
-        assert_same(method, method(inputs[:count]).logits, expected, copies)
+    expected = plain_towers.clip_svd(entry.model, entry.tokenizer, inputs, texts, values)
+    assert_same(method, method(inputs).logits, expected, copies)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +175,7 @@ def test_clip_svd_learns_what_plain_steps_learn(changeable: dict[str, Towers], k
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_clip_svd_starts_as_the_frozen_model(changeable: dict[str, Towers], kind: str, dtype: torch.dtype) -> None:
-    """By the decomposition within 1e-5, and as it is computed to the bit of a product by rows; in half precision too."""
+    """Within 1e-5, and what learning added is nothing; in half precision within its own rounding."""
     backbone = changeable[kind].backbone
     inputs = pixels(backbone)
     first: Any = start(backbone, "clip_svd").eval()
@@ -189,7 +188,7 @@ def test_clip_svd_starts_as_the_frozen_model(changeable: dict[str, Towers], kind
     for singular in [*first.singular["image"], *first.singular["text"]]:
         rebuilt = (singular.u * singular.start[:, None] @ singular.v).flatten(0, 1)
         x = torch.eye(rebuilt.shape[1])
-        assert not singular(x).any() and (singular(x, rebuilt) - rebuilt.T).abs().max() <= 1e-6
+        assert not singular(x, whole=False).any() and (singular(x) - rebuilt.T).abs().max() <= 1e-6
 
 
 def test_a_start_is_that_of_the_papers(changeable: dict[str, Towers]) -> None:
