@@ -78,6 +78,10 @@ class MethodConfig(Section):
 
     name: str
 
+    def files(self) -> dict[str, Path]:
+        """The files that options name, by option: what they hold counts in a run's identity, and not where they lie."""
+        return {}
+
 
 class TrainConfig(Section):
     """The recipe. Each method's `recipe` states its paper's values; what stands here is Dassl's, which most share."""

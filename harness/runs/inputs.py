@@ -50,7 +50,12 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
     backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)
     if config.run.compile:
         backbone.image.compile()
-    digests = Digests(dataset.info.digest, backbone.digest, sets_digest(symptoms), method_digest(config.method.name))
+    digests = Digests(
+        dataset.info.digest,
+        backbone.digest,
+        sets_digest(symptoms),
+        method_digest(config.method.name, config.method.files()),
+    )
     _check_same(digests, topology)
     return Inputs(dataset, task, backbone, digests, plugin_digests(config.run.plugins))
 

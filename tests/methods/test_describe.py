@@ -52,7 +52,8 @@ def test_what_is_known_of_some(every: dict[str, Any]) -> None:
     assert needs["vip"] == ["features", "symptoms", "validation"], "with all images it keeps the best epoch"
     assert needs["linear_probe"] == ["features", "training features", "validation, if there is any"]
     assert needs["tip_adapter"][1:] == ["training features", "templates", "validation, if there is any"]
-    assert every["zero_shot"]["not_packed"] == "it has no training loop" and every["coop"]["not_packed"] == ""
+    assert every["zero_shot"]["not_packed"] == every["coop"]["not_packed"] == ""
+    assert every["maple"]["not_packed"] == "it trains inside the image tower"
     assert short_paper("none. It is a reference") == "none"
 
 
