@@ -103,9 +103,7 @@ class TextTower(nn.Module):
             return self.encode(prompts)
         parts = prompts.split(size)
         if trained:
-            # Dropout goes by keys, so there is no random state to restore.
-            encode_again = partial(checkpoint, self.encode, use_reentrant=False, preserve_rng_state=False)
-            return torch.cat([encode_again(part) for part in parts])
+            return torch.cat([checkpoint(self.encode, part, use_reentrant=False) for part in parts])
         return torch.cat([self.encode(part) for part in parts])
 
     @property
