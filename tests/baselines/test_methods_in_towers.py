@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests import plain, plain_towers
 from tests.conftest import MODELS, TEXT, VIT, Towers
+from vipbench.harness.config.overrides import override
 from vipbench.harness.config.schema import BackboneConfig
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Drawing, Method, Task
@@ -23,6 +24,8 @@ from vipbench.harness.methods.registry import method_class
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.models.open_clip import create
 from vipbench.harness.models.tower_view import NUMBERS_PER_ACTIVATION, Block, ImageTowerView, view
+from vipbench.harness.runs.inputs import build_method
+from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.training.loop import WeightedLoss
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
@@ -305,6 +308,16 @@ def test_activations_are_kept_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPa
     assert 0.5 * NUMBERS_PER_ACTIVATION < per_block < 1.2 * NUMBERS_PER_ACTIVATION
     assert held[2] - held[0] == pytest.approx(6 * per_block, rel=0.02)
     assert held[3] - held[0] == pytest.approx(12 * per_block, rel=0.02)
+
+
+def test_a_run_bounds_the_activations(base_config: dict[str, Any], changeable: dict[str, Towers]) -> None:
+    """They take 4 GiB unless `run.image_memory_gib` is given."""
+    found = []
+    for options in ([], ["run.image_memory_gib=0.5"]):
+        config = resolve_config(override({**base_config, "method": {"name": "maple", "depth": 2}}, options))
+        method = build_method(config, Task(CLASSES), changeable["vit"].backbone)
+        found.append({module.memory_bytes for module in method.modules() if isinstance(module, Block)})
+    assert found == [{2**32}, {2**29}]
 
 
 @pytest.mark.parametrize("name", OPTIONS)

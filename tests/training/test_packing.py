@@ -181,7 +181,7 @@ def test_micro_batches_are_those_of_a_run_alone(
 def test_gradients_are_combined_and_batches_looked_at_for_each_run(
     base_config: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
-    """As alone, with micro batches of which one run has more than the other."""
+    """Train as alone, with micro batches of which one run has more than the other."""
     base = {**base_config, "train": {"epochs": 2, "warmup_epochs": 0, "lr": 0.05}}
     own = (["seed=1", "train.batch_size=5"], ["seed=2", "train.batch_size=9"])
 
