@@ -95,9 +95,9 @@ class PlainEngine:
 
 def add_gradients(sums: list[list[Tensor]], losses: Tensor, parameters: Sequence[Tensor]) -> None:
     """Add the gradients of losses [K], one for each parameter, to K sums; `sums` is empty at first."""
-    for place, loss in enumerate(losses.unbind()):
+    for place in range(len(losses)):
         found = torch.autograd.grad(
-            loss, parameters, retain_graph=place < len(losses) - 1, allow_unused=True, materialize_grads=True
+            losses[place], parameters, retain_graph=place < len(losses) - 1, allow_unused=True, materialize_grads=True
         )
         if place == len(sums):
             sums.append(list(found))
