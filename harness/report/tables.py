@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
 from vipbench.harness.runs.collect import DOUBTFUL, read_runs
 from vipbench.harness.system.files import read_json
 
@@ -23,7 +24,6 @@ METHOD = "method"  # a column of ours: the method's name, with the options in wh
 NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL)  # paths; the digests stand for the content
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
-LOWER_IS_BETTER = ("ece",)
 LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
