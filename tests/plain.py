@@ -263,3 +263,65 @@ def penalised_loss(weight: Tensor, bias: Tensor, features: Tensor, labels: Tenso
         -softmax(list(weight @ row + bias))[int(label)].log() for row, label in zip(features, labels, strict=True)
     ]
     return weight.square().sum() / 2 + c * sum(losses[1:], start=losses[0])
+
+
+def gda_logits(image: Tensor, text: list[Tensor], samples: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """GDA: logits [C] of one normalised image feature; samples [n, d] with their labels, each view a sample of its own."""
+    rows, count, dim = samples.double(), len(samples), samples.shape[1]
+    means = [sum(row for row, own in zip(rows, labels, strict=True) if own == label) for label in range(len(text))]
+    means = [total / int((labels == label).sum()) for label, total in enumerate(means)]
+    centred = torch.stack([row - means[int(own)] for row, own in zip(rows, labels, strict=True)])
+    covariance = centred.T.cov()
+    precision = dim * torch.linalg.inv((count - 1) * covariance + covariance.trace() * torch.eye(dim).double())
+    logits = []
+    for mean, feature in zip(means, text, strict=True):
+        prior = math.log(1 / len(text))
+        gaussian = image.double() @ precision @ mean + prior - mean @ precision @ mean / 2
+        logits.append(100 * image.double() @ feature.double() + alpha * gaussian)
+    return torch.stack(logits)
+
+
+def raw_template_feature(model: Any, tokenizer: Any, name: str, templates: tuple[str, ...]) -> Tensor:
+    """Mean over templates of un-normalised text features [d]."""
+    texts = [template.replace("{}", name) for template in templates]
+    return torch.stack([encode(model, tokenizer, words(model, tokenizer, text)) for text in texts]).sum(dim=0) / len(
+        texts
+    )
+
+
+def clap_penalties(scale: float, views: Tensor, labels: Tensor, text: list[Tensor]) -> list[float]:
+    """CLAP: mean zero-shot probability of each class on its own samples, over views [V, N, d]; nan for one without samples."""
+    found: list[list[float]] = [[] for _ in text]
+    for view in views:
+        for row, label in zip(view, labels, strict=True):
+            probabilities = softmax([scale * unit(row) @ unit(feature) for feature in text])
+            found[int(label)].append(float(probabilities[int(label)]))
+    return [sum(own) / len(own) if own else math.nan for own in found]
+
+
+def clap(
+    scale: float, images: Tensor, labels: Tensor, text: list[Tensor], weights: Tensor, penalties: list[float]
+) -> Tensor:
+    """CLAP's loss: cross-entropy of cosines to the weights [C, d] + mean over classes of lambda |w - t|^2."""
+    logits = [torch.stack([scale * unit(image) @ unit(weight) for weight in weights]) for image in images]
+    terms = [
+        penalty * ((weight - feature) ** 2).sum()
+        for penalty, weight, feature in zip(penalties, weights, text, strict=True)
+    ]
+    return cross_entropy(logits, labels) + sum(terms[1:], start=terms[0]) / len(terms)
+
+
+def ss_text(scale: float, images: Tensor, labels: Tensor, text: list[Tensor], plus: bool) -> list[Tensor]:
+    """SS-Text's weights w_c [d] from normalised image features [N, d], one image at a time."""
+    count, weights = len(images), []
+    for label, feature in enumerate(text):
+        own = [image for image, other in zip(images, labels, strict=True) if other == label]
+        if not own:
+            weights.append(feature)
+            continue
+        pull = 1 / len(own) if plus else 1 / count  # lambda_c
+        weights.append(feature + 1 / count * 1 / pull * sum(image * scale for image in own))
+    if not plus:
+        return weights
+    mean = sum(weights) / len(weights)
+    return [weight - unit(2 * weight - mean) for weight in weights]

@@ -22,6 +22,9 @@ from vipbench.harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
 SMALL: dict[str, dict[str, Any]] = {
+    "gda": {
+        "alpha": 0.001
+    },  # features of random towers lie so close together that their last bits are seen in its logits
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
     "maple": {"depth": 2},
     "promptsrc": {"depth": 2},
@@ -61,7 +64,8 @@ def run_unwritten(config: Config, topology: Topology, inputs: Inputs | None = No
     """Train and test as `vipbench.harness.runs.execute.execute` does, without a run directory; all ranks call it together."""
     job = Job(config, inputs or load_inputs(config, topology), topology, None)
     checkpoints = Checkpoints(None, topology, config.run)
-    job.test(fit(job.training, checkpoints, config.run.micro_batch) if job.training else None)
+    run = config.run
+    job.test(fit(job.training, checkpoints, run.micro_batch, run.cuda_graph) if job.training else None)
     predictions = job.data.test_set().predict(job.method)
     with gathered_parameters(job.method.trainable().values()):
         learned = {name: to_host(tensor).clone() for name, tensor in job.method.learned().items()}

@@ -1,19 +1,18 @@
-"""Measure what a call costs on a GPU: kernels, memory, synchronisations, and its time as a CUDA graph."""
+"""Measure what a call costs on a GPU: kernels, memory and synchronisations."""
 
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import median_seconds, synchronize
+from benchmarks.measure import synchronize
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,31 +50,6 @@ def peak_mib(call: Callable[[], Any]) -> float | None:
     call()
     synchronize()
     return torch.cuda.max_memory_allocated() / 2**20
-
-
-def replay_seconds(passes: Callable[[], Any], parameters: Iterable[nn.Parameter], repeats: int) -> float | None:
-    """Seconds of forward and backward passes captured as a CUDA graph, which launches all kernels at once; None without a GPU.
-
-    Raises:
-        RuntimeError: what they do cannot be captured.
-    """
-    if not torch.cuda.is_available():
-        return None
-    parameters, side = list(parameters), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            passes()
-    torch.cuda.current_stream().wait_stream(side)
-    for parameter in parameters:
-        parameter.grad = None  # it is made in the memory of the graph
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        passes()
-    seconds = median_seconds(graph.replay, repeats)
-    for parameter in parameters:
-        parameter.grad = None
-    return seconds
 
 
 @contextmanager

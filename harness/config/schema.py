@@ -141,6 +141,9 @@ class RunConfig(Section):
     micro_batch: Count | None = None  # samples per process in a training pass; the gradients of a batch are added up
     text_memory_gib: Gib = 2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
     compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
+    cuda_graph: bool = (
+        False  # replay the passes of a training step as one CUDA graph; on one GPU, without `micro_batch`
+    )
     log_every: Count = 10  # steps
     checkpoint_minutes: Minutes | None = 10.0  # between checkpoints
     checkpoint_steps: Count | None = (

@@ -88,5 +88,5 @@ class EvaluationSet:
         left_out = self.topology.all_gather_objects(source.mine[~good].tolist())
         assert sorted(places + left_out) == list(range(len(source.samples))), "a sample was lost or counted twice"
         stacked = np.stack([row for _, row in found]) if found else np.empty((0, classes), np.float32)
-        kept = source.samples.select(places)
+        kept = source.samples.select(places) if left_out else source.samples
         return Predictions(kept.keys, kept.labels, stacked)

@@ -25,8 +25,8 @@ SECONDS_TO_ASK_AGAIN = 1.0
 
 
 def sharded(module: nn.Module) -> bool:
-    """Check if ZeRO-3 holds weights of a module in pieces, so that all ranks take part in each of its passes."""
-    return any(is_sharded(parameter) for parameter in module.parameters())
+    """Check if ZeRO-3 holds the weights of a module in pieces, all or none, so that all ranks take part in each of its passes."""
+    return is_sharded(next(module.parameters()))
 
 
 @torch.no_grad()

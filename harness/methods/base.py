@@ -132,11 +132,9 @@ class Method(nn.Module):
     def not_packed(cls, config: Any) -> str:
         """The reason why runs of this method do not train together in one process; "" where they may.
 
-        Packing shares passes of the text tower. A method that draws random numbers, combines gradients, or looks at a batch as
-        a whole is trained alone.
+        Packing shares the start of a process, its inputs, and passes of the text tower. A method that draws random numbers,
+        combines gradients, or looks at a batch as a whole is trained alone.
         """
-        if not cls.trains:
-            return "it has no training loop"
         if cls.needs == "images":
             return "it trains inside the image tower"
         if cls.combine is not Method.combine:

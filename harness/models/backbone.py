@@ -74,7 +74,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen tower keeps its batch statistics and has no dropout."""
-        return super().train(False)
+        return super().train(False) if self.training else self  # hundreds of modules, in each step of a training
 
     @property
     def pixels_shape(self) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.open import open_run
 from vipbench.harness.system.console import setup_logging
 from vipbench.harness.system.files import disk_errors
-from vipbench.harness.training.loop import fit
+from vipbench.harness.training.loop import BestEpoch, fit
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,17 @@ def execute(config: Config, force: bool = False) -> Path:
                 return final
             with open_run(config, final, topology, force) as directory:
                 job = Job(config, inputs, topology, directory)
-                job.test(fit(job.training, job.checkpoints, config.run.micro_batch) if job.training else None)
+                job.test(_train(job))
             log.info("%s", final)
             return final
     finally:
         topology.close()
+
+
+def _train(job: Job) -> BestEpoch | None:
+    """Train a run's method; returns the epoch that is kept, None where nothing is trained."""
+    run = job.config.run
+    return fit(job.training, job.checkpoints, run.micro_batch, run.cuda_graph) if job.training else None
 
 
 def fill_banks(configs: Sequence[Config]) -> None:

@@ -69,7 +69,9 @@ class Job:
             log.info("test: %s", predictions.summary(classes))
 
     def _training(self, train: TrainConfig) -> Training:
-        if train.views != "all":
+        config = self.config
+        published = self.method.recipe(config.method, config.data.shots, config.backbone.name).get("views", "all")
+        if train.views not in ("all", published):
             shown = (
                 f"{train.epochs} epochs show {train.views} views of an image in turn, not a new one each (train.views)"
             )

@@ -1,7 +1,8 @@
 """Packed runs: several runs trained together in one process (harness/training/packing.py).
 
 The runs differ in seed, shots or learning rate and share data, backbone and method. Each run keeps its own batches, optimiser,
-selection and run directory, and gives the same result as alone. A run that fails does not end the others.
+selection and run directory, and gives the same result as alone. A run that fails does not end the others. Runs of a method
+without a training loop are done one after the other.
 """
 
 import json
@@ -79,11 +80,13 @@ class PackedRun:
                 self.stack.__exit__(type(error), error, error.__traceback__)  # records it in the run's directory
 
     def start(self, inputs: Inputs, topology: Topology) -> None:
-        """Open the directory and resume the training from its newest checkpoint."""
+        """Open the directory and resume the training from its newest checkpoint; without a training loop, finish the run."""
         directory = self.stack.enter_context(open_run(self.config, self.final, topology))
         self.job = Job(self.config, inputs, topology, directory)
+        if self.job.training is None:
+            self.finish()
+            return
         self.job.provenance.add(packed=True)  # shared passes round differently, by about 1e-6
-        assert self.job.training, "methods that train nothing are not packed"
         self.training = self.job.training
         state = self.job.checkpoints.resume(self.training)
         write_state(self.training.optimizer, self.training.loss.trainable(), state)
@@ -110,9 +113,9 @@ class PackedRun:
 
     def finish(self) -> None:
         """Test the trained method; this completes the directory."""
-        assert self.best
         self.job.test(self.best)
         self.stack.close()
+        log.info("%s", self.final)
 
 
 def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
@@ -170,7 +173,9 @@ def not_packed(config: Config) -> str:
     """The reason why a run does not train together with others; "" where it may."""
     if reason := method_class(config.method.name).not_packed(config.method):
         return reason
-    if config.precision == "fp16":
+    if config.run.cuda_graph:
+        return "run.cuda_graph captures the steps of one run"
+    if config.precision == "fp16" and config.train:
         return "the loss scaling of fp16 belongs to one run"
     trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))
     return f"{trackers[0]} follows one run per process" if trackers else ""
@@ -215,14 +220,13 @@ def execute_together(configs: Sequence[Config]) -> dict[Path, str]:
                 everything.enter_context(run.stack)
                 with run.isolated():
                     run.start(inputs, topology)
-            started = [run for run in runs if not run.error]
+            started = [run for run in runs if run.config.train and not run.error]
             if started:
                 fit_together(started, inputs.backbone.text, topology)
             for run in started:
                 if not run.error:
                     with run.isolated():
                         run.finish()
-                        log.info("%s", run.final)
         return {run.final: run.error for run in runs if run.error}
     finally:
         topology.close()

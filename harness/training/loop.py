@@ -109,8 +109,12 @@ class Training:
         """Optimiser steps of the whole training."""
         return self.data.steps
 
-    def engine(self, micro_batch: int | None = None) -> Engine:
-        """The engine of this training, for `parts` of at most so many samples; after `resume`, and once."""
+    def engine(self, micro_batch: int | None = None, cuda_graph: bool = False) -> Engine:
+        """The engine of this training, for `parts` of at most so many samples; after `resume`, and once.
+
+        Raises:
+            UserError: a CUDA graph is asked for where the passes of a step cannot be one.
+        """
         batch = min(self.train.batch_size, len(self.data.samples))
         return make_engine(
             self.topology,
@@ -120,6 +124,7 @@ class Training:
             READ_IN_PIECES,
             self.loss.combine if self.loss.combines else None,
             self.topology.passes(batch, micro_batch or batch),
+            cuda_graph,
         )
 
     def batches(self) -> Iterator[Batch]:
@@ -235,20 +240,23 @@ class Training:
             self.best_tensors = self._learned()
 
 
-def fit(training: Training, checkpoints: Checkpoints, micro_batch: int | None = None) -> BestEpoch:
+def fit(
+    training: Training, checkpoints: Checkpoints, micro_batch: int | None = None, cuda_graph: bool = False
+) -> BestEpoch:
     """Train a method in place, from its newest checkpoint on; it ends with the parameters of the kept epoch.
 
     The last step leaves a checkpoint too, so that a run that dies while it tests does not train again.
 
     Args:
         micro_batch: how many samples of this rank go through the model at a time; the gradients of a batch are added up.
+        cuda_graph: whether the passes of a step are replayed as a CUDA graph.
 
     Raises:
-        UserError: the loss is not finite, or the disk is full.
+        UserError: the loss is not finite, the disk is full, or a step cannot be a CUDA graph.
         Stopped: a signal asked for an end, and a checkpoint is written.
     """
     optimizer_state = checkpoints.resume(training)
-    engine = training.engine(micro_batch)
+    engine = training.engine(micro_batch, cuda_graph)
     if optimizer_state:
         engine.load_optimizer_state(optimizer_state)
     schedule = checkpoints.schedule

@@ -17,6 +17,8 @@ from tests.conftest import MODELS
 from tests.gpu import GPU
 from tests.zoo import small_config
 from vipbench.harness.config.schema import BackboneConfig, Config
+from vipbench.harness.errors import UserError
+from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import method_class, method_names
 from vipbench.harness.models.backbone import load_backbone
 from vipbench.harness.runs.execute import execute
@@ -57,6 +59,25 @@ def test_every_method_in_every_precision(
     assert differences["fp32"] < bound(small_config(base_config, name, tmp_path)), differences
     for precision, values in found.items():
         assert values.shape == (21, 3) and np.isfinite(values).all(), precision
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if method_class(name).trains])
+def test_a_step_as_a_cuda_graph_trains_the_same(
+    base_config: dict[str, Any], tmp_path: Path, name: str, record_property: Any
+) -> None:
+    settings = ["run.device=cuda", "train.max_grad_norm=1.0"]
+    if method_class(name).combine is not Method.combine:
+        with pytest.raises(UserError, match="combines several gradients"):
+            logits(base_config, tmp_path, name, *settings, "run.cuda_graph=true")
+        return
+    for precision, within in (("fp32", 1e-3), ("fp16", 0.5)):
+        found = [
+            logits(base_config, tmp_path / on, name, *settings, f"precision={precision}", f"run.cuda_graph={on}")
+            for on in ("false", "true")
+        ]
+        difference = float(np.abs(found[0] - found[1]).max())
+        record_property(precision, difference)
+        assert difference < within, precision
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

@@ -89,6 +89,16 @@ def test_a_whole_dataset_says_nothing_of_skipping(base_config: dict[str, Any], t
     ]
 
 
+def test_views_of_a_method_s_own_recipe_are_no_approximation(base_config: dict[str, Any], tmp_path: Path) -> None:
+    notes = [
+        json.loads((run(base_config, tmp_path, "method=clap", *own) / "provenance.json").read_text()).get(
+            "approximations"
+        )
+        for own in ([], ["train.views=2"])
+    ]
+    assert notes == [None, ["3 epochs show 2 views of an image in turn, not a new one each (train.views)"]]
+
+
 def test_what_cannot_be_decoded_or_was_cut_off_is_damaged_too(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

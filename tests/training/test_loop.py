@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vipbench.harness.config.schema import RunConfig, TrainConfig
+from vipbench.harness.distributed.engines.ddp import PlainEngine
 from vipbench.harness.distributed.launcher import announced_launcher, announced_world
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Method, Output, Task
+from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.system.devices import choose_device
 from vipbench.harness.training.batches import Batch, global_batches
 from vipbench.harness.training.checkpoint import Checkpoints
@@ -131,6 +133,32 @@ def test_the_loop_is_sgd_with_the_schedule(topology: Topology) -> None:
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[0]["loss"] == pytest.approx((9 + 36) / 2)
     assert rows[0]["lr"] == 0.01
+
+
+def test_a_step_does_not_visit_the_modules_of_a_frozen_backbone(
+    vit_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in evaluation mode, and are many: visiting them takes longer than a small step."""
+    method = Method(None, Task(["nevus"]), vit_backbone)
+    visited: list[nn.Module] = []
+    train = nn.Module.train
+
+    def noted(module: nn.Module, mode: bool = True) -> nn.Module:
+        visited.append(module)
+        return train(module, mode)
+
+    monkeypatch.setattr(nn.Module, "train", noted)
+    method.train()
+    method.eval()
+    assert visited == [method, method] and not method.training
+    assert not any(module.training for module in vit_backbone.modules())
+
+
+def test_without_fp16_the_optimizer_takes_the_step_itself(topology: Topology) -> None:
+    """accelerate's wrapper takes longer than a small step."""
+    job = training(topology, [])
+    engine = job.engine()
+    assert isinstance(engine, PlainEngine) and engine.optimizer is job.optimizer
 
 
 def test_micro_batches_add_up_to_the_batch(topology: Topology) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from vipbench.harness.models.prompts import PromptBatch, Prompts
 from vipbench.harness.models.text_tower import TextTower
 from vipbench.harness.runs.collect import read_runs
 from vipbench.harness.runs.data import training_samples
-from vipbench.harness.runs.directory import STEPS, failure, new_run
+from vipbench.harness.runs.directory import STEPS, failure, is_finished, new_run
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.inputs import load_inputs
+from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.packed import execute_together
 from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.system.files import read_json
+from vipbench.harness.system.signals import Stopped
 from vipbench.harness.training.loop import WeightedLoss
 from vipbench.harness.training.packing import RandomStream, compute_together
 from vipbench.sweeps.packing import MOST, group
@@ -100,6 +103,46 @@ def test_one_that_fails_fails_alone_and_says_why(base_config: dict[str, Any], tm
     )
     assert read_json(finished / "metrics.json")["samples"] == 21
     assert list(execute_together([good, bad])) == [path], "what is finished is not run again"
+
+
+def test_runs_without_a_training_loop_share_a_process(base_config: dict[str, Any], tmp_path: Path) -> None:
+    """Each is the run that it would be alone, to the last bit, and one that fails fails alone."""
+    own = (["seed=1"], ["data.shots=1000"], ["seed=2", "data.shots=3"])
+
+    def runs(out: str) -> list[Config]:
+        base = {**base_config, "method": "tip_adapter"}
+        del base["train"]
+        return [resolve_config(override(base, [f"run.out={tmp_path / out}", *options])) for options in own]
+
+    first, failing, last = runs("together")
+    ((path, reason),) = execute_together([first, failing, last]).items()
+    assert "1000 shots" in reason and failure(path) == reason
+    for config in (runs("alone")[0], runs("alone")[2]):
+        alone = execute(config)
+        together = tmp_path / "together" / alone.name
+        for name in ("prompts.safetensors", "predictions.parquet", "metrics.json"):
+            assert (alone / name).read_bytes() == (together / name).read_bytes(), name
+
+
+def test_a_signal_ends_runs_without_a_training_loop_between_two(
+    base_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {**base_config, "method": "ss_text"}
+    del base["train"]
+    runs = [resolve_config(override(base, [f"run.out={tmp_path}", f"seed={seed}"])) for seed in (1, 2)]
+    test = Job.test
+
+    def signalled(job: Job, *arguments: Any) -> None:
+        test(job, *arguments)
+        job.topology.signals.received.append(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "test", signalled)
+        with pytest.raises(Stopped):
+            execute_together(runs)
+    assert sorted(is_finished(path) for path in tmp_path.glob("ss_text_*")) == [False, True]
+    assert execute_together(runs) == {}
+    assert sorted(is_finished(path) for path in tmp_path.glob("ss_text_*")) == [True, True]
 
 
 class Noisy(CoOp):

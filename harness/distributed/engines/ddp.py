@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from vipbench.harness.distributed.engines.graph import GraphedPasses
 from vipbench.harness.distributed.engines.optimizer_state import read_state, write_state
 from vipbench.harness.distributed.failures import collective
 from vipbench.harness.distributed.topology import Topology
@@ -25,13 +26,19 @@ class PlainEngine:
         optimizer: torch.optim.Optimizer,
         max_norm: float | None,
         combine: Callable[[Sequence[Mapping[str, Tensor]]], Mapping[str, Tensor]] | None,
+        cuda_graph: bool = False,
     ) -> None:
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.topology, self.accelerator = topology, topology.accelerator
         self.base, self.max_norm, self.combine = optimizer, max_norm, combine  # accelerate replaces its state
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer torch has a new name for it
-            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            self.model, scaling = self.accelerator.prepare(model, optimizer)
+        # Without fp16 the optimizer itself takes the step: accelerate's wrapper looks in each one if some package is installed,
+        # which takes as long as a small step.
+        self.optimizer = scaling if self.accelerator.scaler else optimizer
+        trained = list(self.parameters.values())
+        self.graphed = GraphedPasses(self.model, self.accelerator.backward, trained) if cuda_graph else None
 
     @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -44,12 +51,15 @@ class PlainEngine:
 
     def _gradients(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """Add up the gradients of a batch's parts; returns the sum of their losses."""
+        if self.graphed:
+            (part,) = parts
+            return self.graphed(part)
         losses: list[Tensor] = []
         for part in parts:
             last = len(losses) == len(parts) - 1  # gradients go over the ranks once
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(*part)
-                self.accelerator.backward(loss)
+                (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

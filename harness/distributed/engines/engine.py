@@ -41,6 +41,7 @@ def make_engine(
     read_in_pieces: tuple[type[nn.Module], ...] = (),
     combine: Combine | None = None,
     passes: int = 1,
+    cuda_graph: bool = False,
 ) -> Engine:
     """The engine that trains a model here; gradients become means over the ranks.
 
@@ -52,15 +53,29 @@ def make_engine(
             to gather such a module as one.
         combine: makes one gradient of K gradients of the global batch, each by parameter name.
         passes: the parts in a step of the rank that has most of them.
+        cuda_graph: whether the passes of a step are captured once and replayed.
 
     Raises:
-        UserError: `combine` under DeepSpeed, which reduces gradients on its own.
+        UserError: `combine` under DeepSpeed, which reduces gradients on its own; or a CUDA graph of a step that cannot be one.
     """
+    if cuda_graph and (reason := _no_graph(topology, combine, passes)):
+        raise UserError(f"run.cuda_graph: {reason}; leave it out")
     if topology.deepspeed is None:
-        return PlainEngine(topology, model, optimizer, max_norm, combine)
+        return PlainEngine(topology, model, optimizer, max_norm, combine, cuda_graph)
     if combine:
         raise UserError(
             f"DeepSpeed's ZeRO-{topology.zero_stage} reduces one gradient, but this method combines several; "
             "use accelerate launch --multi_gpu"
         )
     return ZeroEngine(topology, topology.deepspeed, model, optimizer, max_norm, read_in_pieces, passes)
+
+
+def _no_graph(topology: Topology, combine: Combine | None, passes: int) -> str:
+    """The reason why the passes of a step are no CUDA graph; "" where they may be one."""
+    if topology.device.type != "cuda":
+        return "it needs a GPU"
+    if topology.world > 1 or topology.deepspeed is not None:
+        return "it is for one process without DeepSpeed"
+    if combine is not None:
+        return "this method combines several gradients"
+    return "with run.micro_batch a step is several passes" if passes > 1 else ""
