@@ -46,6 +46,7 @@ class CoCoOp(Method):
     """Prompts of image x and class c: [SOS] v_1 + m(x) .. v_M + m(x) <class name> "." [EOS]."""
 
     Config = CoCoOpConfig
+    learns_prompts = True
 
     def __init__(self, config: CoCoOpConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)

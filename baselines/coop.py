@@ -48,6 +48,7 @@ class CoOp(TextClassifier):
     """One prompt per class: [SOS] v_1 .. v_M <class name> "." [EOS]."""
 
     Config = CoOpConfig
+    learns_prompts = True
 
     def __init__(self, config: CoOpConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)

@@ -20,6 +20,10 @@ class UserError(ValueError):
         return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
+class Diverged(UserError):
+    """A training whose numbers are no longer finite; found on all ranks at the same step."""
+
+
 class FirstToFail(UserError):
     """A user error on the rank that failed first of all, which prints it for all of them."""
 

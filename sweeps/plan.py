@@ -38,7 +38,7 @@ def write_plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Se
     runs: dict[str, Config] = {}
     for config in configs:
         content = datasets[config.data.path], backbones[config.backbone], symptoms[config.symptoms]
-        digests = Digests(*content, method_digest(config.method.name))
+        digests = Digests(*content, method_digest(config.method.name, config.method.files()))
         runs.setdefault(run_name(config, digests), config)
     for name, config in runs.items():
         write_text(out / CONFIGS / f"{name}.yaml", config.to_yaml())

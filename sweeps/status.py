@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from vipbench.harness.config.schema import TrainConfig
 from vipbench.harness.errors import UserError, shortened
 from vipbench.harness.runs.directory import (
+    CANDIDATES,
     CONFIG,
     PARTIAL,
     STEPS,
@@ -123,11 +124,16 @@ def progress(partial: Path) -> str:
     try:
         step = _last_step(partial / STEPS)
         config = read_yaml(partial / CONFIG)
+        if config.get("grid"):  # the chosen candidate, which is trained
+            return "testing"
         steps = _steps(config) if config["train"] else None
         began, now = ((partial / file).stat().st_mtime for file in (CONFIG, STEPS))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        if not (partial / STEPS).is_file() or not (partial / CONFIG).is_file():  # it is starting, or has just ended
-            return ""
+        if (
+            not (partial / STEPS).is_file() or not (partial / CONFIG).is_file()
+        ):  # it is starting, tunes, or has just ended
+            begun = len(list((partial / CANDIDATES).glob("*")))
+            return f"candidate {begun} of its grid" if begun else ""
         return f"how far it is cannot be read: {shortened(' '.join(str(error).split()), 200)}"
     if steps is None or step is None:
         return ""

@@ -110,6 +110,66 @@ def clip_lora(
     return 100.0 * images @ classes.T
 
 
+LEARNED_MAPS = {  # weights of a block whose singular values CLIP-SVD learns: open_clip's blocks, timm's, BERT's
+    "resblocks": ("mlp.c_fc.weight", "mlp.c_proj.weight", "attn.out_proj.weight", "attn.in_proj_weight"),
+    "blocks": ("mlp.fc1.weight", "mlp.fc2.weight", "attn.qkv.weight", "attn.proj.weight"),
+    "layer": (
+        "output.dense.weight",
+        "intermediate.dense.weight",
+        "attention.output.dense.weight",
+        "attention.self.query.weight",
+        "attention.self.key.weight",
+        "attention.self.value.weight",
+    ),
+}
+
+
+def learned_maps(model: Any, tower: str) -> list[str]:
+    """Names of those weights in a model's "image" or "text" tower, block by block."""
+    found, names = (
+        [],
+        [name for name, _ in model.named_parameters() if name.startswith("visual.") == (tower == "image")],
+    )
+    for blocks, own in LEARNED_MAPS.items():
+        for number in range(100):
+            prefixes = {name.partition(f".{blocks}.{number}.")[0] for name in names if f".{blocks}.{number}." in name}
+            found += [f"{prefix}.{blocks}.{number}.{name}" for prefix in prefixes for name in own]
+    return found
+
+
+def clip_svd(model: Any, tokenizer: Any, pixels: Tensor, texts: list[str], values: dict[str, Tensor]) -> Tensor:
+    """CLIP-SVD: logits [B, C] by open_clip's own forward pass, with U diag(s) V^T for W, third by third where W is of q, k and v.
+
+    Args:
+        values: [n, r] by the name of a weight [n * outputs, inputs].
+    """
+    weights = {}
+    for name, own in values.items():
+        thirds = []
+        for part, singular in zip(model.get_parameter(name).detach().chunk(len(own)), own, strict=True):
+            u, _, v = torch.linalg.svd(part, full_matrices=False)
+            thirds.append(u @ torch.diag(singular) @ v)
+        weights[name] = torch.cat(thirds)
+    images, classes, scale = torch.func.functional_call(model, weights, (pixels, tokenizer(texts)))[:3]
+    return scale * images @ classes.T
+
+
+def adamw(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    state: dict[int, tuple[Tensor, Tensor]],
+    step: int,
+    **given: Any,
+) -> None:
+    """One step of AdamW (arXiv 1711.05101, algorithm 2), in place; `step` counts from 1, `given` has lr, decay and eps."""
+    for place, (value, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        first, second = state.get(place, (torch.zeros_like(value), torch.zeros_like(value)))
+        state[place] = first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        update = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + given["eps"])
+        with torch.no_grad():
+            value.mul_(1 - given["lr"] * given["decay"]).sub_(given["lr"] * update)
+
+
 def maple(
     model: Any,
     tokenizer: Any,

@@ -225,6 +225,7 @@ def pretended_gpu() -> Iterator[Waits]:
     }
     for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all"):
         found[name] = lambda *args, **kwargs: None
+    found |= {"reset_peak_memory_stats": lambda *args: None, "max_memory_allocated": lambda *args: 0}
     found["Event"] = lambda *args, **kwargs: SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     stream, waits = SimpleNamespace(is_capturing=lambda: False), Waits()
     with (

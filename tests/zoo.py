@@ -30,6 +30,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "promptsrc": {"depth": 2},
     "vpt": {"depth": 2},
 }
+# Adam divides gradients by their size; with its own eps of 1e-8 those that are nearly rounding errors would move values as far.
+RECIPES: dict[str, dict[str, Any]] = {"clip_svd": {"eps": 1e-4}}
 
 
 def backbone_of(base: dict[str, Any], name: str) -> str:
@@ -46,6 +48,7 @@ def small_config(base: dict[str, Any], name: str, out: Path, *overrides: str) ->
         content["train"] = {"epochs": 2, "steps": None, "warmup_epochs": 0, "lr": 0.01, "batch_size": 5} | content[
             "train"
         ]
+        content["train"] |= RECIPES.get(name, {})
     else:
         content.pop("train")
     return resolve_config(content)

@@ -1,6 +1,6 @@
 """The identity of a run: a name that holds a digest of everything which determines its result."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vipbench.harness.config.schema import Config
 from vipbench.harness.system.files import digest_json
@@ -16,7 +16,7 @@ class Digests(NamedTuple):
 
     Attributes:
         symptoms: None for a method that reads none.
-        method: of the file that defines the method; None for vipbench's own methods.
+        method: of the file that defines the method, and of files that its options name; None for vipbench's own code and none.
     """
 
     dataset: str
@@ -36,11 +36,16 @@ def run_name(config: Config, digests: Digests) -> str:
     rounds differently. The device is left out on purpose: a run has one identity on all machines, and its provenance names
     the device. So is `data.fewer`, which decides whether there is a result, and not which.
     """
-    settings = config.model_dump(
-        mode="json", exclude={"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
-    )
+    places: dict[str, Any] = {"run": True, "data": {"path", "fewer"}, "backbone": True, "symptoms": True}
+    if files := config.method.files():
+        places["method"] = set(files)
+    settings = config.model_dump(mode="json", exclude=places)
     if settings["templates"] is None:
         del settings["templates"]
+    if settings["recipe"] == "published":
+        del settings["recipe"]
+    if settings["grid"] is None:
+        del settings["grid"]
     for section, later in (("train", LATER), ("method", config.method.LATER)):
         for name in later if settings[section] else ():
             if settings[section][name] is None:

@@ -1,6 +1,7 @@
 """The sections of a config: plain types with their bounds; no method and no file is known here."""
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -38,6 +39,9 @@ Words = Annotated[str, Field(pattern=r"\w", max_length=1000)]  # a text in which
 HomePath = Annotated[Path, BeforeValidator(expand_home)]
 HomeText = Annotated[str, BeforeValidator(expand_home)]
 
+Recipe = Literal["published", "fixed", "tuned"]
+Grid = Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+
 Templates = Annotated[tuple[Template, ...], Field(min_length=1)] | None  # of class names; None: "a photo of a {}."
 SymptomFiles = HomePath | Annotated[tuple[HomePath, ...], Field(min_length=1)] | None  # one set, or several
 
@@ -73,6 +77,10 @@ class MethodConfig(Section):
     LATER: ClassVar[tuple[str, ...]] = ()
 
     name: str
+
+    def files(self) -> dict[str, Path]:
+        """The files that options name, by option: what they hold counts in a run's identity, and not where they lie."""
+        return {}
 
 
 class TrainConfig(Section):
@@ -140,6 +148,7 @@ class RunConfig(Section):
     eval_batch_size: Count = 64  # images per process
     micro_batch: Count | None = None  # samples per process in a training pass; the gradients of a batch are added up
     text_memory_gib: Gib = 2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
+    image_memory_gib: Gib = 4.0  # of a training pass inside the image tower; beyond it blocks are computed twice
     compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
     cuda_graph: bool = (
         False  # replay the passes of a training step as one CUDA graph; on one GPU, without `micro_batch`
@@ -169,12 +178,28 @@ class Config(Section):
     symptoms: SymptomFiles = None
     templates: Templates = None
     method: SerializeAsAny[MethodConfig]
-    train: TrainConfig | None  # None for methods that do not train
+    # The paper's settings, one setting for all methods of a family, or the best of a grid on validation. "published" for methods
+    # that do not train.
+    recipe: Recipe = "published"
+    grid: Grid | None = None  # of "tuned": the values to choose from, by entry of `train`
+    train: TrainConfig | None  # None for methods that do not train; with a grid its first values
     run: RunConfig = RunConfig()
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON types, in the order of the fields."""
-        return self.model_dump(mode="json")
+        """Plain JSON types, in the order of the fields; without the entries of `train` that the grid will decide."""
+        mapping = self.model_dump(mode="json")
+        if self.grid:
+            mapping["train"] = {name: value for name, value in mapping["train"].items() if name not in self.grid}
+        return mapping
+
+    def candidates(self) -> list[Self]:
+        """One config for each point of the grid, in which the last entry varies fastest; this one alone without a grid."""
+        if self.grid is None:
+            return [self]
+        assert self.train is not None
+        settled = self.train.model_dump()
+        points = (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
+        return [self.model_copy(update={"train": TrainConfig.model_validate(settled | point)}) for point in points]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)

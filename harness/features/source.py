@@ -4,6 +4,7 @@ One class serves training, evaluation and `prepare`. It puts everything on the r
 part in what all ranks do together.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -47,6 +48,7 @@ class Source:
     Attributes:
         images: the views of the samples as pixels; it lists the damaged samples that were skipped.
         mine: positions of this rank's share of the samples.
+        seconds_filling: spent on filling the bank, or on waiting for another run that fills it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Source:
         self.loading, self.name, self.bank = loading, name, bank
         self.images = Views(samples, backbone, augmentation, loading)
         self.mine = np.arange(len(samples))[topology.share(len(samples))]
+        self.seconds_filling = 0.0
         self._share: tuple[Tensor, np.ndarray] | None = None  # rows [n, d + 1] of view 0 on the CPU, and which are good
 
     @property
@@ -75,7 +78,11 @@ class Source:
         """Put views of all samples into the bank, where there is one; all ranks share the work."""
         if self.bank is not None:
             what = f"encode {self.name} images" if list(views) == [EVALUATION] else "encode views"
-            fill_bank(self.bank, self.images, views, self.backbone, self.topology, what)
+            began = time.monotonic()
+            try:
+                fill_bank(self.bank, self.images, views, self.backbone, self.topology, what)
+            finally:
+                self.seconds_filling += time.monotonic() - began
 
     def batches(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[Inputs]:
         """Inputs of batches of (view, position), each of one view; from a bank that was filled with these views before."""

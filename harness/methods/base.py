@@ -19,6 +19,7 @@ from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.phrases import as_sentence
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+Family = Literal["prompts", "adapters", "image_tower", "untrained"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Method(nn.Module):
     Attributes:
         Config: the method's options.
         trains: whether there is a training loop.
+        learns_prompts: whether what is learned goes through the text tower, as context vectors do.
         uses_templates: whether the method reads the task's templates.
         draws: whether a method that trains nothing draws something at random, so that the run's seed counts.
         needs: the inputs of `forward`: "features" [B, d] L2-normalised, "unnormalised" features, or "images" [B, 3, H, W].
@@ -103,6 +105,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     trains: ClassVar[bool] = True
+    learns_prompts: ClassVar[bool] = False
     uses_templates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[Literal["features", "unnormalised", "images"]] = "features"
@@ -120,6 +123,20 @@ class Method(nn.Module):
         return {}
 
     @classmethod
+    def grid(cls, config: Any) -> Mapping[str, Sequence[Any]]:
+        """The values among which `recipe: tuned` chooses, by entry of `TrainConfig`; empty: those of the method's family."""
+        return {}
+
+    @classmethod
+    def family(cls) -> Family:
+        """The methods with which this one shares the setting of `recipe: fixed` (harness/methods/recipes.yaml)."""
+        if not cls.trains:
+            return "untrained"
+        if cls.needs == "images":
+            return "image_tower"
+        return "prompts" if cls.learns_prompts else "adapters"
+
+    @classmethod
     def uses_symptoms(cls, config: Any) -> bool:
         """Return True if the method reads the symptom set."""
         return False
@@ -133,14 +150,9 @@ class Method(nn.Module):
     def not_packed(cls, config: Any) -> str:
         """The reason why runs of this method do not train together in one process; "" where they may.
 
-        Packing shares the start of a process, its inputs, and passes of the text tower. A method that draws random numbers,
-        combines gradients, or looks at a batch as a whole is trained alone.
+        Packing shares the start of a process, its inputs, and passes of the backbone's text tower.
         """
-        if cls.needs == "images":
-            return "it trains inside the image tower"
-        if cls.combine is not Method.combine:
-            return "it combines gradients"
-        return "it looks at a batch as a whole" if cls.statistics is not Method.statistics else ""
+        return "it trains inside the image tower" if cls.needs == "images" else ""
 
     @property
     def per_class(self) -> bool:

@@ -10,7 +10,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -89,10 +89,27 @@ def method_class(name: str | None) -> type[Method]:
     return _methods[name]
 
 
-def method_digest(name: str) -> str | None:
-    """SHA-256 of the file that defines a method; None for vipbench's own, whose version is on record in another way."""
+def method_digest(name: str, files: Mapping[str, Path] | None = None) -> str | None:
+    """SHA-256 of the file that defines a method, and of those that its options name; None where there is neither.
+
+    vipbench's own methods are defined by its version, which is on record in another way.
+
+    Args:
+        files: by option, from `MethodConfig.files`.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     code = _code.get(method_class(name))
-    return code.digest if code else None
+    digests: dict[str, str] = {}
+    for option, path in (files or {}).items():
+        try:
+            digests[option] = digest_file(path)
+        except OSError as error:
+            raise UserError(f"method.{option}: {path}: cannot be read: {error.strerror}") from error
+    if not digests:
+        return code.digest if code else None
+    return digest_json({"code": code.digest if code else None, "files": digests})
 
 
 def load_plugins(paths: Sequence[Path]) -> None:

@@ -113,6 +113,7 @@ class ViP(TextClassifier):
     """Context prompt and merge prompt over the symptoms of each class, in K symptom sets: 1, unless they are an ensemble."""
 
     Config = ViPConfig
+    learns_prompts = True
     row_class: Tensor  # [P] int64, the class of each symptom
     place: Tensor  # [K, C, S] int64, which of the P symptoms stands where; padded with 0
     present: Tensor  # [K, C, S] bool

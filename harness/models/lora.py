@@ -62,15 +62,18 @@ class LoraLinear(nn.Module):
 class LoraAttention(nn.Module):
     """A frozen self-attention (`nn.MultiheadAttention`, batch first) with low-rank updates of its queries, keys and values."""
 
-    def __init__(self, attention: nn.MultiheadAttention, low_rank: LowRank) -> None:
+    def __init__(self, attention: nn.MultiheadAttention, update: nn.Module) -> None:
         super().__init__()
         self.num_heads, self.out_proj = attention.num_heads, attention.out_proj
         self.in_proj_weight, self.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
-        self.update = low_rank.__call__
+        self.update = update.__call__
+
+    def qkv(self, x: Tensor) -> Tensor:
+        """[B, L, w] -> queries, keys and values [B, L, 3 w]."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.update(x)
 
     def forward(self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.update(x)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 

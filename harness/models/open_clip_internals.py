@@ -6,7 +6,7 @@ pins it below 4, and tests/models/test_open_clip_internals.py names what a new v
 
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from open_clip.modified_resnet import AttentionPool2d
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, canonicalize_text
@@ -23,6 +23,7 @@ __all__ = [
     "CustomTextCLIP",
     "HFTextEncoder",
     "HFTokenizer",
+    "ModifiedResNet",
     "PreprocessCfg",
     "ResidualAttentionBlock",
     "TextTransformer",

@@ -14,16 +14,25 @@ import pandas as pd
 
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
-from vipbench.harness.runs.collect import DOUBTFUL, read_runs
+from vipbench.harness.runs.collect import DOUBTFUL, SHARED, read_runs
 from vipbench.harness.system.files import read_json
 
 log = logging.getLogger(__name__)
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
-NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL)  # paths; the digests stand for the content
+RECIPE = "recipe"
+NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL, SHARED)  # paths; the digests stand for the content
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
+# Metrics that are no fractions, none of which is best, and the format of their values.
+COSTS = {
+    "cost.trained": "{:,.0f}",
+    "cost.fitted": "{:,.0f}",
+    "cost.train_seconds": "{:.1f}",
+    "cost.peak_gib": "{:.2f}",
+}
+SHARED_COSTS = ("cost.train_seconds", "cost.peak_gib")
 LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
@@ -31,6 +40,11 @@ LATEX = str.maketrans(
 DAGGER = "†"
 DOUBTS = (
     f"{DAGGER}: some run kept an epoch of the warm-up, or its validation accuracy never rose above that of epoch 1."
+)
+DOUBLE_DAGGER = "‡"
+SHARES = f"{DOUBLE_DAGGER}: some run trained together with others; seconds and memory are those of all of them."
+COST_NOTE = (
+    "Costs are no percentages: numbers that were trained or fitted, seconds of training, GiB of memory at the peak."
 )
 NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
 
@@ -40,13 +54,15 @@ class Cell:
     """Runs that differ in their seeds alone: mean and sample standard deviation (None for one run) of a metric.
 
     Runs in which the metric is undefined do not count; the mean of none is NaN. `doubtful` is how many of the runs kept an epoch
-    that was hardly selected: one of the warm-up, or one no better on validation than the first.
+    that was hardly selected: one of the warm-up, or one no better on validation than the first. `shared` is how many have a
+    cost that is that of several runs together.
     """
 
     mean: float
     deviation: float | None
     count: int
     doubtful: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,9 @@ class Table:
     damaged: int = 0
 
     def is_best(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> bool:
-        """Check that a cell has the best mean of its column."""
+        """Check that a cell has the best mean of its column; no cost is."""
+        if column[0] in COSTS:
+            return False
         means = [cell.mean for (_, where), cell in self.cells.items() if where == column and not math.isnan(cell.mean)]
         best = min if column[0] in LOWER_IS_BETTER else max
         return bool(means) and self.cells[row, column].mean == best(means)
@@ -105,7 +123,8 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
 
     Args:
         rows, columns: names of config values, whole ("data.shots", "backbone.name") or short ("shots", "backbone");
-            "method" is the method with those options in which its runs differ and which have no place of their own.
+            "method" is the method with those options in which its runs differ, and the recipe where runs differ in that, as far
+            as they have no place of their own.
 
     Raises:
         UserError: an unknown name, or a cell would mix runs that differ in more than their seeds.
@@ -129,8 +148,9 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         for metric in metrics:
             values = group[f"metrics.{metric}"].astype(float).dropna()
             deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-            doubtful = int(group[DOUBTFUL].sum()) if DOUBTFUL in group else 0
-            cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values), doubtful)
+            doubtful, shared = (int(group[mark].sum()) if mark in group else 0 for mark in (DOUBTFUL, SHARED))
+            shared = shared if metric in SHARED_COSTS else 0
+            cells[row, (metric, *column)] = Cell(float(values.mean()), deviation, len(values), doubtful, shared)
     row_keys = list(dict.fromkeys(row for row, _ in cells))
     column_keys = sorted(dict.fromkeys(column[1:] for _, column in cells), key=lambda key: [*map(_sort_key, key)])
     table_columns = [(metric, *column) for metric in metrics for column in column_keys]
@@ -153,12 +173,13 @@ def to_latex(table: Table) -> str:
     body = []
     for row in table.rows:
         cells = [_text(table, row, column, r"\textbf{{{}}}", "--", r" $\pm$ ") for column in table.columns]
-        cells = [cell.replace(DAGGER, r"$^\dagger$") for cell in cells]
+        cells = [cell.replace(DAGGER, r"$^\dagger$").replace(DOUBLE_DAGGER, r"$^\ddagger$") for cell in cells]
         body.append([*(_escape(_show(value)) for value in row), *cells])
     lines = [rf"\begin{{tabular}}{{{'l' * len(table.row_names)}{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(_escape, header)) + r" \\", r"\midrule"]
     lines += [" & ".join(line) + r" \\" for line in body]
     note = _note(table).replace("±", r"$\pm$").replace("%", r"\%").replace("–", "--").replace(DAGGER, r"$\dagger$")
+    note = note.replace(DOUBLE_DAGGER, r"$\ddagger$")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"]) + "\n"
 
 
@@ -182,6 +203,10 @@ FORMATS = {"md": to_markdown, "csv": to_csv, "latex": to_latex}
 def _note(table: Table) -> str:
     """Note on reading a table: the cells to doubt, and how many damaged runs it leaves out."""
     sentences = [NOTE]
+    if any(column[0] in COSTS for column in table.columns):
+        sentences.append(COST_NOTE)
+    if any(cell.shared for cell in table.cells.values()):
+        sentences.append(SHARES)
     if any(cell.doubtful for cell in table.cells.values()):
         sentences.append(DOUBTS)
     if table.damaged:
@@ -200,11 +225,15 @@ def _header(table: Table) -> list[str]:
 
 
 def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
-    """Each run's method, with the options in which runs of that method differ: "vip (merge=mean)"; not those `placed`."""
+    """Each run's method, with the options in which runs of that method differ, and the kind of recipe where trained runs of the
+    table differ in it: "vip (merge=mean, recipe=tuned)"; not those `placed`.
+    """
     labels = {index: str(name) for index, name in runs["method.name"].items()}
     options = [name for name in runs.columns if name.startswith("method.") and name not in ("method.name", *placed)]
+    kinds = runs[RECIPE].nunique() if RECIPE in runs and RECIPE not in placed else 0  # None is no kind
     for _, group in runs.groupby("method.name", sort=False):
         differing = [name for name in options if group[name].map(_show).nunique() > 1]
+        differing += [RECIPE] if kinds > 1 and group[RECIPE].notna().any() else []
         for index, run in group[differing].iterrows():
             shown = ", ".join(f"{name.removeprefix('method.')}={_show(run[name])}" for name in differing)
             labels[index] += f" ({shown})" if shown else ""
@@ -275,10 +304,12 @@ def _text(table: Table, row: Any, column: Any, bold: str, missing: str, between:
         return missing
     if math.isnan(cell.mean):
         return "undefined"
-    text = f"{100 * cell.mean:.2f}"
+    form, factor = COSTS.get(column[0], "{:.2f}"), 1 if column[0] in COSTS else 100
+    text = form.format(factor * cell.mean)
     text = bold.format(text) if table.is_best(row, column) else text
-    deviation = "" if cell.deviation is None else f"{between}{100 * cell.deviation:.2f}"
-    return f"{text}{deviation} ({cell.count})" + (DAGGER if cell.doubtful else "")
+    deviation = "" if cell.deviation is None else between + form.format(factor * cell.deviation)
+    marks = (DAGGER if cell.doubtful else "") + (DOUBLE_DAGGER if cell.shared else "")
+    return f"{text}{deviation} ({cell.count}){marks}"
 
 
 def _escape(text: str) -> str:

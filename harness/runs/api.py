@@ -138,9 +138,10 @@ class Run:
         if self.provenance.get("result_version") != RESULT_VERSION:
             made = self.provenance.get("result_version")
             log.warning("%s: made by result version %s of vipbench; this is %s", self.path, made, RESULT_VERSION)
-        if method_digest(name) != digests.get("method"):
+        if method_digest(name, config.method.files()) != digests.get("method"):
+            what = " and ".join(["the code", *(f"method.{option}" for option in config.method.files())])
             raise UserError(
-                f"{self.path}: the code of method {name!r} is not what it was when the run was made; restore it"
+                f"{self.path}: {what} of method {name!r} is not what it was when the run was made; restore it"
             )
         backbone = load_backbone(config.backbone, device)
         if backbone.digest != digests["backbone"]:

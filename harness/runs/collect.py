@@ -5,14 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vipbench.harness.errors import UserError
-from vipbench.harness.runs.directory import check_run, flatten, is_finished, read_config, read_metrics, read_provenance
+from vipbench.harness.runs.directory import (
+    PROVENANCE,
+    check_run,
+    flatten,
+    is_finished,
+    read_config,
+    read_metrics,
+    read_provenance,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
-DOUBTFUL = "doubtful"  # a column of `read_runs`
+DOUBTFUL, SHARED = "doubtful", "shared"  # columns of `read_runs`
+COSTS = ("trained", "fitted", "train_seconds", "peak_gib")  # numbers of "cost" in provenance.json
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
@@ -21,9 +30,11 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
 
     Columns: every scalar of the resolved config under its dotted name ("seed", "data.shots", "method.name", ...), every
-    overall metric as "metrics.accuracy" and so on, "digests.dataset", "digests.backbone", "digests.symptoms", "digests.method"
-    (of plugins' methods), "dataset" (its name), "run" (the path) and "doubtful" (whether the selection of an epoch is, see
-    `vipbench.harness.training.loop.BestEpoch.warnings`).
+    overall metric as "metrics.accuracy" and so on, the numbers of the cost as "metrics.cost.train_seconds" and so on,
+    "digests.dataset", "digests.backbone", "digests.symptoms", "digests.method" (of plugins' methods), "dataset" (its name),
+    "run" (the path), "doubtful" (whether the selection of an epoch is, see
+    `vipbench.harness.training.loop.BestEpoch.warnings`) and "shared" (whether its cost is that of several runs together).
+    "recipe" is None for runs that train nothing.
     """
     import pandas as pd
 
@@ -47,5 +58,10 @@ def _row(run: Path) -> dict[str, Any]:
     config, provenance = read_config(run), read_provenance(run)
     metrics = {name: value for name, value in read_metrics(run).items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
-    doubtful = bool(provenance.get("selection"))
-    return row | {"dataset": provenance["dataset"], "run": str(run), DOUBTFUL: doubtful}
+    cost = provenance.get("cost", {})  # runs of earlier versions have none
+    if not isinstance(cost, dict) or not all(isinstance(value, int | float | str) for value in cost.values()):
+        raise UserError(f"{run / PROVENANCE}: damaged: it does not tell what the run cost")
+    row |= {f"metrics.cost.{name}": cost[name] for name in COSTS if name in cost}
+    row["recipe"] = config.get("recipe", "published") if config.get("train") else None
+    row |= {DOUBTFUL: bool(provenance.get("selection")), SHARED: cost.get("runs_together", 1) > 1}
+    return row | {"dataset": provenance["dataset"], "run": str(run)}

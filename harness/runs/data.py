@@ -9,7 +9,7 @@ from vipbench.harness.config.schema import Config, TrainConfig
 from vipbench.harness.data.augment import Augmentation
 from vipbench.harness.data.draws import draw, fewer
 from vipbench.harness.data.reader import Dataset, Samples
-from vipbench.harness.data.views import EVALUATION, Loading, Views
+from vipbench.harness.data.views import EVALUATION, Loading
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.evaluation.predict import EvaluationSet
 from vipbench.harness.features.cache import FeatureBank
@@ -40,7 +40,7 @@ class RunData:
         self.support_views = method.support(config.method)
         if config.train or self.support_views:
             self.samples, self.validation = training_samples(config, inputs.dataset)
-        self._read: list[tuple[str, Views]] = []
+        self._sources: list[Source] = []
 
     def classes_below_shots(self) -> dict[str, int]:
         """The number of training samples of each class that has fewer than `data.shots`."""
@@ -79,16 +79,21 @@ class RunData:
             source.fill(views)
         if self.config.train:
             self.batches(self.config.train).fill()
-        selects = self.config.train is not None and self.config.train.select == "best"
+        selects = self.config.grid is not None or bool(self.config.train and self.config.train.select == "best")
         if self.validation and (self.support_views or selects):
             self._source(self.validation, "val").fill([EVALUATION])
         self.test_set().source.fill([EVALUATION])
 
+    def seconds_filling(self) -> float:
+        """Seconds spent on the feature bank up to now."""
+        return sum(source.seconds_filling for source in self._sources)
+
     def skipped(self) -> dict[str, dict[str, str]]:
         """The reason for each damaged sample that was left out, by split and id; all ranks call it together."""
         found: dict[str, dict[str, str]] = {}
-        for split, images in self._read:
-            found.setdefault(split, {}).update(self.topology.all_gather_objects(images.skipped.items()))
+        for source in self._sources:
+            skipped = self.topology.all_gather_objects(source.images.skipped.items())
+            found.setdefault(source.name, {}).update(skipped)
         return {split: own for split, own in found.items() if own}
 
     def _support_source(self) -> tuple[Source, list[int]]:
@@ -116,7 +121,7 @@ class RunData:
         loading = Loading(config.run.eval_batch_size, config.run.workers, config.data.on_error)
         bank = self._bank(samples, split, augmentation) if config.run.bank and needs != "images" else None
         source = Source(samples, self.inputs.backbone, needs, self.topology, loading, split, bank, augmentation)
-        self._read.append((split, source.images))
+        self._sources.append(source)
         return source
 
     def _bank(self, samples: Samples, split: str, augmentation: Augmentation | None) -> FeatureBank:

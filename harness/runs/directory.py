@@ -7,8 +7,10 @@
         predictions.parquet   id, class, logits and probabilities of every test sample: the record from which metrics derive
         metrics.json          see harness/evaluation/metrics.py
         prompts.safetensors   the learned tensors
+        tuning.json           of a tuned recipe: the candidates on validation, and the one chosen
         logs/rank-0.log ...   messages of each process
         checkpoints/          see harness/training/checkpoint.py; until the run is finished
+        candidates/           of a tuned recipe, each with its own checkpoints; until the run is finished
         tracking/             files of trackers, where any were asked for
         files.json            SHA-256 of each file above (not of those in folders): written last, checked when a run is read
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS, LOGS = ".partial", "failed.json", "checkpoints", "logs"
+TUNING, CANDIDATES = "tuning.json", "candidates"
 FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
@@ -74,6 +77,21 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
+
+    def candidate(self, number: int) -> "RunDirectory":
+        """The directory of a candidate of a tuned recipe, counted from 1; it goes when the run is finished."""
+        path = self.path / CANDIDATES / str(number)
+        path.mkdir(parents=True, exist_ok=True)
+        return RunDirectory(path)
+
+    def adopt(self, candidate: "RunDirectory") -> None:
+        """Take over the log of steps and the checkpoints of a candidate, as if the run had trained that alone."""
+        files = [path for path in candidate.checkpoints.glob("*") if path.is_file()]
+        self.checkpoints.mkdir(exist_ok=True)
+        for path in [*sorted(files, key=lambda path: path.suffix == ".json"), candidate.path / STEPS]:
+            shutil.copy(path, self.path / path.relative_to(candidate.path))
+        for line in read_whole(self.path / STEPS, MOST_LOG_BYTES).splitlines():
+            self._notify(parse_json(line))
 
     def write_config(self, config: "Config") -> None:
         write_text(self.path / CONFIG, config.to_yaml())
@@ -162,7 +180,8 @@ def new_run(final: Path, restart: bool = False) -> Iterator[RunDirectory]:
             shutil.rmtree(old)
         else:
             partial.rename(final)
-        shutil.rmtree(final / CHECKPOINTS, ignore_errors=True)
+        for folder in (CHECKPOINTS, CANDIDATES):
+            shutil.rmtree(final / folder, ignore_errors=True)
 
 
 def _step_of(line: bytes) -> int | None:
@@ -176,7 +195,7 @@ def _step_of(line: bytes) -> int | None:
 
 def _prepare(partial: Path, restart: bool) -> None:
     """Make a partial directory in which a run starts, or goes on."""
-    if restart or not any((partial / CHECKPOINTS).glob("*.json")):
+    if restart or not any(any((partial / folder).rglob("*.json")) for folder in (CHECKPOINTS, CANDIDATES)):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     (partial / FAILED).unlink(missing_ok=True)

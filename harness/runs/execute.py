@@ -14,9 +14,9 @@ from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.inputs import Inputs, load_inputs
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.open import open_run
+from vipbench.harness.runs.tuning import tuned_job
 from vipbench.harness.system.console import setup_logging
 from vipbench.harness.system.files import disk_errors
-from vipbench.harness.training.loop import BestEpoch, fit
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +38,13 @@ def execute(config: Config, force: bool = False) -> Path:
                 log.info("%s is finished already (--force runs it again)", final)
                 return final
             with open_run(config, final, topology, force) as directory:
-                job = Job(config, inputs, topology, directory)
-                job.test(_train(job))
+                start = tuned_job if config.grid else Job
+                job = start(config, inputs, topology, directory)
+                job.test(job.train())
             log.info("%s", final)
             return final
     finally:
         topology.close()
-
-
-def _train(job: Job) -> BestEpoch | None:
-    """Train a run's method; returns the epoch that is kept, None where nothing is trained."""
-    run = job.config.run
-    return fit(job.training, job.checkpoints, run.micro_batch, run.cuda_graph) if job.training else None
 
 
 def fill_banks(configs: Sequence[Config]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vipbench.harness.config.identity import run_name
 from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.engines.ddp import add_gradients
 from vipbench.harness.distributed.engines.optimizer_state import read_state, write_state
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
@@ -97,7 +98,15 @@ class PackedRun:
         self.batch = next(self.batches, None)
         self.random = RandomStream()
         if self.batch is None:
+            self.training.meter.stop()
             self.best = self.training.finish()
+
+    def parts(self) -> list[tuple[Tensor, ...]]:
+        """Inputs of the loss for the batch, in parts."""
+        if self.batch is None:
+            return []
+        with self.random:
+            return self.training.parts(self.batch, self.config.run.micro_batch)
 
     def step(self, loss: Tensor) -> None:
         """Update the parameters with the accumulated gradients, and count the step."""
@@ -121,6 +130,8 @@ class PackedRun:
 def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> None:
     """Train started runs side by side, each from its own step on. A run that fails is left out from then on.
 
+    Of each run the cost is that of all of them until it ended.
+
     Raises:
         Stopped: a signal asked for an end; checkpoints of all were written before.
     """
@@ -128,6 +139,10 @@ def fit_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology
     def training() -> list[PackedRun]:
         return [run for run in runs if not run.error and run.best is None]
 
+    for run in runs:
+        run.job.runs_together = len(runs)
+        run.training.meter.filling = lambda: sum(other.job.data.seconds_filling() for other in runs)
+        run.training.meter.start()
     schedule = runs[0].job.checkpoints.schedule
     steps = sum(run.training.steps - run.training.step for run in runs)
     with Progress("train together", steps, "steps") as progress:
@@ -155,17 +170,29 @@ def _save(runs: Sequence[PackedRun]) -> None:
 
 
 def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> list[Tensor]:
-    """Accumulate the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
-    batches = [run.training.parts(run.batch, run.config.run.micro_batch) if run.batch else [] for run in runs]
+    """Compute the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
+    batches = [run.parts() for run in runs]
     losses: list[list[Tensor]] = [[] for _ in runs]
+    combines = any(run.training.loss.combines for run in runs)  # all or none, since they share the method
+    trained = [run.training.loss.trainable() for run in runs]
+    sums: list[list[Tensor]] = []  # of each loss that is combined, the gradients of all parameters of all runs
     for index in range(max(map(len, batches), default=0)):
         places = [place for place, parts in enumerate(batches) if index < len(parts)]
         computations = [partial(runs[place].training.loss, *batches[place][index]) for place in places]
         with topology.autocast():
             found = compute_together(tower, computations, [runs[place].random for place in places])
-        torch.stack(found).sum().backward()
+        if combines:
+            add_gradients(sums, torch.stack(found).sum(dim=0), [value for own in trained for value in own.values()])
+        else:
+            torch.stack(found).sum().backward()
         for place, loss in zip(places, found, strict=True):
-            losses[place].append(loss.detach())
+            losses[place].append(loss.detach().sum())
+    if combines:
+        rest = [iter(gradients) for gradients in sums]
+        for run, own in zip(runs, trained, strict=True):
+            combined = run.training.loss.combine([{name: next(of_loss) for name in own} for of_loss in rest])
+            for name, parameter in own.items():
+                parameter.grad = combined[name]
     return [torch.stack(own).sum() for own in losses]
 
 
@@ -175,6 +202,8 @@ def not_packed(config: Config) -> str:
         return reason
     if config.run.cuda_graph:
         return "run.cuda_graph captures the steps of one run"
+    if config.recipe == "tuned":
+        return "its recipe is tuned, by training one candidate after the other"
     if config.precision == "fp16" and config.train:
         return "the loss scaling of fp16 belongs to one run"
     trackers = sorted(set(config.run.tracking) & set(ONE_RUN_PER_PROCESS))

@@ -21,7 +21,7 @@ class Provenance:
     """Collect the contents of a run's provenance.json from its start on."""
 
     def __init__(self, dataset: Dataset, digests: Digests, topology: Topology) -> None:
-        self.started, self._clock = datetime.now(UTC), time.monotonic()
+        self.started, self.clock = datetime.now(UTC), time.monotonic()
         self.topology = topology
         self.facts: dict[str, Any] = {
             "dataset": dataset.info.name,
@@ -42,7 +42,7 @@ class Provenance:
             "hardware": {**self.topology.describe(), **machine()},
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._clock, 1),
+            "seconds": round(time.monotonic() - self.clock, 1),
         }
 
 

@@ -62,7 +62,10 @@ def evaluate_run(
         source = Source(dataset.split(split), method.backbone, method.needs, topology, loading, split)
         predictions = _reorder(EvaluationSet(source, topology).predict(method), classes, dataset.classes)
         digests = Digests(
-            dataset.info.digest, method.backbone.digest, sets_digest(symptom_sets), method_digest(config.method.name)
+            dataset.info.digest,
+            method.backbone.digest,
+            sets_digest(symptom_sets),
+            method_digest(config.method.name, config.method.files()),
         )
         provenance = Provenance(dataset, digests, topology)
         provenance.add(run=path.name, split=split)

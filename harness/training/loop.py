@@ -19,7 +19,7 @@ from vipbench.harness.data.stateless_random import keyed_number
 from vipbench.harness.distributed.engines.engine import Engine, make_engine
 from vipbench.harness.distributed.engines.zero import gathered_parameters
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.errors import UserError
+from vipbench.harness.errors import Diverged, UserError
 from vipbench.harness.evaluation.predict import EvaluationSet
 from vipbench.harness.methods.base import Drawing, Method, Output
 from vipbench.harness.models.backbone import READ_IN_PIECES
@@ -28,6 +28,7 @@ from vipbench.harness.system.progress import Progress
 from vipbench.harness.system.signals import Stopped
 from vipbench.harness.training.batches import Batch, TrainingBatches
 from vipbench.harness.training.checkpoint import Checkpoints
+from vipbench.harness.training.cost import Meter
 from vipbench.harness.training.optimizer import make_optimizer, set_rate
 from vipbench.harness.training.schedule import step_rate
 
@@ -76,6 +77,7 @@ class Training:
         step: optimiser steps done; everything else about the position in the data follows from it.
         best, best_tensors: the epoch to keep as far as is known, and what it had learned (None: what was learned last).
         to_select: whether an epoch has ended that is still to be validated, because a signal interrupted that.
+        meter: of what the training costs.
 
     Raises:
         UserError: "best" without validation samples.
@@ -90,6 +92,7 @@ class Training:
         topology: Topology,
         write_step: Callable[[dict[str, Any]], None],
         log_every: int,
+        meter: Meter | None = None,
     ) -> None:
         if train.select == "best" and validation is None:
             raise UserError(
@@ -103,6 +106,7 @@ class Training:
         self.step, self.best, self.note = 0, BestEpoch(data.epochs), ""
         self.best_tensors: dict[str, Tensor] | None = None
         self.to_select = False
+        self.meter = meter or Meter(topology)
 
     @property
     def steps(self) -> int:
@@ -154,7 +158,7 @@ class Training:
         """Count a step that was taken with a loss (this rank's part, a scalar): log it, and at an epoch's end select.
 
         Raises:
-            UserError: the loss is not finite.
+            Diverged: the loss is not finite, or a parameter where it is about to be validated.
         """
         self.step += 1
         per_epoch = self.data.steps_per_epoch
@@ -162,7 +166,7 @@ class Training:
         if ended or self.step % self.log_every == 0:
             mean = self.topology.all_reduce_sum(loss) / self.topology.world
             if not math.isfinite(mean):
-                raise UserError(
+                raise Diverged(
                     f"training: the loss is {mean} at epoch {epoch}, step {self.step}; "
                     "try a lower train.lr or precision=fp32"
                 )
@@ -181,7 +185,7 @@ class Training:
         """
         tensors = {LEARNED + name: tensor for name, tensor in self._learned().items()}
         tensors |= {KEPT + name: tensor for name, tensor in (self.best_tensors or {}).items()}
-        facts = {"kept": asdict(self.best), "to_select": self.to_select}
+        facts = {"kept": asdict(self.best), "to_select": self.to_select, "cost": self.meter.state()}
         return facts, {name: to_host(tensor) for name, tensor in tensors.items()}
 
     def resume(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -197,6 +201,7 @@ class Training:
         self.method.load_learned(_under(LEARNED, tensors))
         self.step, self.best, self.best_tensors = step, best, _under(KEPT, tensors) or None
         self.to_select = bool(facts.get("to_select"))
+        self.meter.resume(facts.get("cost", {}))
 
     def finish(self) -> BestEpoch:
         """End with the parameters of the kept epoch."""
@@ -204,6 +209,16 @@ class Training:
             with gathered_parameters(self.method.trainable().values(), write=True):
                 self.method.load_learned(self.best_tensors)
         return self.best
+
+    def check_finite(self) -> None:
+        """Raise Diverged where a parameter is not finite; they are the same on all ranks."""
+        parameters = self.method.trainable()
+        with gathered_parameters(parameters.values()):
+            bad = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
+        if bad:
+            raise Diverged(
+                f"training: {bad[0]} is not finite after step {self.step}; try a lower train.lr or precision=fp32"
+            )
 
     def _learned(self) -> dict[str, Tensor]:
         with gathered_parameters(self.method.trainable().values()):
@@ -224,6 +239,7 @@ class Training:
 
     def _select(self, epoch: int) -> None:
         assert self.validation is not None
+        self.check_finite()
         predictions = self.validation.predict(self.method)
         accuracy, loss = predictions.accuracy(), predictions.loss()
         row = {"epoch": epoch, "step": self.step, "validation_accuracy": accuracy, "validation_loss": loss}
@@ -260,7 +276,7 @@ def fit(
     if optimizer_state:
         engine.load_optimizer_state(optimizer_state)
     schedule = checkpoints.schedule
-    with Progress("train", training.steps - training.step, "steps") as progress:
+    with training.meter.running(), Progress("train", training.steps - training.step, "steps") as progress:
         try:
             for batch in training.batches():
                 training.advance(engine.step(training.parts(batch, micro_batch)))

@@ -1,4 +1,4 @@
-"""CLIP-LoRA and MaPLe against plain second implementations, and what holds for every method that changes the towers."""
+"""CLIP-LoRA, CLIP-SVD and MaPLe against plain second implementations, and what holds for every method that changes the towers."""
 
 import copy
 import json
@@ -16,19 +16,24 @@ from torch import Tensor
 
 from tests import plain, plain_towers
 from tests.conftest import MODELS, TEXT, VIT, Towers
-from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.config.overrides import override
+from vipbench.harness.config.schema import BackboneConfig, TrainConfig
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Drawing, Method, Task
 from vipbench.harness.methods.registry import method_class
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.models.open_clip import create
-from vipbench.harness.models.tower_view import ImageTowerView, view
+from vipbench.harness.models.tower_view import NUMBERS_PER_ACTIVATION, Block, ImageTowerView, view
+from vipbench.harness.runs.inputs import build_method
+from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.training.loop import WeightedLoss
+from vipbench.harness.training.optimizer import make_optimizer
 
 CLASSES = ["melanoma", "basal cell carcinoma", "nevus"]
 KINDS = ["vit", "bert", "bidirectional", "timm"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "clip_lora": {},
+    "clip_svd": {},
     "maple": {"depth": 2},
     "promptsrc": {"depth": 2},
     "vpt": {"depth": 2},
@@ -130,13 +135,81 @@ def test_maple(
     assert_same(method, method(inputs).logits, expected, copies)
 
 
+def singular_values(entry: Towers, learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Learned singular values by the name of the weight in open_clip's model."""
+    names = {tower: plain_towers.learned_maps(entry.model, tower) for tower in ("image", "text")}
+    values = {
+        name: learned[f"singular.{tower}.{place}.values"] for tower in names for place, name in enumerate(names[tower])
+    }
+    assert len(values) == len(learned)
+    return values
+
+
+@pytest.mark.parametrize("memory", [2**30, 1], ids=["one pass", "text in parts"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_clip_svd(changeable: dict[str, Towers], kind: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = changeable[kind]
+    monkeypatch.setattr(entry.backbone.text, "memory_bytes", memory)
+    method, inputs = (
+        build(entry.backbone, "clip_svd"),
+        pixels(entry.backbone, 16),
+    )  # the tokens of 4 are few for a weight
+    copies, texts = copies_of(method), [f"a photo of a {name}." for name in CLASSES]
+    values = singular_values(entry, copies)
+    expected = plain_towers.clip_svd(entry.model, entry.tokenizer, inputs, texts, values)
+    assert_same(method, method(inputs).logits, expected, copies)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clip_svd_learns_what_plain_steps_learn(changeable: dict[str, Towers], kind: str) -> None:
+    entry, labels = changeable[kind], torch.tensor([0, 2, 1, 2])
+    method, inputs = start(entry.backbone, "clip_svd").train(), pixels(entry.backbone)
+    # A larger eps, since BERT's keys have gradients near rounding here, which a step of the optimizer would make equal to others.
+    recipe = TrainConfig(**{**method.recipe(None, 16, ""), "eps": 1e-5})
+    optimizer, loss = make_optimizer(method.parameter_groups(), recipe), WeightedLoss(method)
+    copies, texts = copies_of(method), [f"a photo of a {name}." for name in CLASSES]
+    started = {name: value.detach().clone() for name, value in copies.items()}
+    state: dict[int, tuple[Tensor, Tensor]] = {}
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        loss(inputs, labels, torch.full((4,), 0.25), DRAWING.samples, DRAWING.step).backward()
+        optimizer.step()
+        logits = plain_towers.clip_svd(entry.model, entry.tokenizer, inputs, texts, singular_values(entry, copies))
+        gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(copies.values()))
+        plain_towers.adamw(list(copies.values()), gradients, state, step, lr=0.007, decay=0.0, eps=1e-5)
+    for name, value in method.trainable().items():
+        assert (value - copies[name]).abs().max() <= 1e-4, name
+        assert (value - started[name]).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_clip_svd_starts_as_the_frozen_model(changeable: dict[str, Towers], kind: str, dtype: torch.dtype) -> None:
+    """Within 1e-5, and what learning added is nothing; in half precision within its own rounding."""
+    backbone = changeable[kind].backbone
+    inputs = pixels(backbone)
+    first: Any = start(backbone, "clip_svd").eval()
+    again = start(backbone, "clip_svd")
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found, expected = first.towers.image(inputs).float(), backbone.image(inputs).float()
+    assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2) * expected.abs().max()
+    for singular in [*first.singular["image"], *first.singular["text"]]:
+        rebuilt = (singular.u * singular.start[:, None] @ singular.v).flatten(0, 1)
+        x = torch.eye(rebuilt.shape[1])
+        assert not singular(x, whole=False).any() and (singular(x) - rebuilt.T).abs().max() <= 1e-6
+
+
 def test_a_start_is_that_of_the_papers(changeable: dict[str, Towers]) -> None:
-    """CLIP-LoRA begins as zero-shot classification by the first template; MaPLe with the words' own vectors."""
+    """CLIP-LoRA and CLIP-SVD begin as zero-shot classification by the first template; MaPLe with the words' own vectors."""
     entry, texts = changeable["timm"], [f"one {name}." for name in CLASSES]
     backbone, inputs = entry.backbone, pixels(entry.backbone)
     lora = start(backbone, "clip_lora", Task(CLASSES, templates=("one {}.", "two {}."))).eval()
     expected = 100 * backbone.encode_images(inputs) @ F.normalize(backbone.text.encode_texts(texts), dim=-1).T
     assert (lora(inputs).logits - expected).abs().max() < 1e-4
+    svd = start(backbone, "clip_svd", Task(CLASSES, templates=("one {}.", "two {}."))).eval()
+    assert (svd(inputs).logits - expected / 100 * backbone.logit_scale).abs().max() < 1e-5
     learned = start(backbone, "maple").learned()
     assert torch.equal(learned["context"][0], plain.words(entry.model, entry.tokenizer, "a photo"))
     assert 0.01 < learned["deep.0"].std() < 0.03
@@ -276,8 +349,9 @@ def test_a_text_tower_with_lora_keeps_to_its_memory(
     assert held[1] < 0.5 * held[0]
 
 
-def test_checkpointing_keeps_the_inputs_of_blocks_alone() -> None:
+def test_checkpointing_keeps_the_inputs_of_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The image tower of ViT-B/16 at batch 4: what stays until the backward pass, and the activations of one block there."""
+    monkeypatch.setattr(Block, "memory_bytes", 0)
     with torch.device("meta"):
         tower = VisionTransformer(224, 16, 768, 12, 12, 4.0).requires_grad_(False)
         weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
@@ -293,6 +367,70 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone() -> None:
     assert sum(everything.values()) > 100 * each, "which without checkpoints is much more"
     total = sum(parameter.nbytes for parameter in tower.parameters()) + sum(kept.values()) + sum(block.values())
     assert total < 2**29, "with the weights half a GiB; a text tower may take run.text_memory_gib, 2 GiB, beside it"
+
+
+def test_activations_are_kept_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks in order, ViT-B/16's at batch 4; what a block takes is about what is reckoned with."""
+    with torch.device("meta"):
+        tower = VisionTransformer(224, 16, 768, 12, 12, 4.0).requires_grad_(False)
+        weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
+        inputs, prompts = torch.empty(4, 3, 224, 224), [torch.empty(2, 768, requires_grad=True)]
+        each = 4 * 199 * 768 * 4
+        held = []
+        for blocks in (0, 1, 6, 12):
+            monkeypatch.setattr(Block, "memory_bytes", blocks * NUMBERS_PER_ACTIVATION * each)
+            with saved_bytes(weights) as kept:
+                ImageTowerView(tower)(inputs, prompts)
+            held.append(sum(kept.values()) / each)
+    per_block = held[1] - held[0]
+    assert 0.5 * NUMBERS_PER_ACTIVATION < per_block < 1.2 * NUMBERS_PER_ACTIVATION
+    assert held[2] - held[0] == pytest.approx(6 * per_block, rel=0.02)
+    assert held[3] - held[0] == pytest.approx(12 * per_block, rel=0.02)
+
+
+def test_a_run_bounds_the_activations(base_config: dict[str, Any], changeable: dict[str, Towers]) -> None:
+    """They take 4 GiB unless `run.image_memory_gib` is given."""
+    found = []
+    for options in ([], ["run.image_memory_gib=0.5"]):
+        config = resolve_config(override({**base_config, "method": {"name": "maple", "depth": 2}}, options))
+        method = build_method(config, Task(CLASSES), changeable["vit"].backbone)
+        found.append({module.memory_bytes for module in method.modules() if isinstance(module, Block)})
+    assert found == [{2**32}, {2**29}]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_activations_that_are_computed_again_are_the_same(
+    changeable: dict[str, Towers], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """To the bit, with dropout, whichever blocks keep theirs."""
+    backbone, found = changeable["vit"].backbone, []
+    inputs = pixels(backbone)
+    for memory in (0, NUMBERS_PER_ACTIVATION * 4 * 7 * 32 * 4, 2**40):  # none, one of two, both
+        monkeypatch.setattr(Block, "memory_bytes", memory)
+        method = build(backbone, name)
+        method.drawing = DRAWING
+        logits = method(inputs).logits
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(method.trainable().values()))])
+    for other in found[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "vpt"])  # whose texts are encoded once
+def test_the_text_side_computes_no_padding(changeable: dict[str, Towers], name: str) -> None:
+    """Through the MLPs of the text tower go the tokens of all prompts, what they share once, and in the last block the ends."""
+    method = build(changeable["vit"].backbone, name)
+    method.drawing, computed = DRAWING, []
+    towers: Any = method.towers
+    for block in towers.text.blocks:
+        block.mlp.register_forward_hook(lambda _, inputs, output: computed.append(inputs[0].shape[:-1].numel()))
+    method(pixels(method.backbone))
+    prompts: Any = method.prompts
+    keys = DRAWING.samples[:3] if hasattr(method.config, "dropout") else None  # those of dropout share no prefix
+    prompts = prompts.fill(method.context) if hasattr(method, "context") else prompts.fixed(keys)
+    lengths = prompts.lengths
+    assert int(lengths.min()) < int(lengths.max()) < towers.text.context_length, "so that there is padding to leave out"
+    tokens = int(lengths.sum()) - (len(lengths) - prompts.groups) * prompts.shared
+    assert computed == [tokens] * (len(computed) - 1) + [len(lengths)] and len(computed) == len(towers.text.blocks)
 
 
 @contextmanager

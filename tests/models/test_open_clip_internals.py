@@ -38,10 +38,11 @@ def readings(towers: dict[str, Towers]) -> list[Reading]:
     clip, custom = towers["vit"].model, towers["bidirectional"].model
     resnet, bert, block = towers["resnet"].model, towers["bert"].model, clip.transformer.resblocks[0]
     timm = internals.TimmModel("vit_tiny_patch16_224", embed_dim=8)
-    check, known, build, repository, packed, processor, text, view, backbone = (
+    check, known, build, repository, packed, processor, text, view, backbone, trained = (
         f"harness/models/{name}.py"
         for name in (
             "check", "known", "open_clip", "hugging_face", "packed_text", "processor", "text_tower", "tower_view", "backbone",
+            "trained_tower",
         )
     )  # fmt: skip
     shared = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "attn_mask")
@@ -60,6 +61,8 @@ def readings(towers: dict[str, Towers]) -> list[Reading]:
         ("VisionTransformer", clip.visual, ("transformer", "ln_pre"), view),
         ("TimmModel", timm, ("trunk",), view),
         ("TimmModel", timm, ("trunk",), known),
+        ("TimmModel", timm, ("trunk", "head"), trained),
+        ("VisionTransformer", clip.visual, ("transformer", "attn_pool", "ln_post", "proj"), trained),
         ("Transformer", clip.transformer, ("resblocks",), packed),
         ("Transformer", clip.transformer, ("resblocks",), text),
         ("Transformer", clip.visual.transformer, ("resblocks", "width"), view),
@@ -73,6 +76,7 @@ def readings(towers: dict[str, Towers]) -> list[Reading]:
         ("ResidualAttentionBlock.mlp", block.mlp, ("c_fc", "c_proj"), repository),
         ("HFTextEncoder", bert.text, ("transformer", "pooler", "proj", "config", "context_length"), text),
         ("ModifiedResNet", resnet.visual, ("preprocess_cfg",), backbone),
+        ("ModifiedResNet", resnet.visual, ("layer4", "attnpool"), trained),
         ("SimpleTokenizer", towers["vit"].tokenizer, ("eot_token_id",), text),
         ("SimpleTokenizer", towers["vit"].tokenizer, ("vocab_size",), check),
         ("HFTokenizer", towers["bert"].tokenizer, tokenizer, text),

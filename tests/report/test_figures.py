@@ -161,7 +161,7 @@ def test_confusion_counts_are_sums_over_runs(directory: Path, run_paths: Paths) 
         share = 100 * count / (2 * COUNTS["test"])
         assert cells[f"{label}-{predicted}"] == f"{share:.0f}%\n{count}"
     assert set(CLASSES) <= set(texts(rendered(chart, "svg")))
-    with pytest.raises(UserError, match="confusion shows one method on one dataset, and here are .*narrow it down"):
+    with pytest.raises(UserError, match=r"confusion shows one method on one dataset, and here are .*narrow it down"):
         chart_of(directory, "confusion", "shots=4")
 
 
@@ -259,7 +259,7 @@ def test_attention_of_a_class_sums_to_one(directory: Path) -> None:
     widths = [bar.get_width() for bar in ax.patches]
     assert sum(widths) == pytest.approx(len(CLASSES), abs=1e-5)
     written = texts(rendered(chart, "svg"))
-    assert {*CLASSES, "jagged uneven border", "1.000"} <= set(text.strip() for text in written), "a lone symptom has 1"
+    assert {*CLASSES, "jagged uneven border", "1.000"} <= {text.strip() for text in written}, "a lone symptom has 1"
     with pytest.raises(UserError, match="coop has no merge prompt"):
         chart_of(directory, "attention", "method=coop", "shots=4")
 

@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 import yaml
 
+from vipbench.harness.demo.benchmark import make_dataset
 from vipbench.harness.errors import UserError
+from vipbench.harness.report.tables import make_table
+from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.execute import execute
 from vipbench.sweeps.grid import read_grid
 
 BASE = {"data": {"path": "data"}, "backbone": "ViT-B-16", "symptoms": "set.json"}
 ROOT = Path(__file__).parents[2]
+DATASETS = (
+    "BTMRI", "BUSI", "CHMNIST", "COVID_QU_Ex", "CTKidney", "DermaMNIST", "KneeXray", "Kvasir", "LungColon", "OCTMNIST", "RETINA",
+)  # fmt: skip
 
 
 def grid(folder: Path, **content: Any) -> Path:
@@ -109,3 +116,47 @@ def test_the_grids_that_come_along_resolve(name: str, runs: int) -> None:
         assert rates == {"coop": 0.001, "cocoop": 0.001, "vip": 0.002}
         recipes = {(config.train.epochs, config.train.select) for config in configs if config.train}
         assert recipes == {(50, "best")}
+
+
+@pytest.mark.slow
+def test_the_biomedcoop_table_resolves_and_a_small_form_of_it_runs(tmp_path: Path) -> None:
+    """Each dataset has its own texts; on the embedded data one run of each method, in two epochs."""
+    path = ROOT / "sweeps" / "biomedcoop_table.yaml"
+    configs = read_grid(path)
+    texts: dict[str, set[str]] = {}
+    for config in configs:
+        if config.symptoms:
+            texts.setdefault(config.data.path, set()).add(str(config.symptoms))
+    assert texts == {f"data/{name}": {f"symptoms_cache/{name}/texts.json"} for name in DATASETS}
+    runs = {config.model_dump_json() for config in configs}
+    methods = {config.method.name for config in configs}
+    assert len(runs) == len(DATASETS) * (1 + (len(methods) - 1) * 5 * 3), "zero-shot draws no shots"
+    assert {
+        "zero_shot",
+        "linear_probe",
+        "tip_adapter",
+        "tip_adapter_f",
+        "coop",
+        "cocoop",
+        "kgcoop",
+        "prograd",
+    } < methods
+    make_dataset(tmp_path / "data")
+    model, symptoms = ROOT / "harness" / "demo" / "model", ROOT / "symptoms_cache" / "demo" / "lesions.json"
+    places = [
+        f"data.path={tmp_path / 'data'}",
+        f"backbone={model}",
+        f"symptoms={symptoms}",
+        f"run.out={tmp_path / 'runs'}",
+    ]
+    small = [
+        "data.shots=1",
+        "seed=1",
+        "run.device=cpu",
+        "run.workers=0",
+        "train={epochs: 2, warmup_epochs: 0, batch_size: 4}",
+    ]
+    for config in {one.model_dump_json(): one for one in read_grid(path, [*places, *small])}.values():
+        execute(config)
+    table = make_table(read_runs(tmp_path / "runs"), ["method", "dataset"], ["shots"], ["accuracy", "cost.trained"])
+    assert {row[0].partition(" (")[0] for row in table.rows} == methods

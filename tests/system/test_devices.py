@@ -102,7 +102,7 @@ def test_every_method_runs(
 
 
 @pytest.mark.parametrize("tower", ["vit", "bert", "bidirectional"])
-@pytest.mark.parametrize("method", ["vip", "cocoop", "clip_lora", "maple"])
+@pytest.mark.parametrize("method", ["vip", "cocoop", "clip_lora", "clip_svd", "finetune", "maple"])
 @pytest.mark.slow
 def test_every_kind_of_tower_runs(
     base_config: dict[str, Any], model_folder: Path, cpu_runs: Path, tmp_path: Path, method: str, tower: str
@@ -148,7 +148,13 @@ def test_a_damaged_image_is_left_out(
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [*product(["vip", "cocoop"], ["sgd", "adamw"]), ("clip_lora", "adamw"), ("maple", "sgd")],
+    [
+        *product(["vip", "cocoop"], ["sgd", "adamw"]),
+        ("clip_lora", "adamw"),
+        ("clip_svd", "adamw"),
+        ("finetune", "adamw"),
+        ("maple", "sgd"),
+    ],
 )
 @pytest.mark.slow
 def test_a_run_goes_on(
@@ -198,7 +204,10 @@ def test_a_bank_is_built(base_config: dict[str, Any], tmp_path: Path) -> None:
     assert len(list((tmp_path / "cuda" / ".bank").glob("*/view-*.bin"))) > 3
 
 
-@pytest.mark.parametrize("method", ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter", "clip_lora", "maple"])
+@pytest.mark.parametrize(
+    "method",
+    ["coop_words", "cocoop", "vip", "linear_probe", "tip_adapter", "clip_lora", "clip_svd", "finetune", "maple"],
+)
 @pytest.mark.slow
 def test_saved_prompts_are_scored(base_config: dict[str, Any], dataset: Path, cpu_runs: Path, method: str) -> None:
     from vipbench.harness.runs.transfer import evaluate_run

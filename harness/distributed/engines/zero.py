@@ -85,6 +85,10 @@ class ZeroEngine:
     def optimizer_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if self.topology.zero_stage < 3:
+            # DeepSpeed links states to parameters once the first group had its first step, before other groups have any (0.19).
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
         state: dict[str, Tensor] = {}
         for key, value in next(iter(self.base.state.values()), {}).items():
             for name, parameter in self.parameters.items():
