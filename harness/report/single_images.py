@@ -9,7 +9,7 @@ import torch
 from vipbench.harness.data.files import image_files, read_image
 from vipbench.harness.report.figures.cards import Case, make_cases
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import BATCH, Explainer
+from vipbench.harness.runs.symptom_evidence import BATCH, Explainer
 
 
 def predict_files(run: Run, paths: Sequence[Path]) -> list[Case]:

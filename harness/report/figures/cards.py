@@ -20,7 +20,7 @@ from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import BLUE, GREY, PAGE, VERMILLION, shortened_text
 from vipbench.harness.report.figures.symptom_rows import ROW, draw_rows, row_places
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Evidence, Explainer, Symptoms, find_samples, run_samples
+from vipbench.harness.runs.symptom_evidence import Evidence, Explainer, Symptoms, find_samples, run_samples
 
 PICTURE_SIDE = 320  # pixels, at most, in a file
 MOST_ROWS = 44  # of a card

@@ -18,9 +18,9 @@ from vipbench.harness.methods.base import Task, TextClassifier
 from vipbench.harness.methods.vip import ViP, ViPConfig
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Explainer, leave_one_out_changes, run_samples
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.resolve import resolve_config
+from vipbench.harness.runs.symptom_evidence import Explainer, leave_one_out_changes, run_samples
 
 TEXTS = [text for name in CLASSES for text in SYMPTOMS[name]]
 OPTIONS: dict[str, dict[str, Any]] = {
