@@ -39,7 +39,7 @@ def test_wilson_of_8_in_10_by_its_formula() -> None:
         z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
     )
     found = wilson(np.arange(10) < 8, None)
-    assert ends(found) == pytest.approx((centre - reach, centre + reach)) and found.method == "Wilson"
+    assert ends(found) == pytest.approx((centre - reach, centre + reach)) and found and found.method == "Wilson"
     low, high = ends(wilson(np.ones(10, bool), None))
     assert low == pytest.approx(1 / (1 + z**2 / n)) and high == pytest.approx(1)
     assert wilson(np.ones(0, bool), None) is None

@@ -23,7 +23,7 @@ def test_groups_have_values_intervals_and_the_worst_is_named() -> None:
         values = [group.value or 0 for group in found.groups]
         worst = max(values) if metric == "ece" else min(values)
         assert found.worst and found.worst.value == worst
-        assert found.gap == pytest.approx(max(values) - min(values)) and found.gap_interval
+        assert found.gap is not None and found.gap == pytest.approx(max(values) - min(values)) and found.gap_interval
         assert found.gap_interval.low <= found.gap <= found.gap_interval.high
 
 
