@@ -40,7 +40,7 @@ def build(backbone: Backbone, options: dict[str, Any], *sets: list[list[str]]) -
     generator = torch.Generator().manual_seed(2)
     for parameter in method.trainable().values():
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
-    return method.eval()  # type: ignore[return-value]
+    return method.eval()
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -1,4 +1,4 @@
-"""The bootstrap over clusters (patients), vectorised: intervals (BCa, basic) and the p-values that go with them.
+"""The bootstrap over clusters (patients), vectorised: intervals and the p-values that go with them.
 
 Clusters are drawn with replacement, whole; all metrics and all runs of the same samples see the same resamples, so differences
 are paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 14.3.
@@ -6,7 +6,6 @@ are paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -14,10 +13,10 @@ from scipy.special import ndtr, ndtri
 from vipbench.harness.evaluation.metrics import Predicted
 from vipbench.harness.evaluation.statistics.weighted import Resampled, weighted_metric
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 JACKKNIFE_GROUPS = 200  # of clusters, at most; the acceleration of more is within 0.01
 CELLS = 1 << 20  # of counts at a time, which bounds memory
-Kind = Literal["bca", "basic"]
+FEWEST = 64  # resamples at a time
 LEAST_DEFINED = 0.5  # of resamples, for an interval
 
 
@@ -60,33 +59,40 @@ class Replicates:
         values = self.defined
         return bool(len(values) > LEAST_DEFINED * len(self.resampled) and np.ptp(values) > 1e-12 * (1 + abs(values[0])))
 
-    def interval(self, kind: Kind = "bca", confidence: float = 0.95) -> tuple[float, float] | None:
-        """The BCa interval, or the basic one; None where too few resamples are defined, or all are the same.
+    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The BCa interval; None where too few resamples are defined, or all are the same."""
+        if not self.usable:
+            return None
+        bias, acceleration = self._corrections()
+        shifted = bias + ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
+        low, high = np.quantile(self.defined, ndtr(bias + shifted / (1 - acceleration * shifted)))
+        return float(low), float(high)
 
-        The basic interval takes the bias of a resample for that of the estimate, which suits statistics that are biased
-        (calibration errors); the correction of BCa fails there.
+    def interval_of_deviation(self, noise: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The interval of a sum of absolute deviations, or of a range, which noise makes larger; BCa collapses on these.
+
+        It reaches from the lower end of the normal interval around the estimate less its bootstrap bias to the upper end of that
+        around the estimate itself; and from 0 where no true deviation would often give as much.
+
+        Args:
+            noise: values [R] of resamples where there is no true deviation.
         """
         if not self.usable:
             return None
-        tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-        if kind == "basic":
-            low, high = 2 * self.estimate - np.quantile(self.defined, tails[::-1])
-        else:
-            bias, acceleration = self._corrections()
-            shifted = bias + ndtri(tails)
-            low, high = np.quantile(self.defined, ndtr(bias + shifted / (1 - acceleration * shifted)))
-        return float(low), float(high)
+        values = self.defined
+        reach = float(ndtri((1 + confidence) / 2) * values.std(ddof=1))
+        low = self.estimate - max(0.0, float(values.mean()) - self.estimate) - reach
+        if self.estimate <= np.nanquantile(noise, (1 + confidence) / 2):
+            low = 0.0
+        return max(0.0, low), self.estimate + reach
 
-    def p_value(self, kind: Kind = "bca") -> float | None:
-        """The two-sided p-value that a true value of 0 has: one minus the confidence of the interval that ends there."""
+    def p_value(self) -> float | None:
+        """The two-sided p-value that a true value of 0 has: one minus the confidence of the BCa interval that ends there."""
         if not self.usable:
             return None
-        if kind == "basic":
-            position = _share_below(self.defined, 2 * self.estimate)
-        else:
-            bias, acceleration = self._corrections()
-            shifted = ndtri(_share_below(self.defined, 0.0)) - bias
-            position = float(ndtr(shifted / (1 + acceleration * shifted) - bias))
+        bias, acceleration = self._corrections()
+        shifted = ndtri(_share_below(self.defined, 0.0)) - bias
+        position = float(ndtr(shifted / (1 + acceleration * shifted) - bias))
         return min(1.0, 2 * min(position, 1 - position))
 
     def _corrections(self) -> tuple[float, float]:
@@ -106,7 +112,11 @@ def _share_below(values: np.ndarray, limit: float) -> float:
 
 
 def replicate(
-    names: Sequence[str], several: Sequence[Predicted], clusters: np.ndarray | None = None, seed: int = 0
+    names: Sequence[str],
+    several: Sequence[Predicted],
+    clusters: np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, list[Replicates]]:
     """Replicates of metrics for each of several predictions of the same samples, on the same resamples.
 
@@ -115,41 +125,45 @@ def replicate(
         clusters: [N] int; None: each sample is one.
     """
     everything = np.ones(len(several[0].labels), bool)
-    return replicate_parts(names, [(of, everything) for of in several], clusters, seed)
+    return replicate_parts(names, [(of, everything) for of in several], clusters, seed, resamples)
 
 
 def replicate_parts(
-    names: Sequence[str], parts: Sequence[tuple[Predicted, np.ndarray]], clusters: np.ndarray | None, seed: int
+    names: Sequence[str],
+    parts: Sequence[tuple[Predicted, np.ndarray]],
+    clusters: np.ndarray | None,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> dict[str, list[Replicates]]:
     """Replicates of metrics for each of several parts of the same N samples: predictions of the part, and its mask [N] bool."""
     codes = np.arange(len(parts[0][1])) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     values: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in parts] for name in names}
-    for counts in _counts(int(codes.max()) + 1, seed):
+    for counts in _counts(int(codes.max()) + 1, seed, resamples):
         for place, (of, mask) in enumerate(parts):
             resampled = Resampled(of, codes[mask], counts)
             for name in names:
                 weighted = weighted_metric(name, of)
                 assert weighted is not None, f"{name} has no weighted form"
                 values[name][place].append(weighted(resampled))
-    return {name: [_split(np.concatenate(parts)) for parts in own] for name, own in values.items()}
+    return {name: [_split(np.concatenate(parts), resamples) for parts in own] for name, own in values.items()}
 
 
-def _split(values: np.ndarray) -> Replicates:
-    return Replicates(float(values[0]), values[1 : len(values) - RESAMPLES], values[len(values) - RESAMPLES :])
+def _split(values: np.ndarray, resamples: int) -> Replicates:
+    return Replicates(float(values[0]), values[1:-resamples], values[-resamples:])
 
 
-def _counts(clusters: int, seed: int) -> Iterator[np.ndarray]:
-    """Counts [M, b] float32 of M clusters: all once, all but each group of the jackknife, then `RESAMPLES` resamples."""
+def _counts(clusters: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Counts [M, b] float32 of M clusters: all once, all but each group of the jackknife, then resamples."""
     rng = np.random.default_rng(seed)
     groups = min(clusters, JACKKNIFE_GROUPS)
     group = rng.permutation(clusters) % groups
-    size = max(1, CELLS // clusters)
+    size = max(FEWEST, CELLS // clusters)
     for first in range(-1, groups, size):
         left_out = np.arange(first, min(first + size, groups))
         yield (group[:, None] != left_out).astype(np.float32)
-    for first in range(0, RESAMPLES, size):
+    for first in range(0, resamples, size):
         drawn = [
             np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
-            for _ in range(min(size, RESAMPLES - first))
+            for _ in range(min(size, resamples - first))
         ]
         yield np.ascontiguousarray(np.array(drawn, np.float32).T)

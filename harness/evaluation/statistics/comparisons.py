@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
-from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.bootstrap import Kind, independent, replicate
+from vipbench.harness.evaluation.statistics.bootstrap import independent, replicate
 from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.intervals import (
-    BASIC,
     BCA,
     CLUSTERED,
     CONFIDENCE,
     OVER_SEEDS,
     Interval,
     effective_samples,
+    number_of_clusters,
     spread_over_seeds,
 )
-from vipbench.harness.evaluation.statistics.weighted import NOISE, weighted_metric
+from vipbench.harness.evaluation.statistics.weighted import weighted_metric
 
+RESAMPLES = 4000  # more than for an interval, so that small p-values can be told apart
 MCNEMAR = "McNemar (exact)"
 PERMUTATION = "exact permutation over patients"
 DELONG = "DeLong"
@@ -62,18 +62,17 @@ def compare(
         return None
     if metric == "auroc" and len(first.classes) == 2:
         return _compare_areas(first, second, clusters)
-    own, other = replicate([metric], [first, second], clusters, seed)[metric]
+    own, other = replicate([metric], [first, second], clusters, seed, RESAMPLES)[metric]
     difference = own - other
-    kind: Kind = "basic" if metric in NOISE else "bca"
-    name = f"paired {BASIC if kind == 'basic' else BCA}" + ("" if independent(clusters) else CLUSTERED)
-    ends = difference.interval(kind)
+    name = f"paired {BCA}" + ("" if independent(clusters) else CLUSTERED)
+    ends = difference.interval()
     interval = Interval(*ends, name) if ends else None
     if metric == "accuracy":
         right, wrong = first.predicted == first.labels, second.predicted == second.labels
         test = MCNEMAR if independent(clusters) else PERMUTATION
         p: float | None = sign_flip_test(right.astype(int) - wrong, clusters)
     else:
-        p, test = difference.p_value(kind), name
+        p, test = difference.p_value(), name
     return Comparison(metric, difference.estimate, interval, p, test, len(first.labels))
 
 
@@ -94,18 +93,16 @@ def compare_over_seeds(
         return compare(metric, first[0], second[0], clusters, seed)
     if weighted_metric(metric, first[0]) is None:
         return None
-    replicates = replicate([metric], [*first, *second], clusters, seed)[metric]
+    replicates = replicate([metric], [*first, *second], clusters, seed, RESAMPLES)[metric]
     pairs = zip(replicates[: len(first)], replicates[len(first) :], strict=True)
     differences = [own - other for own, other in pairs]
     mean, samples = float(np.mean([own.estimate for own in differences])), len(first[0].labels)
     name = OVER_SEEDS + ("" if independent(clusters) else CLUSTERED)
-    spread = spread_over_seeds(differences, samples if clusters is None else len(np.unique(clusters)))
+    spread = spread_over_seeds(differences, number_of_clusters(first[0], clusters))
     if spread is None:
         return Comparison(metric, mean, None, None, name, samples)
-    error, freedom = spread
-    reach = error * float(student.ppf((1 + CONFIDENCE) / 2, freedom))
-    p = float(2 * student.sf(abs(mean) / error, freedom))
-    return Comparison(metric, mean, Interval(mean - reach, mean + reach, name), p, name, samples)
+    reach = spread.reach(CONFIDENCE)
+    return Comparison(metric, mean, Interval(mean - reach, mean + reach, name), spread.p_value(mean), name, samples)
 
 
 def sign_flip_test(differences: np.ndarray, clusters: np.ndarray | None = None) -> float:
