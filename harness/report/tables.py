@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
 from vipbench.harness.runs.collect import DOUBTFUL, SHARED, read_runs
 from vipbench.harness.system.files import read_json
 
@@ -24,7 +25,6 @@ RECIPE = "recipe"
 NOT_RESULTS = ("data.path", "symptoms", "run", DOUBTFUL, SHARED)  # paths; the digests stand for the content
 SEEDS = ("seed", "data.split_seed", "train.augmentation_seed")
 COUNTS = ("samples",)  # in metrics.json, but no metric
-LOWER_IS_BETTER = ("ece",)
 # Metrics that are no fractions, none of which is best, and the format of their values.
 COSTS = {
     "cost.trained": "{:,.0f}",

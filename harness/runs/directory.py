@@ -6,6 +6,7 @@
         steps.jsonl           learning rate and loss by step, validation accuracy by epoch
         predictions.parquet   id, class, logits and probabilities of every test sample: the record from which metrics derive
         metrics.json          see harness/evaluation/metrics.py
+        intervals.json        of the metrics: ends and method, see harness/evaluation/statistics/intervals.py
         prompts.safetensors   the learned tensors
         tuning.json           of a tuned recipe: the candidates on validation, and the one chosen
         logs/rank-0.log ...   messages of each process
@@ -53,10 +54,12 @@ CONFIG, PROVENANCE, STEPS = "config.yaml", "provenance.json", "steps.jsonl"
 PREDICTIONS, METRICS, PROMPTS = "predictions.parquet", "metrics.json", "prompts.safetensors"
 PARTIAL, FAILED, CHECKPOINTS, LOGS = ".partial", "failed.json", "checkpoints", "logs"
 TUNING, CANDIDATES = "tuning.json", "candidates"
+INTERVALS = "intervals.json"
 FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 DIGESTS = {"dataset": str, "backbone": str, "symptoms": str | None}  # in provenance.json
+NOT_FRACTIONS = ("samples", "mae")  # among the metrics
 MOST_LOG_BYTES = 1 << 30  # of a log of steps
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
@@ -131,10 +134,15 @@ class RunDirectory:
             temporary.write_bytes(save({name: to_host(tensor).contiguous() for name, tensor in tensors.items()}))
 
     def write_evaluation(self, predictions: "Predictions", classes: list[str], provenance: Mapping[str, Any]) -> None:
-        """Write predictions, the metrics that derive from them, and provenance."""
+        """Write predictions, the metrics and intervals that derive from them, and provenance."""
+        from vipbench.harness.evaluation.statistics.intervals import intervals, to_json
+
         with atomic_path(self.path / PREDICTIONS) as temporary:
             predictions.to_frame(classes).to_parquet(temporary, index=False)
-        metrics = predictions.metrics(classes)
+        ordinal = bool(provenance.get("ordinal"))
+        metrics = predictions.metrics(classes, ordinal)
+        found = intervals(predictions.predicted(classes, ordinal), predictions.clusters)
+        write_json(self.path / INTERVALS, to_json(found))
         write_json(self.path / METRICS, metrics)
         write_json(self.path / PROVENANCE, dict(provenance))
         self._notify({f"test/{name}": value for name, value in metrics.items()})
@@ -320,8 +328,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise UserError(f"{run / METRICS}: damaged: it holds no metrics")
     for name, value in metrics.items():
-        fraction = isinstance(value, int | float) and 0 <= value <= 1
-        if name != "samples" and not (fraction or value is None or isinstance(value, dict)):
+        fraction = isinstance(value, int | float) and -1 <= value <= 1  # correlations may be negative
+        if name not in NOT_FRACTIONS and not (fraction or value is None or isinstance(value, dict)):
             raise UserError(f"{run / METRICS}: damaged: {name} is {shortened(value, 40)}, where a fraction is expected")
     return metrics
 
