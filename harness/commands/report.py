@@ -1,5 +1,6 @@
 """The report verbs: `vipbench table DIR`, `vipbench compare A B` and `vipbench runs DIR`."""
 
+import csv
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -95,5 +96,33 @@ def table(
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def runs(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="a sweep's --out, or a directory of run directories")
+    ],
+    filters: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="only runs of that setting: method=vip shots=16")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="metrics: A,B; default: accuracy,macro_f1", show_default=False)
+    ] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="print paths only, one per line")] = False,
+) -> None:
+    """List runs, finished or not: state, settings in which they differ, metrics, path."""
+    from vipbench.harness.report.listing import list_runs, listing
+    from vipbench.harness.report.rows import PLAN
+    from vipbench.harness.system.files import disk_errors
+    from vipbench.sweeps.status import sweep_status
+
+    with disk_errors(directory):
+        states = sweep_status(directory) if (directory / PLAN).is_file() else []
+        found = list_runs(directory, filters or [], {state.name: (state.state, state.reason) for state in states})
+    for line in found["run"] if paths else listing(found, _names(metric)):
+        typer.echo(line)
+
+
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    """Split names at commas; one that holds a comma stands in quotes."""
+    if text is None:
+        return None
+    return [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip()]

@@ -198,7 +198,8 @@ def with_class_metrics(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFra
         known = dict.fromkeys(key for values in by_class for key in values)
         if of_class not in known:
             named = sorted({key for one in found for key, value in one.items() if isinstance(value, dict)})
-            hint = did_you_mean(of_class, known) if known else f"metrics by class are {', '.join(named) or 'none'}"
+            choices = [f"{metric}.{one}" for one in known]
+            hint = did_you_mean(name, choices) if known else f"metrics by class are {', '.join(named) or 'none'}"
             raise UserError(f"--metric: {METRICS} of no run has {name!r}; {hint}")
         columns[f"metrics.{name}"] = [
             value.get(of_class) if isinstance(value := one.get(metric), dict) else None for one in found

@@ -18,7 +18,7 @@ from vipbench.harness.report.tables.text import (
     sources,
 )
 
-PLAIN = Signs(best="{}")
+SIGNS = Signs(best="{}")
 TEMPLATE = "table.html.jinja2"
 
 
@@ -40,12 +40,12 @@ def to_html(table: Table, show_runs: bool = False) -> str:
             (
                 row_values(table, reported.key),
                 letters[reported.source],
-                [reported_text(reported, column, PLAIN) for column in table.columns],
+                [reported_text(reported, column, SIGNS) for column in table.columns],
             )
             for reported in table.reported
         ],
         set_apart=SET_APART,
-        notes=notes(table),
+        notes=notes(table, underlined=True),
     )
 
 
@@ -56,4 +56,4 @@ def _cell(table: Table, row: Key, column: Key, show_runs: bool) -> tuple[str, st
     if cell is not None:
         kind = "best" if table.is_best(row, column) else "second" if table.is_second(row, column) else ""
     lines = [run_line(column, value, path=show_runs) for value in cell.values] if cell else []
-    return kind, cell_text(table, row, column, PLAIN), lines
+    return kind, cell_text(table, row, column, SIGNS), lines

@@ -62,7 +62,7 @@ def to_latex(table: Table, show_runs: bool = False) -> str:
         cells = [reported_text(reported, column, SIGNS) for column in table.columns]
         lines.append(_line([f"{first}$^\\mathrm{{{letters[reported.source]}}}$", *others, *cells]))
     lines += [r"\bottomrule", r"\end{tabular}"]
-    note = escape(" ".join(notes(table)))
+    note = escape(" ".join(notes(table, underlined=True)))
     if table.layout.caption or table.layout.label:
         lines = _float(table, lines, note)
     else:

@@ -17,6 +17,7 @@ COST_NOTE = (
     "Costs are no percentages: numbers that were trained or fitted, seconds of training, GiB of memory at the peak."
 )
 NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
+UNDERLINED = "Underlined: second best mean of a column of at least three."
 MISSING = "(n of m): runs that are planned and not finished are missing."
 SET_APART = "Reported, not run here"
 MOST_LISTED = 5  # unfinished runs in a note
@@ -24,11 +25,10 @@ MOST_LISTED = 5  # unfinished runs in a note
 
 @dataclass(frozen=True)
 class Signs:
-    """The signs of a format. `best`, `second` and `raised` are templates of what they mark; "{}" leaves it as it is."""
+    """The signs of a format; `best` and `second` are templates of what they mark."""
 
     best: str
     second: str = "{}"
-    raised: str = "{}"
     no_run: str = "–"
     plus_minus: str = " ± "
     dagger: str = DAGGER
@@ -101,9 +101,9 @@ def sources(table: Table) -> dict[str, str]:
     return {source: chr(ord("a") + place % 26) * (1 + place // 26) for place, source in enumerate(named)}
 
 
-def notes(table: Table) -> list[str]:
-    """Sentences on reading a table: its marks, the cells to doubt, what it leaves out, sources."""
-    sentences = [NOTE]
+def notes(table: Table, underlined: bool = False) -> list[str]:
+    """Sentences on reading a table: its marks, the cells to doubt, what it leaves out, sources; `underlined`: with that sign."""
+    sentences = [NOTE, UNDERLINED] if underlined else [NOTE]
     intervals = [cell.interval for cell in table.cells.values() if cell.interval]
     if intervals:
         methods = Counter(interval.method for interval in intervals)
