@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
+from vipbench.harness.evaluation.statistics.intervals import Interval
 from vipbench.harness.report.tables.layout import Layout
-from vipbench.harness.report.tables.values import COSTS, LOWER_IS_BETTER
+from vipbench.harness.report.tables.values import COSTS
 
 Key = tuple[Any, ...]  # of a row, or of a column, which starts with its metric
 
@@ -26,15 +28,6 @@ class Value:
         first = self.seeds.get("seed")
         others = [f"{name} {value}" for name, value in self.seeds.items() if name != "seed" and value != first]
         return ", ".join([f"seed {first}", *others])
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95% interval of a cell's mean, and the method that made it."""
-
-    low: float
-    high: float
-    method: str
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
 from vipbench.harness.report.rows import EVALUATED, EVALUATION, OTHER_CLASSES, resolve_metric, with_evaluations
 from vipbench.harness.report.tables.cells import Table
 from vipbench.harness.report.tables.derive import add_average, add_harmonic_mean, spread_references
@@ -122,10 +123,10 @@ def _base_to_new(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Runs with a metric on base and new classes and the harmonic mean of both, as "base", "new" and "mean of H".
 
     Raises:
-        UserError: several metrics, or several evaluations of a run on new classes.
+        UserError: several metrics, one of which lower is better, or several evaluations of a run on new classes.
     """
-    if len(metrics) != 1:
-        raise UserError("--preset base_to_new: give one --metric")
+    if len(metrics) != 1 or metrics[0] in (*LOWER_IS_BETTER, *PLAIN):
+        raise UserError("--preset base_to_new: give one --metric, a fraction of which higher is better")
     column = resolve_metric(metrics[0], runs)
     together = with_evaluations(runs)
     new = together[together[OTHER_CLASSES]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vipbench.harness.report.tables.cells import Cell, Key, ReportedRow, Table, Value
-from vipbench.harness.report.tables.values import COSTS, figure, show
+from vipbench.harness.report.tables.values import COEFFICIENTS, COSTS, figure, show
 
 DAGGER, DOUBLE_DAGGER = "†", "‡"
 DOUBTS = (
@@ -110,6 +110,8 @@ def notes(table: Table, underlined: bool = False) -> list[str]:
         sentences.append(f"[low, high]: 95% interval ({'; '.join(methods)}).")
     if any(column[0] in COSTS for column in table.columns):
         sentences.append(COST_NOTE)
+    if plain := [name for name in dict.fromkeys(column[0] for column in table.columns) if name in COEFFICIENTS]:
+        sentences.append(f"No percentages: {', '.join(plain)}.")
     if any(cell.shared for cell in table.cells.values()):
         sentences.append(SHARES)
     if any(cell.doubtful for cell in table.cells.values()):

@@ -7,7 +7,6 @@ import pandas as pd
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
 AVERAGE = "average"  # a column of ours: the mean over the values of a setting
-LOWER_IS_BETTER = ("ece", "classwise_ece", "brier", "mae", "aurc")
 # Metrics that are no fractions, and the format of their values; of costs none is best.
 COSTS = {
     "cost.trained": "{:,.0f}",
@@ -15,7 +14,8 @@ COSTS = {
     "cost.train_seconds": "{:.1f}",
     "cost.peak_gib": "{:.2f}",
 }
-PLAIN = {"mae": "{:.3f}", **COSTS}
+COEFFICIENTS = {"mcc": "{:.3f}", "quadratic_kappa": "{:.3f}", "mae": "{:.3f}"}
+PLAIN = {**COEFFICIENTS, **COSTS}
 
 
 def figure(metric: str, value: float) -> str:
