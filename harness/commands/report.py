@@ -1,6 +1,7 @@
 """The report verbs: `vipbench table DIR`, `vipbench compare A B` and `vipbench runs DIR`."""
 
 import csv
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,10 @@ def table(
     evaluations: Annotated[
         bool | None, typer.Option("--evaluations/--no-evaluations", help="rows for `vipbench evaluate` too")
     ] = None,
+    intervals: Annotated[
+        bool | None,
+        typer.Option("--intervals/--no-intervals", help="95% intervals, and remarks where evidence is thin"),
+    ] = None,
     reported: Annotated[Path | None, typer.Option(help="published rows in YAML, with their source; set apart")] = None,
     layout: Annotated[Path | None, typer.Option(help="YAML: display names, order of rows, caption, label")] = None,
     caption: Annotated[str | None, typer.Option(help="of the table; before that of the layout")] = None,
@@ -68,6 +73,7 @@ def table(
 
     from vipbench.harness.config.validation import validate
     from vipbench.harness.report.tables import FORMATS, load_runs
+    from vipbench.harness.report.tables.evidence import add_evidence
     from vipbench.harness.report.tables.layout import Layout, read_layout
     from vipbench.harness.report.tables.presets import PRESETS, Query, query_table
     from vipbench.harness.report.tables.reported import add_reported, read_reported
@@ -83,9 +89,12 @@ def table(
         runs = load_runs(*directories)
     query = PRESETS[preset.value](runs) if preset else Query()
     asked = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
-    asked |= {"references": references, "average": average, "evaluations": evaluations}
-    made = query_table(runs, replace(query, **{name: value for name, value in asked.items() if value is not None}))
+    asked |= {"references": references, "average": average, "evaluations": evaluations, "intervals": intervals}
+    query = replace(query, **{name: value for name, value in asked.items() if value is not None})
+    made = query_table(runs, query)
     made = arranged(replace(made, layout=validate(Layout, arrangement, where="--caption, --label")))
+    if query.intervals:
+        made = add_evidence(made)
     if reported:
         made = add_reported(made, read_reported(reported), str(reported))
     content = FORMATS[format.value](made, show_runs)
@@ -94,6 +103,22 @@ def table(
         return
     with disk_errors(out), atomic_path(out) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a run directory, or one of its evaluations")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another one")],
+    most: Annotated[int, typer.Option(min=0, help="samples to list, of those on which they disagree")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, with all samples")] = False,
+) -> None:
+    """Compare two runs: differences in config, data and metrics, paired tests, samples on which they disagree."""
+    from vipbench.harness.report.compare import compare_runs, to_json, to_lines
+
+    compared = compare_runs(first, second)
+    if as_json:
+        typer.echo(json.dumps(to_json(compared), indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(to_lines(compared, most)))
 
 
 def runs(

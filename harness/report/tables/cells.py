@@ -36,7 +36,8 @@ class Cell:
 
     Runs in which the metric is undefined do not count; the mean of none is NaN. `doubtful` is how many of the runs kept an epoch
     that was hardly selected: one of the warm-up, or one no better on validation than the first. `shared` is how many have a
-    cost that is that of several runs together. `values` are those of every run.
+    cost that is that of several runs together. `values` are those of every run. `seedless` runs depend on no seed, as those of
+    zero-shot; a `derived` cell is made of others, such as an average.
     """
 
     mean: float
@@ -46,6 +47,8 @@ class Cell:
     shared: int = 0
     values: tuple[Value, ...] = ()
     interval: Interval | None = None
+    seedless: bool = False
+    derived: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Table:
     """Cells by (row, column); both are tuples of values, and a column starts with its metric.
 
     `damaged` runs are in no cell. `missing` counts the runs that are not finished by row and column (without its metric), and
-    `unfinished` has a line for each. `warnings` are sentences below the table.
+    `unfinished` has a line for each. `remarks` are sentences below the table.
     """
 
     row_names: list[str]
@@ -74,7 +77,7 @@ class Table:
     missing: Mapping[tuple[Key, Key], int] = field(default_factory=dict)
     unfinished: Sequence[str] = ()
     reported: Sequence[ReportedRow] = ()
-    warnings: Sequence[str] = ()
+    remarks: Sequence[str] = ()
     layout: Layout = field(default_factory=Layout)
 
     def is_best(self, row: Key, column: Key) -> bool:

@@ -46,7 +46,7 @@ def spread_references(table: Table) -> Table:
     if not spread:
         return table
     columns = [column for column in table.columns if column not in spread]
-    return replace(table, columns=columns, cells=cells, missing=missing, warnings=[*table.warnings, REFERENCES])
+    return replace(table, columns=columns, cells=cells, missing=missing, remarks=[*table.remarks, REFERENCES])
 
 
 def add_average(table: Table, name: str) -> Table:
@@ -75,7 +75,7 @@ def add_average(table: Table, name: str) -> Table:
     metrics = list(dict.fromkeys(column[0] for column in columns))
     columns.sort(key=lambda column: metrics.index(column[0]))
     note = f"{AVERAGE}: the mean over {len(values)} values of {name}, none where one of them is missing."
-    return replace(table, columns=columns, cells=table.cells | added, warnings=[*table.warnings, note])
+    return replace(table, columns=columns, cells=table.cells | added, remarks=[*table.remarks, note])
 
 
 def add_harmonic_mean(table: Table, name: str, first: str, second: str) -> Table:
@@ -103,4 +103,4 @@ def _combined(
     values = tuple({(value.run, value.value): value for cell in found for value in cell.values}.values())
     count = found[0].count if equal else sum(cell.count for cell in found)
     doubtful = max(cell.doubtful for cell in found) if equal else sum(cell.doubtful for cell in found)
-    return Cell(combine([cell.mean for cell in found]), None, count, doubtful, values=values)
+    return Cell(combine([cell.mean for cell in found]), None, count, doubtful, values=values, derived=True)

@@ -127,7 +127,8 @@ def _cell(group: pd.DataFrame, metric: str, column: str) -> Cell:
     deviation = float(defined.std(ddof=1)) if len(defined) > 1 else None
     doubtful, shared = (int(group[mark].sum()) if mark in group else 0 for mark in (DOUBTFUL, SHARED))
     shared = shared if metric in SHARED_COSTS else 0
-    return Cell(float(defined.mean()), deviation, len(defined), doubtful, shared, values)
+    seedless = "data.shots" in group and bool((group["data.shots"] == 0).all())  # nothing is drawn
+    return Cell(float(defined.mean()), deviation, len(defined), doubtful, shared, values, seedless=seedless)
 
 
 def _unfinished(run: dict[str, Any]) -> str:

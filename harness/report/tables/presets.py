@@ -32,6 +32,7 @@ class Query:
         references: put runs without training images into every column.
         average: a setting of the columns to average over, "" for none.
         evaluations: have evaluations on other data too.
+        intervals: give cells their 95% intervals, and remark where evidence is thin.
         base_to_new: have the metric on base and new classes, and its harmonic means.
     """
 
@@ -41,6 +42,7 @@ class Query:
     references: bool = False
     average: str = ""
     evaluations: bool = False
+    intervals: bool = False
     base_to_new: bool = False
 
 
@@ -63,13 +65,13 @@ def query_table(runs: pd.DataFrame, query: Query) -> Table:
         table = add_average(table, query.average)
     if query.base_to_new:
         table = add_harmonic_mean(table, H_OF_MEANS, BASE, NEW)
-        table = replace(table, warnings=[*table.warnings, f"{query.metrics[0]}: {HARMONIC_NOTE}"])
+        table = replace(table, remarks=[*table.remarks, f"{query.metrics[0]}: {HARMONIC_NOTE}"])
     return table
 
 
 def _main(runs: pd.DataFrame) -> Query:
-    rows = [*_varying(runs, "backbone"), METHOD]
-    return Query(rows, _varying(runs, "dataset", "shots"), ("accuracy", "macro_f1"), references=True)
+    rows, columns = [*_varying(runs, "backbone"), METHOD], _varying(runs, "dataset", "shots")
+    return Query(rows, columns, ("accuracy", "macro_f1"), references=True, intervals=True)
 
 
 def _ablation(runs: pd.DataFrame) -> Query:

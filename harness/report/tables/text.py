@@ -116,7 +116,7 @@ def notes(table: Table, underlined: bool = False) -> list[str]:
         sentences.append(SHARES)
     if any(cell.doubtful for cell in table.cells.values()):
         sentences.append(DOUBTS)
-    sentences += table.warnings
+    sentences += table.remarks
     if table.damaged:
         runs = "1 damaged run is" if table.damaged == 1 else f"{table.damaged} damaged runs are"
         sentences.append(f"{runs} left out.")
