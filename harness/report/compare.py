@@ -74,12 +74,12 @@ def compare_runs(first: Path, second: Path) -> ComparedRuns:
     Raises:
         UserError: one is neither, or damaged.
     """
-    settings = _differences(*(_settings(_run_of(path)) for path in (first, second)))
-    described = [read_provenance(path) for path in (first, second)]
-    data = _differences(*(_content(one) for one in described))
-    metrics = _differences(*(flatten(read_metrics(path)) for path in (first, second)), equal_too=True)
+    settings = _differences(_settings(_run_of(first)), _settings(_run_of(second)))
+    own, other = read_provenance(first), read_provenance(second)
+    data = _differences(_content(own), _content(other))
+    metrics = _differences(flatten(read_metrics(first)), flatten(read_metrics(second)), equal_too=True)
     compared = ComparedRuns(str(first), str(second), settings, data, metrics)
-    if described[0]["digests"]["dataset"] != described[1]["digests"]["dataset"]:
+    if own["digests"]["dataset"] != other["digests"]["dataset"]:
         return replace(compared, pairing="tested on other data, so that samples cannot be paired")
     return _paired(compared, read_predicted(first), read_predicted(second))
 
@@ -123,17 +123,19 @@ def _paired(compared: ComparedRuns, first: PredictedSamples, second: PredictedSa
     known = {one.name for one in compared.metrics if one.first is not None and one.second is not None}
     found = (compare(name, left, right, clusters) for name in TESTED if name in known)
     tests = [test for test in found if test is not None]
-    wins, losses = left.predicted == left.labels, right.predicted == right.labels
-    part = (
-        f"paired on the {len(common)} samples that both predicted"
-        if len(common) < max(len(first.ids), len(second.ids))
-        else ""
+    first_right, second_right = left.predicted == left.labels, right.predicted == right.labels
+    samples = Samples(
+        both_right=int(np.sum(first_right & second_right)),
+        only_first=int(np.sum(first_right & ~second_right)),
+        only_second=int(np.sum(~first_right & second_right)),
+        both_wrong=int(np.sum(~first_right & ~second_right)),
+        disagreements=_disagreements(common, left, right),
     )
-    counts = [int(np.sum(one)) for one in (wins & losses, wins & ~losses, ~wins & losses, ~wins & ~losses)]
+    part = len(common) < max(len(first.ids), len(second.ids))
     return replace(
         compared,
-        pairing=part,
-        samples=Samples(*counts, _disagreements(common, left, right)),
+        pairing=f"paired on the {len(common)} samples that both predicted" if part else "",
+        samples=samples,
         tests=tests,
         adjusted=holm([test.p for test in tests]),
         false_claim=false_superiority(left, right, clusters),

@@ -44,7 +44,7 @@ def list_runs(
     """
     folder = run_folder(directory)
     done = read_runs(folder)
-    found = [{**run, STATE: "done"} for run in done.to_dict("records")]
+    found: list[dict[Any, Any]] = [{**run, STATE: "done"} for run in done.to_dict("records")]
     names = {Path(run["run"]).name for run in found}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and is_finished(path) and path.name not in names:

@@ -1,7 +1,7 @@
 """Runs as rows, for tables and lists: the finished ones, what was evaluated on other data, and those that are not finished."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def load_runs(*directories: Path) -> pd.DataFrame:
         UserError: there is no finished run in one of them.
     """
     found = [_load(directory) for directory in directories]
-    attrs = {
+    attrs: dict[Hashable | None, Any] = {
         "damaged": sum(runs.attrs["damaged"] for runs in found),
         "missing": [row for runs in found for row in runs.attrs["missing"]],
     }
@@ -125,11 +125,9 @@ def _planned_config(*places: Path) -> dict[str, Any]:
     for place in places:
         if place.is_file():
             try:
-                config = read_yaml(place)
+                return flatten(read_yaml(place))
             except UserError as error:
                 log.warning("%s", error)
-                continue
-            return {"recipe": "published" if config.get("train") else None} | flatten(config)
     return {}
 
 
@@ -145,7 +143,7 @@ def with_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
         run = Path(own["run"])
         place = {EVALUATED: own["dataset"], "split": "test", EVALUATION: "", OTHER_CLASSES: False}
         rows.append(own | place | {"digests.evaluated": own["digests.dataset"]})
-        config = {name: value for name, value in own.items() if not name.startswith("metrics.")}
+        config = {name: value for name, value in own.items() if not str(name).startswith("metrics.")}
         for path in sorted((run / EVALUATIONS).glob("*/")):
             if path.name.startswith("."):  # one that is being written
                 continue
@@ -191,7 +189,7 @@ def with_class_metrics(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFra
     if not wanted:
         return runs
     found = [read_metrics(result_folder(run)) for run in runs.to_dict("records")]
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in wanted:
         metric, _, of_class = name.partition(".")
         by_class = [value for value in (one.get(metric) for one in found) if isinstance(value, dict)]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         raise UserError("a table needs at least one name in --rows and one in --metric")
     damaged, missing = runs.attrs.get("damaged", 0), pd.DataFrame(runs.attrs.get("missing", []))
     row_names, column_names = ([resolve_name(name, runs, [METHOD]) for name in names] for names in (rows, columns))
-    runs = with_class_metrics(runs, metrics)
+    runs = with_class_metrics(runs, metrics).copy(deep=False)
+    runs.attrs = {}  # which pandas would copy and compare at every step
     values = {metric: resolve_metric(metric, runs) for metric in metrics}
-    runs.attrs = {}
     keys = row_names + column_names
     runs, missing = _labelled(runs, missing, keys)
     cells: dict[tuple[Key, Key], Cell] = {}
@@ -58,13 +58,10 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         _refuse_mixture(group, key)
         for metric, name in values.items():
             cells[row, (metric, *column)] = _cell(group, metric, name)
-    lacking, unplaced = Counter[tuple[Key, Key]](), []
-    for run in missing.to_dict("records"):
-        key = tuple(run.get(name) for name in keys)
-        if None in key:
-            unplaced.append(run)
-        else:
-            lacking[key[: len(row_names)], key[len(row_names) :]] += 1
+    lacking = Counter[tuple[Key, Key]]()
+    placed = missing.dropna(subset=keys) if set(keys) <= set(missing) else missing.iloc[:0]  # configs that can be read
+    for key in map(tuple, placed[keys].to_numpy().tolist() if len(placed) else []):
+        lacking[key[: len(row_names)], key[len(row_names) :]] += 1
     places = [*((row, column[1:]) for row, column in cells), *lacking]
     row_keys = list(dict.fromkeys(row for row, _ in places))
     column_keys = sorted(dict.fromkeys(column for _, column in places), key=lambda key: [*map(sort_key, key)])
@@ -114,7 +111,7 @@ def _labelled(runs: pd.DataFrame, missing: pd.DataFrame, keys: Sequence[str]) ->
 def _cell(group: pd.DataFrame, metric: str, column: str) -> Cell:
     seeds = [name for name in SEEDS if name in group]
     figures = group[column].astype(float)
-    records = group.to_dict("records")
+    records = group[[name for name in ("run", EVALUATION, *seeds) if name in group]].to_dict("records")
     values = tuple(
         Value(
             str(result_folder(run)),
@@ -131,7 +128,7 @@ def _cell(group: pd.DataFrame, metric: str, column: str) -> Cell:
     return Cell(float(defined.mean()), deviation, len(defined), doubtful, shared, values, seedless=seedless)
 
 
-def _unfinished(run: dict[str, Any]) -> str:
+def _unfinished(run: Mapping[Any, Any]) -> str:
     """A line for a run that is not finished: state, name and reason."""
     reason = f": {shortened(run['reason'], 200)}" if isinstance(run.get("reason"), str) else ""
     return f"{run['state']}: {Path(run['run']).name}{reason}"
