@@ -9,10 +9,10 @@ import pytest
 from tests.report.written_runs import share, write_run
 from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.statistics.intervals import OVER_SEEDS, interval_over_seeds
-from vipbench.harness.report.predictions import read_predicted
 from vipbench.harness.report.tables import Table, load_runs, make_table, to_latex, to_markdown
 from vipbench.harness.report.tables.derive import add_average
 from vipbench.harness.report.tables.evidence import add_evidence
+from vipbench.harness.runs.predictions import read_predicted
 
 
 def evident(folder: Path, *metrics: str) -> Table:
@@ -22,7 +22,7 @@ def evident(folder: Path, *metrics: str) -> Table:
 def test_intervals_over_seeds_and_samples_together(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "coop", 16, seed, share(right, 200)) for seed, right in ((1, 120), (2, 160))]
     found = evident(tmp_path, "accuracy", "sensitivity.melanoma")
-    samples = [read_predicted(run).predicted for run in runs]
+    samples = [read_predicted(run)[0] for run in runs]
     for metric, name in (("accuracy", "accuracy"), ("sensitivity.melanoma", "sensitivity[melanoma]")):
         interval = found.cells[("coop",), (metric, 16)].interval
         assert interval == interval_over_seeds(name, samples) and interval and interval.method == OVER_SEEDS
