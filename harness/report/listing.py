@@ -49,7 +49,7 @@ def list_runs(
     for path in sorted(folder.iterdir()):
         if path.is_dir() and is_finished(path) and path.name not in names:
             found.append({RUN: str(path), STATE: "damaged", REASON: find_damage(path) or "it cannot be read"})
-    for run in unfinished(directory):
+    for run in unfinished(directory, done):
         state, reason = (states or {}).get(Path(run["run"]).name, (run[STATE], run[REASON]))
         found.append(run | {STATE: state, REASON: reason})
     if not found:

@@ -75,10 +75,16 @@ def test_a_missing_run_whose_config_is_gone_is_named_all_the_same(sweep: Path) -
 
 def test_states_of_unfinished_runs(sweep: Path) -> None:
     partial = sweep / "runs" / "coop_16shot_seed3_data.partial"
-    assert [row["state"] for row in unfinished(sweep)] == ["failed", "failed", "pending"]
+    runs = load_runs(sweep)
+    assert [row["state"] for row in unfinished(sweep, runs)] == ["failed", "failed", "pending"]
     (partial / "failed.json").unlink()
-    assert [row["state"] for row in unfinished(sweep)] == ["interrupted", "failed", "pending"]
+    assert [row["state"] for row in unfinished(sweep, runs)] == ["interrupted", "failed", "pending"]
     assert len(load_runs(sweep)) == 2 and len(load_runs(sweep).attrs["missing"]) == 3
+
+
+def test_unfinished_runs_are_described_as_finished_ones(sweep: Path) -> None:
+    runs = load_runs(sweep).assign(recipe="published")
+    assert [(row["dataset"], row["recipe"]) for row in unfinished(sweep, runs)] == [("data", "published")] * 3
 
 
 def test_directories_side_by_side(sweep: Path, tmp_path: Path) -> None:
