@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vipbench.harness.errors import UserError, shortened
@@ -22,6 +23,7 @@ from vipbench.harness.report.tables.cells import Cell, Key, Table, Value
 from vipbench.harness.report.tables.values import NO_VALUE, show, sort_key
 from vipbench.harness.runs.collect import DOUBTFUL
 
+Run = Mapping[Any, Any]  # a row of runs
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
 RECIPE = "recipe"
 SHARED = "shared"
@@ -52,10 +54,13 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     values = {metric: resolve_metric(metric, runs) for metric in metrics}
     keys = row_names + column_names
     runs, missing = _labelled(runs, missing, keys)
-    cells: dict[tuple[Key, Key], Cell] = {}
-    for key, group in runs.groupby(keys, sort=False):
-        row, column = tuple(key[: len(row_names)]), tuple(key[len(row_names) :])
-        _refuse_mixture(group, key)
+    groups: dict[Key, list[Run]] = {}
+    for run in runs.to_dict("records"):  # grouping by pandas takes milliseconds for each cell
+        groups.setdefault(tuple(run[name] for name in keys), []).append(run)
+    bound, cells = _bound_columns(runs), dict[tuple[Key, Key], Cell]()
+    for key, group in groups.items():
+        row, column = key[: len(row_names)], key[len(row_names) :]
+        _refuse_mixture(group, key, bound)
         for metric, name in values.items():
             cells[row, (metric, *column)] = _cell(group, metric, name)
     lacking = Counter[tuple[Key, Key]]()
@@ -108,27 +113,20 @@ def _labelled(runs: pd.DataFrame, missing: pd.DataFrame, keys: Sequence[str]) ->
     return runs, pd.concat([readable, unreadable]) if len(unreadable) else readable
 
 
-def _cell(group: pd.DataFrame, metric: str, column: str) -> Cell:
-    seeds = [name for name in SEEDS if name in group]
-    figures = group[column].astype(float)
-    records = group[[name for name in ("run", EVALUATION, *seeds) if name in group]].to_dict("records")
-    values = tuple(
-        Value(
-            str(result_folder(run)),
-            {short_name(name): show(run[name]) for name in seeds if pd.notna(run[name])},
-            None if math.isnan(figure) else float(figure),
-        )
-        for run, figure in zip(records, figures, strict=True)
-    )
-    defined = figures.dropna()
-    deviation = float(defined.std(ddof=1)) if len(defined) > 1 else None
-    doubtful, shared = (int(group[mark].sum()) if mark in group else 0 for mark in (DOUBTFUL, SHARED))
+def _cell(group: Sequence[Run], metric: str, column: str) -> Cell:
+    figures: list[float | None] = [None if pd.isna(run[column]) else float(run[column]) for run in group]
+    seeds = [{short_name(name): show(run[name]) for name in SEEDS if pd.notna(run.get(name))} for run in group]
+    values = map(Value, (str(result_folder(run)) for run in group), seeds, figures)
+    defined = [one for one in figures if one is not None]
+    mean = float(np.mean(defined)) if defined else math.nan
+    deviation = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    doubtful, shared = (sum(int(run[mark]) for run in group if pd.notna(run.get(mark))) for mark in (DOUBTFUL, SHARED))
     shared = shared if metric in SHARED_COSTS else 0
-    seedless = "data.shots" in group and bool((group["data.shots"] == 0).all())  # nothing is drawn
-    return Cell(float(defined.mean()), deviation, len(defined), doubtful, shared, values, seedless=seedless)
+    seedless = all(run.get("data.shots") == 0 for run in group)  # nothing is drawn
+    return Cell(mean, deviation, len(defined), doubtful, shared, tuple(values), seedless=seedless)
 
 
-def _unfinished(run: Mapping[Any, Any]) -> str:
+def _unfinished(run: Run) -> str:
     """A line for a run that is not finished: state, name and reason."""
     reason = f": {shortened(run['reason'], 200)}" if isinstance(run.get("reason"), str) else ""
     return f"{run['state']}: {Path(run['run']).name}{reason}"
@@ -150,29 +148,39 @@ def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
     return pd.Series(labels)
 
 
-def _refuse_mixture(group: pd.DataFrame, key: Key) -> None:
-    where = " / ".join(map(show, key))
+def _bound_columns(runs: pd.DataFrame) -> list[str]:
+    """The columns in which the runs differ that those of a cell must have in common."""
     ignored = (*NOT_RESULTS, *SEEDS, METHOD)
-    for name in map(str, group.columns):
-        if name in ignored or name.startswith(("metrics.", "run.")):
-            continue
-        values = list(dict.fromkeys(show(value) for value in group[name]))
+    columns = [name for name in map(str, runs.columns) if name not in ignored]
+    columns = [name for name in columns if not name.startswith(("metrics.", "run."))]
+    return [name for name in columns if runs[name].map(show).nunique() > 1]
+
+
+def _refuse_mixture(group: Sequence[Run], key: Key, bound: Sequence[str]) -> None:
+    where = " / ".join(map(show, key))
+    for name in bound:
+        values = _shown(group, name)
         if len(values) > 1:
             if name.startswith("digests."):
                 raise UserError(_mixed_content(group, name.removeprefix("digests."), where))
             raise UserError(f"cell {where} would mix {name}={', '.join(values)}; add {name} to --rows or --columns")
-    seeds = [name for name in SEEDS if name in group.columns]
-    if group.groupby(seeds, dropna=False).size().max() > 1:
-        raise UserError(f"cell {where} holds several runs of one seed: {', '.join(map(str, group['run']))}")
+    if len({tuple(show(run.get(name)) for name in SEEDS) for run in group}) < len(group):
+        paths = ", ".join(str(run["run"]) for run in group)
+        raise UserError(f"cell {where} holds several runs of one seed: {paths}")
 
 
-def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
+def _mixed_content(group: Sequence[Run], kind: str, where: str) -> str:
     """Describe a cell whose runs read different datasets, backbones, symptom sets or code of a method."""
     names = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms", "method": "method.name"}
-    for name in (names.get(kind, EVALUATION), EVALUATION):
-        places = list(dict.fromkeys(show(value) for value in group[name])) if name in group else []
-        if len(places) > 1:
-            return f"cell {where} would mix {name}={', '.join(places)}; add {name} to --rows or --columns"
     name = names.get(kind, EVALUATION)
-    places = list(dict.fromkeys(show(value) for value in group[name]))
-    return f"cell {where} would mix runs before and after {name}={places[0]} changed in content; remove those before"
+    for differing in (name, EVALUATION):
+        places = _shown(group, differing)
+        if len(places) > 1:
+            return f"cell {where} would mix {differing}={', '.join(places)}; add {differing} to --rows or --columns"
+    place = _shown(group, name)[0]
+    return f"cell {where} would mix runs before and after {name}={place} changed in content; remove those before"
+
+
+def _shown(group: Sequence[Run], name: str) -> list[str]:
+    """The values of a column, each once."""
+    return list(dict.fromkeys(show(run.get(name)) for run in group))
