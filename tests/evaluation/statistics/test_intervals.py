@@ -125,6 +125,14 @@ def test_what_does_not_vary_has_no_interval() -> None:
     assert interval("auroc", one_class) is None and interval("samples", one_class) is None
 
 
+def test_one_patient_shows_nothing_of_others() -> None:
+    of, _ = draw(np.random.default_rng(14), 30)
+    found = intervals(of, np.zeros(30, np.int64))
+    assert found["mcc"] is None and found["brier"] is None
+    low, high = ends(found["accuracy"])  # type: ignore[arg-type]
+    assert high - low > 0.7, "as of one sample"
+
+
 def test_intervals_of_a_run_are_the_same_each_time_and_survive_json() -> None:
     of, clusters = draw(np.random.default_rng(9), 80, images=3)
     found, again = to_json(intervals(of, clusters)), to_json(intervals(of, clusters))
