@@ -1,10 +1,14 @@
-"""The report verb: `vipbench table DIR`."""
+"""The report verbs: `vipbench table DIR`, `vipbench compare A B` and `vipbench runs DIR`."""
 
+import csv
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vipbench.harness.errors import UserError
 
 
 class Format(StrEnum):
@@ -13,31 +17,137 @@ class Format(StrEnum):
     md = "md"
     csv = "csv"
     latex = "latex"
+    parquet = "parquet"
+    html = "html"
+
+
+class Preset(StrEnum):
+    """Names of presets."""
+
+    main = "main"
+    ablation = "ablation"
+    few_shot = "few_shot"
+    base_to_new = "base_to_new"
+    cost = "cost"
+    zoo = "zoo"
 
 
 def table(
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="a sweep's --out, or a directory of run directories")
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="sweeps' --out, or directories of run directories")
     ],
-    rows: Annotated[str, typer.Option(help="config values that name a row: A,B")] = "method",
-    columns: Annotated[str, typer.Option(help="config values that name a column: A,B")] = "shots",
-    metric: Annotated[str, typer.Option(help="metrics: A,B")] = "accuracy",
+    preset: Annotated[
+        Preset | None, typer.Option(help="a table as papers have it; the options below change it")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="config values that name a row: A,B; default: method", show_default=False)
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="config values that name a column: A,B; default: shots", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="metrics: A,B, or of a class: sensitivity.NAME; default: accuracy")
+    ] = None,
+    references: Annotated[
+        bool | None,
+        typer.Option("--references/--no-references", help="zero-shot stands in every column, not in one of its own"),
+    ] = None,
+    average: Annotated[str | None, typer.Option(help="a setting of the columns to average over: dataset")] = None,
+    evaluations: Annotated[
+        bool | None, typer.Option("--evaluations/--no-evaluations", help="rows for `vipbench evaluate` too")
+    ] = None,
+    intervals: Annotated[
+        bool | None,
+        typer.Option("--intervals/--no-intervals", help="95% intervals, and remarks where evidence is thin"),
+    ] = None,
+    reported: Annotated[Path | None, typer.Option(help="published rows in YAML, with their source; set apart")] = None,
+    layout: Annotated[Path | None, typer.Option(help="YAML: display names, order of rows, caption, label")] = None,
+    caption: Annotated[str | None, typer.Option(help="of the table; before that of the layout")] = None,
+    label: Annotated[str | None, typer.Option(help="of a LaTeX table; before that of the layout")] = None,
+    show_runs: Annotated[bool, typer.Option("--show-runs", help="each cell's runs, with seed, value and path")] = False,
     format: Annotated[Format, typer.Option(help="how to write it")] = Format.md,
     out: Annotated[Path | None, typer.Option(help="a file to write; default: print it")] = None,
 ) -> None:
     """Compare runs: mean ± sample standard deviation over seeds, best of each column marked."""
-    from vipbench.harness.report.tables import FORMATS, load_runs, make_table
-    from vipbench.harness.system.files import disk_errors, write_text
+    from dataclasses import replace
+
+    from vipbench.harness.config.validation import validate
+    from vipbench.harness.report.tables import FORMATS, load_runs
+    from vipbench.harness.report.tables.evidence import add_evidence
+    from vipbench.harness.report.tables.layout import Layout, read_layout
+    from vipbench.harness.report.tables.presets import PRESETS, Query, query_table
+    from vipbench.harness.report.tables.reported import add_reported, read_reported
+    from vipbench.harness.report.tables.text import arranged
+    from vipbench.harness.system.files import atomic_path, disk_errors
+
+    if format is Format.parquet and out is None:
+        raise UserError("--format parquet: give a file in --out")
+    arrangement = (read_layout(layout) if layout else Layout()).model_dump()
+    given = {"caption": caption, "label": label}
+    arrangement |= {name: value for name, value in given.items() if value is not None}
+    with disk_errors(directories[0]):
+        runs = load_runs(*directories)
+    query = PRESETS[preset.value](runs) if preset else Query()
+    asked = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
+    asked |= {"references": references, "average": average, "evaluations": evaluations, "intervals": intervals}
+    query = replace(query, **{name: value for name, value in asked.items() if value is not None})
+    made = query_table(runs, query)
+    made = arranged(replace(made, layout=validate(Layout, arrangement, where="--caption, --label")))
+    if query.intervals:
+        made = add_evidence(made)
+    if reported:
+        made = add_reported(made, read_reported(reported), str(reported))
+    content = FORMATS[format.value](made, show_runs)
+    if out is None:
+        typer.echo(content, nl=False)
+        return
+    with disk_errors(out), atomic_path(out) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a run directory, or one of its evaluations")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another one")],
+    most: Annotated[int, typer.Option(min=0, help="samples to list, of those on which they disagree")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, with all samples")] = False,
+) -> None:
+    """Compare two runs: differences in config, data and metrics, paired tests, samples on which they disagree."""
+    from vipbench.harness.report.compare import compare_runs, to_json, to_lines
+
+    compared = compare_runs(first, second)
+    if as_json:
+        typer.echo(json.dumps(to_json(compared), indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(to_lines(compared, most)))
+
+
+def runs(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="a sweep's --out, or a directory of run directories")
+    ],
+    filters: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="only runs of that setting: method=vip shots=16")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="metrics: A,B; default: accuracy,macro_f1", show_default=False)
+    ] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="print paths only, one per line")] = False,
+) -> None:
+    """List runs, finished or not: state, settings in which they differ, metrics, path."""
+    from vipbench.harness.report.listing import list_runs, listing
+    from vipbench.harness.report.rows import PLAN
+    from vipbench.harness.system.files import disk_errors
+    from vipbench.sweeps.status import sweep_status
 
     with disk_errors(directory):
-        made = make_table(load_runs(directory), _names(rows), _names(columns), _names(metric))
-    text = FORMATS[format.value](made)
-    if out:
-        with disk_errors(out):
-            write_text(out, text)
-    else:
-        typer.echo(text, nl=False)
+        states = sweep_status(directory) if (directory / PLAN).is_file() else []
+        found = list_runs(directory, filters or [], {state.name: (state.state, state.reason) for state in states})
+    for line in found["run"] if paths else listing(found, _names(metric)):
+        typer.echo(line)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None) -> list[str] | None:
+    """Split names at commas; one that holds a comma stands in quotes."""
+    if text is None:
+        return None
+    return [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip()]

@@ -57,6 +57,7 @@ FILES = "files.json"
 AGAIN = "remove the run, or run it again with --force"
 ALWAYS = (CONFIG, PROVENANCE, PREDICTIONS, METRICS)  # files that every finished run has
 DIGESTS = {"dataset": str, "backbone": str, "symptoms": str | None}  # in provenance.json
+NOT_FRACTIONS = ("samples", "mae")  # among the metrics
 MOST_LOG_BYTES = 1 << 30  # of a log of steps
 SECONDS_TO_LOCK = 1.0  # is_running holds the lock for a moment
 
@@ -320,8 +321,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise UserError(f"{run / METRICS}: damaged: it holds no metrics")
     for name, value in metrics.items():
-        fraction = isinstance(value, int | float) and 0 <= value <= 1
-        if name != "samples" and not (fraction or value is None or isinstance(value, dict)):
+        fraction = isinstance(value, int | float) and -1 <= value <= 1  # correlations may be negative
+        if name not in NOT_FRACTIONS and not (fraction or value is None or isinstance(value, dict)):
             raise UserError(f"{run / METRICS}: damaged: {name} is {shortened(value, 40)}, where a fraction is expected")
     return metrics
 

@@ -1,0 +1,155 @@
+"""The bootstrap over clusters (patients), vectorised: intervals (BCa, basic) and the p-values that go with them.
+
+Clusters are drawn with replacement, whole; all metrics and all runs of the same samples see the same resamples, so differences
+are paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 14.3.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.statistics.weighted import Resampled, weighted_metric
+
+RESAMPLES = 2000
+JACKKNIFE_GROUPS = 200  # of clusters, at most; the acceleration of more is within 0.01
+CELLS = 1 << 20  # of counts at a time, which bounds memory
+Kind = Literal["bca", "basic"]
+LEAST_DEFINED = 0.5  # of resamples, for an interval
+
+
+def cluster_codes(names: Sequence[str | None] | np.ndarray | None) -> np.ndarray | None:
+    """Clusters [N] int from names; a sample without a name is a cluster of its own. None where no sample has one."""
+    if names is None or all(name is None for name in names):
+        return None
+    codes: dict[object, int] = {}
+    return np.array(
+        [codes.setdefault((place if name is None else 0, name), len(codes)) for place, name in enumerate(names)]
+    )
+
+
+def independent(clusters: np.ndarray | None) -> bool:
+    """Check that no cluster has two samples."""
+    return clusters is None or len(np.unique(clusters)) == len(clusters)
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """A statistic, its values without each group of clusters [J] (jackknife), and of resamples [R]; NaN where undefined."""
+
+    estimate: float
+    jackknife: np.ndarray
+    resampled: np.ndarray
+
+    def __sub__(self, other: "Replicates") -> "Replicates":
+        return Replicates(
+            self.estimate - other.estimate, self.jackknife - other.jackknife, self.resampled - other.resampled
+        )
+
+    @property
+    def defined(self) -> np.ndarray:
+        """The resamples' values that are no NaN."""
+        return self.resampled[~np.isnan(self.resampled)]
+
+    @property
+    def usable(self) -> bool:
+        """Return True where most resamples are defined and not all the same, without which there is no interval."""
+        values = self.defined
+        return bool(len(values) > LEAST_DEFINED * len(self.resampled) and np.ptp(values) > 1e-12 * (1 + abs(values[0])))
+
+    def interval(self, kind: Kind = "bca", confidence: float = 0.95) -> tuple[float, float] | None:
+        """The BCa interval, or the basic one; None where too few resamples are defined, or all are the same.
+
+        The basic interval takes the bias of a resample for that of the estimate, which suits statistics that are biased
+        (calibration errors); the correction of BCa fails there.
+        """
+        if not self.usable:
+            return None
+        tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+        if kind == "basic":
+            low, high = 2 * self.estimate - np.quantile(self.defined, tails[::-1])
+        else:
+            bias, acceleration = self._corrections()
+            shifted = bias + ndtri(tails)
+            low, high = np.quantile(self.defined, ndtr(bias + shifted / (1 - acceleration * shifted)))
+        return float(low), float(high)
+
+    def p_value(self, kind: Kind = "bca") -> float | None:
+        """The two-sided p-value that a true value of 0 has: one minus the confidence of the interval that ends there."""
+        if not self.usable:
+            return None
+        if kind == "basic":
+            position = _share_below(self.defined, 2 * self.estimate)
+        else:
+            bias, acceleration = self._corrections()
+            shifted = ndtri(_share_below(self.defined, 0.0)) - bias
+            position = float(ndtr(shifted / (1 + acceleration * shifted) - bias))
+        return min(1.0, 2 * min(position, 1 - position))
+
+    def _corrections(self) -> tuple[float, float]:
+        """The bias correction z0 and the acceleration a."""
+        bias = float(ndtri(_share_below(self.defined, self.estimate)))
+        left = self.jackknife[~np.isnan(self.jackknife)]
+        influence = left.mean() - left if len(left) else np.zeros(1)
+        spread = np.square(influence).sum() ** 1.5
+        return bias, float((influence**3).sum() / (6 * spread)) if spread else 0.0
+
+
+def _share_below(values: np.ndarray, limit: float) -> float:
+    """The share of values below a limit, ties counted half; never 0 or 1."""
+    close = np.isclose(values, limit, rtol=1e-6, atol=1e-9)  # sums are float32
+    share = (np.sum((values < limit) & ~close) + 0.5 * np.sum(close)) / len(values)
+    return float(np.clip(share, 0.5 / (len(values) + 1), 1 - 0.5 / (len(values) + 1)))
+
+
+def replicate(
+    names: Sequence[str], several: Sequence[Predicted], clusters: np.ndarray | None = None, seed: int = 0
+) -> dict[str, list[Replicates]]:
+    """Replicates of metrics for each of several predictions of the same samples, on the same resamples.
+
+    Args:
+        names: of metrics with a weighted form; "sensitivity[CLASS]" is one.
+        clusters: [N] int; None: each sample is one.
+    """
+    everything = np.ones(len(several[0].labels), bool)
+    return replicate_parts(names, [(of, everything) for of in several], clusters, seed)
+
+
+def replicate_parts(
+    names: Sequence[str], parts: Sequence[tuple[Predicted, np.ndarray]], clusters: np.ndarray | None, seed: int
+) -> dict[str, list[Replicates]]:
+    """Replicates of metrics for each of several parts of the same N samples: predictions of the part, and its mask [N] bool."""
+    codes = np.arange(len(parts[0][1])) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    values: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in parts] for name in names}
+    for counts in _counts(int(codes.max()) + 1, seed):
+        for place, (of, mask) in enumerate(parts):
+            resampled = Resampled(of, codes[mask], counts)
+            for name in names:
+                weighted = weighted_metric(name, of)
+                assert weighted is not None, f"{name} has no weighted form"
+                values[name][place].append(weighted(resampled))
+    return {name: [_split(np.concatenate(parts)) for parts in own] for name, own in values.items()}
+
+
+def _split(values: np.ndarray) -> Replicates:
+    return Replicates(float(values[0]), values[1 : len(values) - RESAMPLES], values[len(values) - RESAMPLES :])
+
+
+def _counts(clusters: int, seed: int) -> Iterator[np.ndarray]:
+    """Counts [M, b] float32 of M clusters: all once, all but each group of the jackknife, then `RESAMPLES` resamples."""
+    rng = np.random.default_rng(seed)
+    groups = min(clusters, JACKKNIFE_GROUPS)
+    group = rng.permutation(clusters) % groups
+    size = max(1, CELLS // clusters)
+    for first in range(-1, groups, size):
+        left_out = np.arange(first, min(first + size, groups))
+        yield (group[:, None] != left_out).astype(np.float32)
+    for first in range(0, RESAMPLES, size):
+        drawn = [
+            np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
+            for _ in range(min(size, RESAMPLES - first))
+        ]
+        yield np.ascontiguousarray(np.array(drawn, np.float32).T)

@@ -1,0 +1,102 @@
+"""Conformal prediction sets, which hold the label of a new sample with a chosen probability: LAC, APS and RAPS.
+
+LAC: Sadinle et al., arXiv 1609.00451. APS: Romano et al., arXiv 2006.02544, without its random part. RAPS: Angelopoulos et al.,
+arXiv 2009.14193. The threshold comes from samples that neither adapted the model nor test the sets: half of the test split's
+patients, by `halves`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.statistics.intervals import Interval, wilson
+
+COVERAGE = 0.9
+PENALTY, UNPENALISED = 0.1, 1  # of RAPS: lambda and k_reg
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Sets of n test samples.
+
+    Attributes:
+        score: lac, aps or raps. wanted: the coverage that the threshold is for. threshold: inf where calibration is too small.
+        sets: [n, C] bool. calibration: the number of samples that gave the threshold.
+        coverage: the share of sets that hold the label, with its interval. size: the mean size.
+        coverage_by_class: as coverage, None for a class without samples.
+    """
+
+    score: str
+    wanted: float
+    threshold: float
+    sets: np.ndarray
+    calibration: int
+    coverage: float
+    interval: Interval | None
+    size: float
+    coverage_by_class: dict[str, float | None]
+
+
+def conformal_sets(
+    score: str, calibration: Predicted, test: Predicted, clusters: np.ndarray | None = None, wanted: float = COVERAGE
+) -> PredictionSets:
+    """The prediction sets of test samples, with a threshold from calibration samples of the same kind.
+
+    Args:
+        clusters: [n] int of the test samples, for the interval.
+    """
+    scores = SCORES[score](calibration.probabilities)
+    threshold = _threshold(scores[np.arange(len(scores)), calibration.labels], wanted)
+    sets = SCORES[score](test.probabilities) <= threshold
+    held = sets[np.arange(len(sets)), test.labels]
+    by_class = {
+        name: float(held[test.labels == label].mean()) if (test.labels == label).any() else None
+        for label, name in enumerate(test.classes)
+    }
+    return PredictionSets(
+        score,
+        wanted,
+        threshold,
+        sets,
+        len(scores),
+        float(held.mean()),
+        wilson(held, clusters),
+        float(sets.sum(axis=1).mean()),
+        by_class,
+    )
+
+
+def halves(samples: int, clusters: np.ndarray | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [N] bool of a random half of the clusters, for calibration, and of the other, for test."""
+    codes = np.arange(samples) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    number = int(codes.max()) + 1
+    calibration = (np.random.default_rng(seed).permutation(number) < number // 2)[codes]
+    return calibration, ~calibration
+
+
+def _threshold(scores: np.ndarray, wanted: float) -> float:
+    """The score that a new sample's exceeds with a probability of at most 1 - wanted; infinite where there are too few."""
+    place = int(np.ceil((len(scores) + 1) * wanted - 1e-9))
+    return float(np.sort(scores)[place - 1]) if place <= len(scores) else float("inf")
+
+
+def _lac(probabilities: np.ndarray) -> np.ndarray:
+    return 1 - probabilities
+
+
+def _aps(probabilities: np.ndarray) -> np.ndarray:
+    """The probability of a class and all more probable ones."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    scores = np.empty_like(probabilities)
+    np.put_along_axis(scores, order, np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1), axis=1)
+    return scores
+
+
+def _raps(probabilities: np.ndarray) -> np.ndarray:
+    ranks = np.argsort(np.argsort(-probabilities, axis=1, kind="stable"), axis=1) + 1
+    return _aps(probabilities) + PENALTY * np.maximum(0, ranks - UNPENALISED)
+
+
+SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"lac": _lac, "aps": _aps, "raps": _raps}  # [n, C] -> [n, C]

@@ -1,0 +1,91 @@
+"""The evidence behind a table: 95% intervals of its cells, and remarks where it is thin."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.statistics import warnings
+from vipbench.harness.evaluation.statistics.intervals import Interval, from_json, interval_over_seeds
+from vipbench.harness.report.predictions import PredictedSamples, read_predicted
+from vipbench.harness.report.tables.cells import Cell, Key, Table
+from vipbench.harness.report.tables.text import column_title, row_values
+from vipbench.harness.report.tables.values import COSTS
+from vipbench.harness.system.files import read_json
+
+INTERVALS = "intervals.json"  # of a run
+
+
+def add_evidence(table: Table) -> Table:
+    """Give cells of runs their intervals: of one run that of its intervals.json, else over seeds and samples together.
+
+    There is none for averages, harmonic means and costs, nor where a run has no value or the runs have other test samples.
+
+    Raises:
+        UserError: the predictions of a run are damaged.
+    """
+    places: dict[tuple[str, ...], list[tuple[Key, Key]]] = {}
+    for place, cell in table.cells.items():
+        measured = cell.values and place[1][0] not in COSTS and all(value.value is not None for value in cell.values)
+        if measured and not cell.derived:
+            places.setdefault(tuple(value.run for value in cell.values), []).append(place)
+    cells, thin = dict(table.cells), dict[str, None]()
+    for runs, of_runs in places.items():  # predictions are read once for all metrics, and not kept
+        samples = [read_predicted(Path(run)) for run in runs]
+        counts = np.bincount(samples[0].predicted.labels, minlength=len(samples[0].predicted.classes))
+        thin |= dict.fromkeys(
+            warnings.few_samples(dict(zip(samples[0].predicted.classes, counts.tolist(), strict=True)))
+        )
+        clusters = samples[0].clusters
+        thin |= dict.fromkeys(warnings.few_clusters(None if clusters is None else len(np.unique(clusters))))
+        for place in of_runs:
+            cells[place] = replace(cells[place], interval=_interval(place[1][0], runs, samples))
+    found = replace(table, cells=cells)
+    thin |= dict.fromkeys([*_one_seed(found), *_overlaps(found)])
+    return replace(found, remarks=[*table.remarks, f"Thin evidence: {'; '.join(thin)}."] if thin else table.remarks)
+
+
+def _interval(metric: str, runs: Sequence[str], samples: Sequence[PredictedSamples]) -> Interval | None:
+    metric, _, of_class = metric.partition(".")
+    if len(runs) == 1 and (recorded := Path(runs[0]) / INTERVALS).is_file():
+        try:
+            found = from_json(read_json(recorded)).get(metric)
+            return found.get(of_class) if isinstance(found, dict) else found
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{recorded}: damaged: it holds no intervals") from error
+    if not all(same_samples(samples[0], other) for other in samples[1:]):
+        return None
+    name = f"{metric}[{of_class}]" if of_class else metric
+    return interval_over_seeds(name, [one.predicted for one in samples], samples[0].clusters)
+
+
+def same_samples(first: PredictedSamples, second: PredictedSamples) -> bool:
+    """Check that two runs predicted the same samples in the same order, of the same classes."""
+    return (
+        np.array_equal(first.ids, second.ids)
+        and np.array_equal(first.predicted.labels, second.predicted.labels)
+        and list(first.predicted.classes) == list(second.predicted.classes)
+    )
+
+
+def _one_seed(table: Table) -> list[str]:
+    """A remark on the rows that have cells of one seed, though their runs depend on it."""
+    rows = [row for (row, _), cell in table.cells.items() if cell.count == 1 and not cell.seedless and not cell.derived]
+    named = ", ".join(dict.fromkeys(" / ".join(row_values(table, row)) for row in rows))
+    return [f"{sentence} ({named})" for sentence in warnings.one_seed(1)] if rows else []
+
+
+def _overlaps(table: Table) -> list[str]:
+    """A remark per column in which other rows have intervals that overlap with that of the best."""
+    sentences = []
+    for column in table.columns:
+        cells: dict[Key, Cell] = {row: cell for row in table.rows if (cell := table.cells.get((row, column)))}
+        best = [row for row in cells if table.is_best(row, column)]
+        if not best or not any(cell.interval for cell in cells.values()):
+            continue
+        named = {" / ".join(row_values(table, row)): cell.interval for row, cell in cells.items()}
+        found = warnings.overlapping(" / ".join(row_values(table, best[0])), named)
+        sentences += [f"{column_title(table, column)}: {sentence}" for sentence in found]
+    return sentences
