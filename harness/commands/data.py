@@ -1,5 +1,7 @@
 """The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`."""
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,9 +9,11 @@ import typer
 
 from vipbench.harness.data.choices import Leaks, OnError
 from vipbench.harness.data.importers import formats, importer
+from vipbench.harness.errors import UserError
 from vipbench.harness.system.processes import available_cores
 
 if TYPE_CHECKING:
+    from vipbench.harness.data.importers.base import Source
     from vipbench.harness.data.info import DatasetInfo
 
 MAX_WORKERS = 1024
@@ -26,6 +30,11 @@ Shards = Annotated[
 ]
 
 
+Ordinal = Annotated[bool, typer.Option("--ordinal", help="the classes are grades, in the order that --classes gives")]
+Metadata = Annotated[
+    str | None,
+    typer.Option(help="columns of a manifest, or keys of a .json, to keep for results by subgroup, as they stand: A,B"),
+]
 LeaksOption = Annotated[
     Leaks,
     typer.Option(
@@ -47,6 +56,8 @@ def prepare(
     val_fraction: Annotated[float, typer.Option(help="part of train for a missing val split; 0: none")] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="part of train for a missing test split; 0: none")] = 0.2,
     seed: Annotated[int, typer.Option(help="of the splits that are made")] = 0,
+    ordinal: Ordinal = False,
+    metadata: Metadata = None,
     shard_size: Annotated[
         int, typer.Option(min=1, max=MAX_SHARD_MIB, help="about this many MiB of images per shard")
     ] = 256,
@@ -58,13 +69,18 @@ def prepare(
     ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
-    from vipbench.harness.data.names import listed_classes
+    from vipbench.harness.data.names import column_names, listed_classes
     from vipbench.harness.data.shards import write_dataset
     from vipbench.harness.data.splits import HoldOut
 
     hold_out = HoldOut(val_fraction, test_fraction, seed)
     order = listed_classes(classes, classes_file)
-    listed = importer(format)(source, order, image_root)
+    _check_order(ordinal, order)
+    read: Callable[..., Source] = importer(format)
+    columns = column_names(metadata)
+    if columns and "metadata" not in signature(read).parameters:
+        raise UserError(f"--metadata: --format {format} has no columns; a manifest has (--format csv)")
+    listed = read(source, order, image_root, **({"metadata": columns} if columns else {}))
     info = write_dataset(
         listed,
         out,
@@ -76,6 +92,7 @@ def prepare(
         overwrite=overwrite,
         hold_out=hold_out,
         workers=workers or available_cores(),
+        ordinal=ordinal,
     )
     _show(info, out)
 
@@ -93,13 +110,14 @@ def index(
     leaks: LeaksOption = Leaks.refuse,
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
+    ordinal: Ordinal = False,
+    metadata: Metadata = None,
 ) -> None:
     """Describe webdataset shards that others wrote, so that runs can read them where they are."""
     from vipbench.harness.data.external import expand, index_shards
     from vipbench.harness.data.members import Reading
-    from vipbench.harness.data.names import listed_classes
+    from vipbench.harness.data.names import column_names, listed_classes
     from vipbench.harness.data.remote import is_url
-    from vipbench.harness.errors import UserError
 
     patterns = {split: shards for split, shards in (("train", train), ("val", val), ("test", test)) if shards}
     if not patterns:
@@ -113,8 +131,10 @@ def index(
             )
         out = folders.pop()
     order = listed_classes(classes, classes_file)
-    reading = Reading(order, label_key, patient_key, image.lower().lstrip(".") if image else None)
-    _show(index_shards(patterns, out, reading, name, modality, leaks), out)
+    _check_order(ordinal, order)
+    extension = image.lower().lstrip(".") if image else None
+    reading = Reading(order, label_key, patient_key, extension, column_names(metadata))
+    _show(index_shards(patterns, out, reading, name, modality, leaks, ordinal), out)
 
 
 def inspect(
@@ -127,6 +147,11 @@ def inspect(
     _show(DatasetInfo.load(folder), folder)
     verify(folder)
     typer.echo("all checksums are right")
+
+
+def _check_order(ordinal: bool, classes: list[str] | None) -> None:
+    if ordinal and classes is None:
+        raise UserError("--ordinal: give the grades from lowest to highest with --classes or --classes-file")
 
 
 def _show(info: "DatasetInfo", folder: str | Path) -> None:

@@ -24,6 +24,7 @@ def write_description(
     tables: Mapping[str, Sequence[pa.Table]],
     notes: Sequence[str],
     leaks: LeakDecision,
+    ordinal: bool = False,
 ) -> DatasetInfo:
     """Write dataset.json into a folder, last of all its files, and leaks.csv where images or patients are repeated.
 
@@ -40,11 +41,12 @@ def write_description(
         },
         notes=list(notes),
         leaks=leaks.info,
+        ordinal=ordinal,
         digest=digest_tables(classes, tables),
     )
     if leaks.report is not None:
         write_text(folder / REPORT, leaks.report)
-    write_json(folder / INFO, info.model_dump())
+    write_json(folder / INFO, info.model_dump(exclude=None if ordinal else {"ordinal"}))
     return info
 
 

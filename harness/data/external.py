@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 
 from vipbench.harness.data.choices import Leaks
 from vipbench.harness.data.describe import check_training_images, count_labels, pseudonyms, write_description
-from vipbench.harness.data.index import SCHEMA, write_index
+from vipbench.harness.data.index import schema, write_index
 from vipbench.harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
 from vipbench.harness.data.leaks import REPORT, LeakDecision, PlacedSample, decide_leaks
 from vipbench.harness.data.members import Reading, ShardContent, ShardSample, read_shard
@@ -47,6 +47,7 @@ def index_shards(
     name: str | None = None,
     modality: str | None = None,
     leaks: Leaks = Leaks.refuse,
+    ordinal: bool = False,
 ) -> DatasetInfo:
     """Write dataset.json and an index per shard into `out`.
 
@@ -78,7 +79,8 @@ def index_shards(
     patients = pseudonyms(sample.patient for content in contents.values() for sample in content.samples.values())
     tables = {
         place: pa.Table.from_pylist(
-            [_row(prefixes[place] + key, sample, labels, patients) for key, sample in content.samples.items()], SCHEMA
+            [_row(prefixes[place] + key, sample, labels, patients) for key, sample in content.samples.items()],
+            schema(reading.metadata),
         ).combine_chunks()
         for place, content in contents.items()
     }
@@ -104,6 +106,7 @@ def index_shards(
             tables=by_split,
             notes=[*_notes(contents, prefixes), *decision.notes],
             leaks=decision,
+            ordinal=ordinal,
         )
 
 
@@ -208,7 +211,9 @@ def _row(key: str, sample: ShardSample, labels: Mapping[str, int], patients: Map
         raise UserError(f"{sample.shard}: sample {key!r} has label {shown!r}, which is none of {list(labels)}")
     ((extension, image),) = sample.images.items()
     patient = patients[sample.patient] if sample.patient else None
-    return {"key": key, "label": label, "patient": patient, "extension": extension.rpartition(".")[2], **image}
+    return {"key": key, "label": label, "patient": patient, "extension": extension.rpartition(".")[2], **image} | dict(
+        sample.metadata
+    )
 
 
 def _placed(tables: Mapping[Place, pa.Table]) -> list[PlacedSample]:

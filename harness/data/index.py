@@ -2,7 +2,7 @@
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vipbench.harness.data.names import SHA256
+from vipbench.harness.data.names import SHA256, check_columns
 from vipbench.harness.data.remote import Stream, read_bytes
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import atomic_path, parse_json
@@ -29,6 +29,7 @@ HEADER_TYPES = (
 )
 MAX_PADDING_BYTES = 1 << 26  # after a tar's end
 MAX_READS_AT_END = 16
+MAX_METADATA = 100  # columns
 MAX_ROWS = 20_000_000  # of a shard's index
 SCHEMA = pa.schema(
     [
@@ -41,6 +42,11 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),  # hex, of the image's bytes
     ]
 )
+
+
+def schema(metadata: Sequence[str] = ()) -> pa.Schema:
+    """`SCHEMA` and a text column for each of these names: sex, site or the like, by which results are split."""
+    return pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in metadata)])
 
 
 def index_path(shard: str | Path) -> Path:
@@ -149,6 +155,7 @@ class PreparedRows:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
+        self._metadata: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -159,17 +166,22 @@ class PreparedRows:
         row = self._rows.setdefault(key, {"key": key, "patient": None})
         if extension == "json":
             meta = parse_json(data)
-            row |= {"label": meta["label"], "patient": meta.get("patient")}
+            metadata = dict(meta.get("metadata", {}))
+            self._metadata = list(metadata) if self._metadata is None else self._metadata
+            row |= {"label": meta["label"], "patient": meta.get("patient"), **metadata}
         elif extension in PREPARED_EXTENSIONS:
             digest = hashlib.sha256(data).hexdigest()
             row |= {"extension": extension, "offset": member.offset_data, "size": member.size, "sha256": digest}
 
     def table(self) -> pa.Table:
         """All rows. Raises ValueError where a sample lacks its image or label."""
+        wanted = schema(self._metadata or ())
         for row in self._rows.values():
-            if row.keys() != set(SCHEMA.names):
+            if not row.keys() >= set(SCHEMA.names):
                 raise ValueError(f"sample {row['key']!r} has no {'image' if 'label' in row else 'label'}")
-        return pa.Table.from_pylist(list(self._rows.values()), SCHEMA).combine_chunks()
+            if len(row) != len(wanted):
+                raise ValueError(f"sample {row['key']!r} has other metadata than the samples before")
+        return pa.Table.from_pylist(list(self._rows.values()), wanted).combine_chunks()
 
 
 def write_index(path: Path, table: pa.Table) -> None:
@@ -183,11 +195,14 @@ def read_index(path: str | Path) -> pa.Table:
     content = read_bytes(path)
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        if file.schema_arrow.names != SCHEMA.names:
-            raise UserError(f"{path}: its columns are {file.schema_arrow.names}; an index has {SCHEMA.names}")
+        names = file.schema_arrow.names
+        if names[: len(SCHEMA)] != SCHEMA.names or len(names) > len(SCHEMA) + MAX_METADATA:
+            raise UserError(f"{path}: its columns are {names[:20]}; an index has {SCHEMA.names}, and then metadata")
+        metadata = names[len(SCHEMA) :]
+        check_columns(metadata, str(path))
         if file.metadata.num_rows > MAX_ROWS:
             raise UserError(f"{path}: has {file.metadata.num_rows} rows; the index of a shard has at most {MAX_ROWS}")
-        table = file.read().cast(SCHEMA).combine_chunks()
+        table = file.read().cast(schema(metadata)).combine_chunks()
         table.validate(full=True)  # text that is no Unicode
     except UserError:
         raise

@@ -85,6 +85,7 @@ class DatasetInfo(_Described):
 
     Attributes:
         classes: names in the order of their labels.
+        ordinal: their order is one of degree, such as grades of a disease; results then have metrics of distance.
         notes: decisions made when it was prepared: splits that were made, images that were skipped or changed.
         digest: SHA-256 (hex) of classes and samples; see `vipbench.harness.data.digest`. The reader checks it.
     """
@@ -96,6 +97,7 @@ class DatasetInfo(_Described):
     splits: Annotated[dict[str, SplitInfo], Field(min_length=1)]
     notes: list[str]
     leaks: LeakInfo | None = None
+    ordinal: bool = False
     digest: Sha256
 
     @field_validator("name")

@@ -32,12 +32,14 @@ class Reading:
         classes: names in order; None takes the names that labels give, sorted.
         label_key, patient_key: where a JSON member holds them; dots go into nested objects.
         image: the extension of the image, where samples hold several.
+        metadata: keys of a JSON member that become columns of the index; dots as above.
     """
 
     classes: Sequence[str] | None = None
     label_key: str = "label"
     patient_key: str = "patient"
     image: str | None = None
+    metadata: Sequence[str] = ()
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ class ShardSample:
     unfit: str | None = None
     name: str | None = None
     patient: str | None = None
+    metadata: dict[str, str | None] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     members: set[str] = field(default_factory=set)
 
@@ -201,6 +204,15 @@ def _read_label(sample: ShardSample, extension: str, data: bytes, member: str, r
                     f"{member}: {reading.patient_key} is {str(patient)[:80]!r}; it should be text or a whole number"
                 )
             sample.patient = str(patient).strip() or None
+        sample.metadata = {key: _metadata_value(_dotted(content, key), f"{member}: {key}") for key in reading.metadata}
+
+
+def _metadata_value(value: Any, where: str) -> str | None:
+    if value is None or value != value:
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{where} is {str(value)[:80]!r}; metadata is text or a number")
+    return str(value).strip() or None
 
 
 def _dotted(content: Any, key: str) -> Any:

@@ -12,6 +12,11 @@ from vipbench.harness.system.files import read_whole
 MAX_NAME = 200  # characters of a class's or dataset's name
 SHA256_HEX = r"[0-9a-f]{64}"
 SHA256 = f"^{SHA256_HEX}$"
+COLUMN = re.compile(r"[^\W\d][\w.-]{0,63}")
+RESERVED = (  # columns of an index and of predictions
+    *("key", "label", "patient", "extension", "offset", "size", "sha256"),
+    *("id", "class", "predicted", "logits", "probabilities"),
+)
 URL = re.compile(r"[a-z][a-z0-9+]*://[^\x00-\x1f\x7f]+")
 
 # What file managers, archivers and file systems leave lying about; hidden names are passed over as well.
@@ -67,6 +72,21 @@ def listed_classes(names: str | None, file: Path | None) -> list[str] | None:
     classes = [class_name(name) for name in listed]
     check_class_names(classes, where)
     return classes
+
+
+def column_names(names: str | None) -> list[str]:
+    """Names of metadata columns from `--metadata A,B`; none where it is not given. Raises UserError where one cannot be."""
+    columns = [name.strip() for name in names.split(",")] if names else []
+    check_columns(columns, "--metadata")
+    return columns
+
+
+def check_columns(names: Sequence[str], where: str) -> None:
+    """Raise UserError unless each may be a metadata column: of word signs, dots and hyphens, no column of ours, none twice."""
+    for name in names:
+        if not COLUMN.fullmatch(name) or name in RESERVED or names.count(name) > 1:
+            wanted = f"letters, digits, '_', '.' and '-', distinct, and none of {', '.join(RESERVED)}"
+            raise UserError(f"{where}: {name[:50]!r} cannot be a metadata column; names are of {wanted}")
 
 
 def is_clutter(path: str | PurePosixPath) -> bool:

@@ -5,8 +5,8 @@ Shards lie in a local folder or at any URL that fsspec opens (harness/data/remot
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self, TypeVar
@@ -19,7 +19,7 @@ from PIL import Image
 from vipbench.harness.data.decode import Picture
 from vipbench.harness.data.digest import content_digest
 from vipbench.harness.data.images import BadImage
-from vipbench.harness.data.index import check_index, read_index
+from vipbench.harness.data.index import SCHEMA, check_index, read_index
 from vipbench.harness.data.info import INFO, DatasetInfo, SplitInfo
 from vipbench.harness.data.remote import ShardCache, is_url, join
 from vipbench.harness.errors import UserError
@@ -63,6 +63,7 @@ class Samples:
         digests: [N, 32] uint8, SHA-256 of the image's bytes.
         files: the split's shards.
         split_size: how many samples the whole split has.
+        metadata: columns of the index beside these, by name: [N] Arrow dictionaries of text, with nulls where unknown.
     """
 
     names: pa.Array
@@ -76,11 +77,12 @@ class Samples:
     files: tuple[Shard, ...]
     patient_names: tuple[str, ...]
     split_size: int
+    metadata: Mapping[str, pa.Array] = field(default_factory=dict)
 
     @classmethod
     def from_indexes(cls, files: Sequence[Shard], tables: Sequence[pa.Table]) -> Self:
         """Samples of the shards that the index tables describe."""
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables, promote_options="default")  # a shard may lack a column of metadata
         patients = table["patient"].combine_chunks().dictionary_encode()
         patients = patients.combine_chunks() if isinstance(patients, pa.ChunkedArray) else patients
         samples = cls(
@@ -95,6 +97,7 @@ class Samples:
             files=tuple(files),
             patient_names=tuple(patients.dictionary.to_pylist()),
             split_size=len(table),
+            metadata={name: _array(table[name].dictionary_encode()) for name in table.column_names[len(SCHEMA) :]},
         )
         ordered = samples.select(pc.array_sort_indices(samples.names).to_numpy())
         return replace(ordered, rows=np.arange(len(table)))
@@ -116,13 +119,21 @@ class Samples:
         """[N] pseudonyms, None where unknown."""
         return [self.patient_names[code] if code >= 0 else None for code in self.patient_codes.tolist()]
 
+    @property
+    def groups(self) -> dict[str, list[str | None]]:
+        """[N] values of what samples may be grouped by: "patient" where any is known, and each column of metadata."""
+        patients = {"patient": self.patients} if (self.patient_codes >= 0).any() else {}
+        return patients | {name: column.to_pylist() for name, column in self.metadata.items()}
+
     def select(self, positions: np.ndarray | Sequence[int]) -> Self:
         """The samples at these positions (or where a [N] bool mask is true), in this order."""
         chosen = np.asarray(positions) if len(positions) else np.empty(0, dtype=np.int64)
         chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
         columns = ("labels", "rows", "patient_codes", "shards", "offsets", "sizes", "digests")
         parts = {name: getattr(self, name)[chosen] for name in columns}
-        return replace(self, names=self.names.take(pa.array(chosen)), **parts)
+        taken = pa.array(chosen)
+        metadata = {name: column.take(taken) for name, column in self.metadata.items()}
+        return replace(self, names=self.names.take(taken), metadata=metadata, **parts)
 
     def image_bytes(self, position: int) -> bytes:
         """The image file's bytes.

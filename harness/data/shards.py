@@ -54,6 +54,7 @@ def write_dataset(
     overwrite: bool = False,
     hold_out: HoldOut | None = None,
     workers: int = 1,
+    ordinal: bool = False,
 ) -> DatasetInfo:
     """Check every image of a source and write them as a dataset; `out` appears when it is whole.
 
@@ -63,6 +64,7 @@ def write_dataset(
         leaks: what to do about images and patients in several splits of the source; leaks.csv lists them.
         hold_out: how to make val and test where the source lacks them; default `HoldOut()`.
         workers: processes that decode.
+        ordinal: the order of the classes is one of degree.
 
     Raises:
         UserError: `out` exists (or, with `overwrite`, is no dataset) or cannot be written, an image cannot be used, an image or
@@ -101,6 +103,7 @@ def write_dataset(
             tables=tables,
             notes=[*source.notes, *split.notes, *_patients_in_names(records), *image_notes],
             leaks=split.leaks,
+            ordinal=ordinal,
         )
 
 
@@ -209,9 +212,11 @@ def _write_shard(
         with TarWriter(file, user="vipbench", group="vipbench", mode=0o444, mtime=0) as tar:
             for sample in samples:
                 record = sample.record
-                meta: dict[str, int | str] = {"label": record.label, "class": classes[record.label]}
+                meta: dict[str, Any] = {"label": record.label, "class": classes[record.label]}
                 if record.patient:
                     meta["patient"] = patients[record.patient]
+                if record.metadata:
+                    meta["metadata"] = dict(record.metadata)
                 spool.seek(sample.offset)
                 tar.write({"__key__": record.key, sample.extension: spool.read(sample.size), "json": meta})
         file.flush()

@@ -6,26 +6,26 @@ run.metrics, run.predictions(), run.curve(), run.method()
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from pyarrow import ArrowException
 
 from vipbench.harness.config.identity import RESULT_VERSION
 from vipbench.harness.config.schema import Config
 from vipbench.harness.errors import UserError
-from vipbench.harness.evaluation.predict import COLUMNS, Predictions
+from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.predict import Predictions
+from vipbench.harness.evaluation.statistics.intervals import Intervals
 from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import method_digest
 from vipbench.harness.models.backbone import load_backbone
 from vipbench.harness.runs.directory import (
     CONFIG,
     MOST_LOG_BYTES,
-    PREDICTIONS,
     STEPS,
     check_run,
     read_classes,
@@ -34,6 +34,7 @@ from vipbench.harness.runs.directory import (
     read_provenance,
 )
 from vipbench.harness.runs.inputs import build_method, make_task
+from vipbench.harness.runs.predictions import read_intervals, read_predictions
 from vipbench.harness.runs.resolve import load_config
 from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
 from vipbench.harness.system.devices import choose_device
@@ -78,22 +79,40 @@ class Run:
         """The predictions of the test split, a row per sample in the order of ids.
 
         Columns: id, label (position of the class), class and predicted (names), logits and probabilities (lists of C float32),
-        and for each class, under its name, its probability ("NAME (class)" where the name is that of another column).
+        a column of text for each of `groups`, and for each class, under its name, its probability ("NAME (class)" where the
+        name is that of another column).
 
         Raises:
             UserError: the file is damaged.
         """
-        path = self.path / PREDICTIONS
-        try:
-            stored = pd.read_parquet(path, columns=["id", "label", "logits"])  # the other columns derive from them
-            logits = np.stack(stored["logits"].to_list())
-            found = Predictions(stored["id"].to_numpy(), stored["label"].to_numpy(), logits)
-            frame = found.to_frame(self.classes)
-        except (ArrowException, OSError, ValueError, TypeError, IndexError, KeyError) as error:
-            raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+        frame = self._predictions.to_frame(self.classes)
         probabilities = np.stack(frame["probabilities"].to_list())
-        names = [f"{name} (class)" if name in COLUMNS else name for name in self.classes]
+        names = [f"{name} (class)" if name in frame else name for name in self.classes]
         return frame.join(pd.DataFrame(probabilities, columns=names))
+
+    @cached_property
+    def _predictions(self) -> Predictions:
+        return read_predictions(self.path, len(self.classes))
+
+    @property
+    def predicted(self) -> Predicted:
+        """The predictions of the test split as `vipbench.harness.evaluation.statistics` takes them."""
+        return self._predictions.predicted(self.classes, bool(self.provenance.get("ordinal")))
+
+    @property
+    def patients(self) -> np.ndarray | None:
+        """The patient of each test sample, [N] int, as statistics take them (`clusters`); None where the dataset has none."""
+        return self._predictions.clusters
+
+    @property
+    def groups(self) -> Mapping[str, Sequence[str | None]]:
+        """[N] values of "patient" and of each column of metadata that the dataset has; None where unknown."""
+        return self._predictions.groups
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        """The intervals of the metrics, from intervals.json or, for a run of an earlier version, computed."""
+        return read_intervals(self.path)
 
     def curve(self) -> pd.DataFrame:
         """The log of steps, a row per step: step, epoch, lr and loss, and where an epoch was validated its accuracy and loss.

@@ -28,6 +28,8 @@ class Provenance:
             "classes": dataset.classes,
             "digests": digests.to_mapping(),
         }
+        if dataset.info.ordinal:
+            self.add(ordinal=True)
 
     def add(self, **facts: Any) -> None:
         self.facts |= facts

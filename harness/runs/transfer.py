@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +91,4 @@ def _name(dataset: str, split: str, digests: Digests, trained: dict[str, Any]) -
 def _reorder(predictions: Predictions, predicted: list[str], labelled: list[str]) -> Predictions:
     """Put logits [N, C] from the method's order of classes into the dataset's, which its labels follow."""
     columns = np.array([predicted.index(name) for name in labelled])
-    return Predictions(predictions.ids, predictions.labels, np.ascontiguousarray(predictions.logits[:, columns]))
+    return replace(predictions, logits=np.ascontiguousarray(predictions.logits[:, columns]))

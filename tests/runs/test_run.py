@@ -33,6 +33,7 @@ FILES = {
     "steps.jsonl",
     "predictions.parquet",
     "metrics.json",
+    "intervals.json",
     "prompts.safetensors",
     "files.json",
     "logs",

@@ -1,8 +1,9 @@
 """The result of an importer: a source's labelled images, each with the sample id that is made of its path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vipbench.harness.data.images import SUFFIXES
@@ -26,6 +27,7 @@ class Record:
         label: the class's position among the source's classes.
         split: "train", "val" or "test"; None where the source has no splits.
         patient: the source's own id of the patient, None where unknown. It is not stored.
+        metadata: values by column, None where unknown; every record of a source has the same columns.
     """
 
     key: str
@@ -33,6 +35,7 @@ class Record:
     label: int
     split: str | None = None
     patient: str | None = None
+    metadata: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Row(NamedTuple):
     split: str | None
     patient: str | None
     where: str
+    metadata: Mapping[str, str | None] = MappingProxyType({})
 
 
 def make_source(rows: list[Row], root: Path, classes: list[str], notes: Sequence[str] = ()) -> Source:
@@ -79,7 +83,8 @@ def make_source(rows: list[Row], root: Path, classes: list[str], notes: Sequence
             hint = did_you_mean(row.class_name, classes, otherwise=f"the classes are {classes}")
             raise UserError(f"{row.where}: {row.class_name!r} is no class; {hint}")
         key = sample_key(row.path, row.where)
-        records.append(Record(key, root / row.path, labels[row.class_name], row.split, row.patient))
+        label = labels[row.class_name]
+        records.append(Record(key, root / row.path, label, row.split, row.patient, dict(row.metadata)))
     return Source(classes, records, list(notes))
 
 

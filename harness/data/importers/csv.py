@@ -1,23 +1,25 @@
-"""A CSV or Parquet manifest: path, label, and optionally split and patient."""
+"""A CSV or Parquet manifest: path, label, and optionally split, patient and columns of metadata."""
 
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vipbench.harness.data.importers.base import Row, Source, make_source, split_name
 from vipbench.harness.data.names import class_name
-from vipbench.harness.errors import UserError
+from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.system.files import lines_of
 
 COLUMNS = ("path", "label", "split", "patient")
 NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")
 
 
-def read(file: Path, classes: list[str] | None = None, image_root: Path | None = None) -> Source:
-    """Read a CSV or Parquet table: path, label (a class name), and optionally split and patient.
+def read(
+    file: Path, classes: list[str] | None = None, image_root: Path | None = None, metadata: Sequence[str] = ()
+) -> Source:
+    """Read a CSV or Parquet table: path, label (a class name), optionally split and patient, and the columns of `metadata`.
 
     Paths are relative to `image_root`, or to the table's folder. Classes are sorted by name unless given in order.
     """
@@ -26,7 +28,7 @@ def read(file: Path, classes: list[str] | None = None, image_root: Path | None =
     rows_of = _parquet_rows if file.suffix.lower() in (".parquet", ".pq") else _csv_rows
     rows = []
     try:
-        for where, cells in rows_of(file):
+        for where, cells in rows_of(file, metadata):
             path, label, split, patient = (_text(cells.get(name), f"{where}: {name}") for name in COLUMNS)
             if not path or not label:
                 raise UserError(f"{where}: the {'label' if path else 'path'} is empty")
@@ -35,7 +37,8 @@ def read(file: Path, classes: list[str] | None = None, image_root: Path | None =
                     f"{where}: the label is {label!r}, as a missing number is written; it should name a class"
                 )
             known = split_name(split, where) if split else None
-            rows.append(Row(path, class_name(label), known, patient or None, where))
+            described = {name: _text(cells.get(name), f"{where}: {name}") or None for name in metadata}
+            rows.append(Row(path, class_name(label), known, patient or None, where, described))
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
     if 0 < sum(row.split is None for row in rows) < len(rows):
@@ -44,22 +47,24 @@ def read(file: Path, classes: list[str] | None = None, image_root: Path | None =
     return make_source(rows, image_root or file.parent, classes or sorted({row.class_name for row in rows}))
 
 
-def _check_columns(columns: Iterable[str], file: Path) -> None:
+def _check_columns(columns: Iterable[str], file: Path, metadata: Sequence[str]) -> None:
     names = list(columns)
+    if absent := [name for name in metadata if name not in names]:
+        raise UserError(f"{file}: --metadata: no column {absent[0]!r}; {did_you_mean(absent[0], names)}")
     if missing := [name for name in ("path", "label") if name not in names]:
         raise UserError(f"{file}: no column {missing[0]!r}; it needs path and label (and may have split, patient)")
-    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+    if twice := [name for name in (*COLUMNS, *metadata) if names.count(name) > 1]:
         raise UserError(f"{file}: the column {twice[0]!r} is there twice")
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(file: Path, metadata: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The place of each row, and its cells by column. Raises csv.Error where there is no table."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines_of(lines), strict=True)
         header = next(reader, None)
         if header is None:
             raise csv.Error("it is empty")
-        _check_columns(header, file)
+        _check_columns(header, file, metadata)
         for row in reader:
             where = f"{file}, row {reader.line_num}"
             if len(row) > len(header):
@@ -70,14 +75,14 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, dict(zip(header, row, strict=False))  # cells that are left out at the end are empty
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(file: Path, metadata: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(file)
-        _check_columns(table.schema_arrow.names, file)
-        columns = [name for name in COLUMNS if name in table.schema_arrow.names]
+        _check_columns(table.schema_arrow.names, file, metadata)
+        columns = [name for name in (*COLUMNS, *metadata) if name in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(columns=columns):
             for cells in batch.to_pylist():

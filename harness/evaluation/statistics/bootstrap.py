@@ -1,4 +1,4 @@
-"""The bootstrap over clusters (patients), vectorised: intervals (BCa, basic) and the p-values that go with them.
+"""The bootstrap over clusters (patients), vectorised: intervals and the p-values that go with them.
 
 Clusters are drawn with replacement, whole; all metrics and all runs of the same samples see the same resamples, so differences
 are paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 14.3.
@@ -6,7 +6,6 @@ are paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -17,7 +16,6 @@ from vipbench.harness.evaluation.statistics.weighted import Resampled, weighted_
 RESAMPLES = 2000
 JACKKNIFE_GROUPS = 200  # of clusters, at most; the acceleration of more is within 0.01
 CELLS = 1 << 20  # of counts at a time, which bounds memory
-Kind = Literal["bca", "basic"]
 LEAST_DEFINED = 0.5  # of resamples, for an interval
 
 
@@ -60,33 +58,40 @@ class Replicates:
         values = self.defined
         return bool(len(values) > LEAST_DEFINED * len(self.resampled) and np.ptp(values) > 1e-12 * (1 + abs(values[0])))
 
-    def interval(self, kind: Kind = "bca", confidence: float = 0.95) -> tuple[float, float] | None:
-        """The BCa interval, or the basic one; None where too few resamples are defined, or all are the same.
+    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The BCa interval; None where too few resamples are defined, or all are the same."""
+        if not self.usable:
+            return None
+        bias, acceleration = self._corrections()
+        shifted = bias + ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
+        low, high = np.quantile(self.defined, ndtr(bias + shifted / (1 - acceleration * shifted)))
+        return float(low), float(high)
 
-        The basic interval takes the bias of a resample for that of the estimate, which suits statistics that are biased
-        (calibration errors); the correction of BCa fails there.
+    def interval_of_deviation(self, noise: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The interval of a sum of absolute deviations, or of a range, which noise makes larger; BCa collapses on these.
+
+        It reaches from the lower end of the normal interval around the estimate less its bootstrap bias to the upper end of that
+        around the estimate itself; and from 0 where no true deviation would often give as much.
+
+        Args:
+            noise: values [R] of resamples where there is no true deviation.
         """
         if not self.usable:
             return None
-        tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-        if kind == "basic":
-            low, high = 2 * self.estimate - np.quantile(self.defined, tails[::-1])
-        else:
-            bias, acceleration = self._corrections()
-            shifted = bias + ndtri(tails)
-            low, high = np.quantile(self.defined, ndtr(bias + shifted / (1 - acceleration * shifted)))
-        return float(low), float(high)
+        values = self.defined
+        reach = float(ndtri((1 + confidence) / 2) * values.std(ddof=1))
+        low = self.estimate - max(0.0, float(values.mean()) - self.estimate) - reach
+        if self.estimate <= np.nanquantile(noise, (1 + confidence) / 2):
+            low = 0.0
+        return max(0.0, low), self.estimate + reach
 
-    def p_value(self, kind: Kind = "bca") -> float | None:
-        """The two-sided p-value that a true value of 0 has: one minus the confidence of the interval that ends there."""
+    def p_value(self) -> float | None:
+        """The two-sided p-value that a true value of 0 has: one minus the confidence of the BCa interval that ends there."""
         if not self.usable:
             return None
-        if kind == "basic":
-            position = _share_below(self.defined, 2 * self.estimate)
-        else:
-            bias, acceleration = self._corrections()
-            shifted = ndtri(_share_below(self.defined, 0.0)) - bias
-            position = float(ndtr(shifted / (1 + acceleration * shifted) - bias))
+        bias, acceleration = self._corrections()
+        shifted = ndtri(_share_below(self.defined, 0.0)) - bias
+        position = float(ndtr(shifted / (1 + acceleration * shifted) - bias))
         return min(1.0, 2 * min(position, 1 - position))
 
     def _corrections(self) -> tuple[float, float]:

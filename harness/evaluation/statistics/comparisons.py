@@ -10,10 +10,9 @@ from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.bootstrap import Kind, independent, replicate
+from vipbench.harness.evaluation.statistics.bootstrap import independent, replicate
 from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.intervals import (
-    BASIC,
     BCA,
     CLUSTERED,
     CONFIDENCE,
@@ -22,7 +21,7 @@ from vipbench.harness.evaluation.statistics.intervals import (
     effective_samples,
     spread_over_seeds,
 )
-from vipbench.harness.evaluation.statistics.weighted import NOISE, weighted_metric
+from vipbench.harness.evaluation.statistics.weighted import weighted_metric
 
 MCNEMAR = "McNemar (exact)"
 PERMUTATION = "exact permutation over patients"
@@ -64,16 +63,15 @@ def compare(
         return _compare_areas(first, second, clusters)
     own, other = replicate([metric], [first, second], clusters, seed)[metric]
     difference = own - other
-    kind: Kind = "basic" if metric in NOISE else "bca"
-    name = f"paired {BASIC if kind == 'basic' else BCA}" + ("" if independent(clusters) else CLUSTERED)
-    ends = difference.interval(kind)
+    name = f"paired {BCA}" + ("" if independent(clusters) else CLUSTERED)
+    ends = difference.interval()
     interval = Interval(*ends, name) if ends else None
     if metric == "accuracy":
         right, wrong = first.predicted == first.labels, second.predicted == second.labels
         test = MCNEMAR if independent(clusters) else PERMUTATION
         p: float | None = sign_flip_test(right.astype(int) - wrong, clusters)
     else:
-        p, test = difference.p_value(kind), name
+        p, test = difference.p_value(), name
     return Comparison(metric, difference.estimate, interval, p, test, len(first.labels))
 
 

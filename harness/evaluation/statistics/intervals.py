@@ -4,7 +4,7 @@ A run writes those of all its metrics to intervals.json.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.weighted import NOISE, OF_A_CLASS, WEIGHTED, noise_of, weighted_metric
 
 CONFIDENCE = 0.95
+DIGITS = 6  # of ends that are stored
 BY_CLASS = ("sensitivity", "specificity")
 WILSON = "Wilson"
 DELONG = "DeLong (logit)"
 BCA = "BCa bootstrap"
-BASIC = "basic bootstrap"
+DEVIATION = "normal bootstrap, bias taken off below"
 OVER_SEEDS = "t over seeds and bootstrapped samples"
 CLUSTERED = " over patients"
 
@@ -75,14 +76,21 @@ def intervals(of: Predicted, clusters: np.ndarray | None = None, seed: int = 0) 
 
 
 def to_json(found: Intervals) -> dict[str, Any]:
-    """Intervals as JSON values: {metric: {low, high, method}}, by class where the metric is; those without are left out."""
+    """Intervals as JSON values: {metric: {low, high, method}}, by class where the metric is; those without are left out.
+
+    Ends are rounded, so that they do not depend on the machine's last digits.
+    """
     described: dict[str, Any] = {}
     for name, value in found.items():
         if isinstance(value, Interval):
-            described[name] = asdict(value)
+            described[name] = _rounded(value)
         elif value:
-            described[name] = {label: asdict(own) for label, own in value.items() if own}
+            described[name] = {label: _rounded(own) for label, own in value.items() if own}
     return described
+
+
+def _rounded(found: Interval) -> dict[str, Any]:
+    return asdict(replace(found, low=round(found.low, DIGITS), high=round(found.high, DIGITS)))
 
 
 def from_json(described: dict[str, Any]) -> Intervals:
@@ -163,15 +171,11 @@ def _bootstrapped(
     replicates = {name: own[0] for name, own in replicate([*names, *noise], [of], clusters, seed).items()}
     found: dict[str, Interval | None] = {}
     for name in names:
+        deviation = name in NOISE
         own = replicates[name]
-        ends = own.interval("basic" if name in NOISE else "bca")
-        if ends is None:
-            found[name] = None
-            continue
-        low, high = _bounded(name, *ends)
-        if name in NOISE and own.estimate <= np.quantile(replicates[noise_of(name)].resampled, (1 + CONFIDENCE) / 2):
-            low = 0.0  # a calibrated model would show as much
-        found[name] = Interval(low, high, (BASIC if name in NOISE else BCA) + _suffix(clusters))
+        ends = own.interval_of_deviation(replicates[noise_of(name)].resampled) if deviation else own.interval()
+        method = (DEVIATION if deviation else BCA) + _suffix(clusters)
+        found[name] = Interval(*_bounded(name, *ends), method) if ends else None
     return found
 
 
@@ -195,6 +199,7 @@ def effective_samples(values: np.ndarray, clusters: np.ndarray) -> float:
     """
     codes = np.unique(clusters, return_inverse=True)[1]
     sizes, number = np.bincount(codes).astype(float), int(codes.max()) + 1
+    values = values.astype(np.float64)
     if np.ptp(values) == 0 or number < 2:
         return float(sizes.sum() ** 2 / np.square(sizes).sum())
     centred = values - values.mean()

@@ -7,7 +7,7 @@ import numpy as np
 
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
 from vipbench.harness.evaluation.statistics.bootstrap import Replicates, independent, replicate_parts
-from vipbench.harness.evaluation.statistics.intervals import BASIC, CLUSTERED, Interval, interval
+from vipbench.harness.evaluation.statistics.intervals import CLUSTERED, DEVIATION, Interval, interval
 from vipbench.harness.evaluation.statistics.weighted import weighted_metric
 
 UNKNOWN = "unknown"
@@ -49,8 +49,6 @@ def subgroups(
 ) -> Subgroups | None:
     """Split samples by a column and compare the groups; None where the metric has no weighted form.
 
-    The gap of resamples is larger than that of the samples, which the basic bootstrap interval takes off.
-
     Args:
         values: [N], None where unknown.
     """
@@ -71,15 +69,16 @@ def subgroups(
     if len(known) < 2:
         return Subgroups(metric, groups, None, None, None)
     worst = (max if metric in LOWER_IS_BETTER else min)(known, key=lambda group: group.value or 0.0)
-    gap = _gap([own for own in replicates if not np.isnan(own.estimate)])
-    ends = gap.interval("basic")
+    defined = [own for own in replicates if not np.isnan(own.estimate)]
+    gap, noise = _gap(defined)
+    ends = gap.interval_of_deviation(noise)
     suffix = "" if independent(clusters) else CLUSTERED
-    gap_interval = Interval(max(0.0, ends[0]), ends[1], BASIC + suffix) if ends else None
-    return Subgroups(metric, groups, worst, gap.estimate, gap_interval)
+    return Subgroups(metric, groups, worst, gap.estimate, Interval(*ends, DEVIATION + suffix) if ends else None)
 
 
-def _gap(groups: Sequence[Replicates]) -> Replicates:
-    """The greatest difference between groups; NaN where a group is undefined."""
+def _gap(groups: Sequence[Replicates]) -> tuple[Replicates, np.ndarray]:
+    """The greatest difference between groups, NaN where one is undefined, and [R] where groups differ by chance alone."""
+    estimates = np.array([own.estimate for own in groups])
     jackknife, resampled = (np.stack([getattr(own, name) for own in groups]) for name in ("jackknife", "resampled"))
-    estimates = [own.estimate for own in groups]
-    return Replicates(max(estimates) - min(estimates), np.ptp(jackknife, axis=0), np.ptp(resampled, axis=0))
+    gap = Replicates(float(np.ptp(estimates)), np.ptp(jackknife, axis=0), np.ptp(resampled, axis=0))
+    return gap, np.ptp(resampled - estimates[:, None], axis=0)
