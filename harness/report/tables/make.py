@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vipbench.harness.errors import UserError, shortened
@@ -53,11 +55,18 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     keys = row_names + column_names
     runs, missing = _labelled(runs, missing, keys)
     cells: dict[tuple[Key, Key], Cell] = {}
-    for key, group in runs.groupby(keys, sort=False):
-        row, column = tuple(key[: len(row_names)]), tuple(key[len(row_names) :])
-        _refuse_mixture(group, key)
+    read = {*keys, *values.values(), *SEEDS, "run", EVALUATION, DOUBTFUL, SHARED, "data.shots"}
+    records = runs[[name for name in runs.columns if name in read]].to_dict("records")  # of few columns: runs are many
+    groups: dict[Key, list[int]] = {}
+    for place, run in enumerate(records):
+        groups.setdefault(tuple(run[name] for name in keys), []).append(place)
+    suspects = _suspects(runs, keys, groups)
+    for key, places in groups.items():
+        row, column = key[: len(row_names)], key[len(row_names) :]
+        if key in suspects:
+            _refuse_mixture(runs.iloc[places], key)
         for metric, name in values.items():
-            cells[row, (metric, *column)] = _cell(group, metric, name)
+            cells[row, (metric, *column)] = _cell([records[place] for place in places], metric, name)
     lacking, unplaced = Counter[tuple[Key, Key]](), []
     for run in missing.to_dict("records"):
         key = tuple(run.get(name) for name in keys)
@@ -111,24 +120,23 @@ def _labelled(runs: pd.DataFrame, missing: pd.DataFrame, keys: Sequence[str]) ->
     return runs, pd.concat([readable, unreadable]) if len(unreadable) else readable
 
 
-def _cell(group: pd.DataFrame, metric: str, column: str) -> Cell:
-    seeds = [name for name in SEEDS if name in group]
-    figures = group[column].astype(float)
-    records = group.to_dict("records")
+def _cell(group: Sequence[dict[str, Any]], metric: str, column: str) -> Cell:
+    seeds = [name for name in SEEDS if name in group[0]]
     values = tuple(
         Value(
             str(result_folder(run)),
             {short_name(name): show(run[name]) for name in seeds if pd.notna(run[name])},
-            None if math.isnan(figure) else float(figure),
+            None if pd.isna(run[column]) else float(run[column]),
         )
-        for run, figure in zip(records, figures, strict=True)
+        for run in group
     )
-    defined = figures.dropna()
-    deviation = float(defined.std(ddof=1)) if len(defined) > 1 else None
-    doubtful, shared = (int(group[mark].sum()) if mark in group else 0 for mark in (DOUBTFUL, SHARED))
+    defined = [value.value for value in values if value.value is not None]
+    mean = fmean(defined) if defined else math.nan
+    deviation = stdev(defined) if len(defined) > 1 else None
+    doubtful, shared = (sum(bool(run.get(mark)) for run in group) for mark in (DOUBTFUL, SHARED))
     shared = shared if metric in SHARED_COSTS else 0
-    seedless = "data.shots" in group and bool((group["data.shots"] == 0).all())  # nothing is drawn
-    return Cell(float(defined.mean()), deviation, len(defined), doubtful, shared, values, seedless=seedless)
+    seedless = all(run.get("data.shots") == 0 for run in group)  # nothing is drawn
+    return Cell(mean, deviation, len(defined), doubtful, shared, values, seedless=seedless)
 
 
 def _unfinished(run: dict[str, Any]) -> str:
@@ -153,12 +161,29 @@ def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
     return pd.Series(labels)
 
 
+def _suspects(runs: pd.DataFrame, keys: Sequence[str], groups: Mapping[Key, Sequence[int]]) -> set[Key]:
+    """The groups, by their places among the runs, in which something but the seeds differs, or that hold a seed twice."""
+    first = np.empty(len(runs), int)
+    for places in groups.values():
+        first[list(places)] = places[0]
+    differs = runs.duplicated([*keys, *(name for name in SEEDS if name in runs)]).to_numpy(copy=True)
+    for name in _compared(runs):
+        codes = pd.factorize(runs[name].map(show))[0]
+        differs |= codes != codes[first]
+    return {key for key, places in groups.items() if differs[list(places)].any()}
+
+
+def _compared(runs: pd.DataFrame) -> list[str]:
+    """The columns in which the runs of a cell must not differ."""
+    ignored = (*NOT_RESULTS, *SEEDS, METHOD)
+    return [
+        name for name in map(str, runs.columns) if name not in ignored and not name.startswith(("metrics.", "run."))
+    ]
+
+
 def _refuse_mixture(group: pd.DataFrame, key: Key) -> None:
     where = " / ".join(map(show, key))
-    ignored = (*NOT_RESULTS, *SEEDS, METHOD)
-    for name in map(str, group.columns):
-        if name in ignored or name.startswith(("metrics.", "run.")):
-            continue
+    for name in _compared(group):
         values = list(dict.fromkeys(show(value) for value in group[name]))
         if len(values) > 1:
             if name.startswith("digests."):
