@@ -4,7 +4,7 @@ import csv
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,7 +88,7 @@ def table(
     with disk_errors(directories[0]):
         runs = load_runs(*directories)
     query = PRESETS[preset.value](runs) if preset else Query()
-    asked = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
+    asked: dict[str, Any] = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
     asked |= {"references": references, "average": average, "evaluations": evaluations, "intervals": intervals}
     query = replace(query, **{name: value for name, value in asked.items() if value is not None})
     made = query_table(runs, query)

@@ -53,7 +53,7 @@ FACTS = (
     *("validation_loss", "selection", "tuning", "cost", "backbone", "packed", "approximations", "result_version"),
     *("versions", "git", "hardware", "started", "finished", "seconds"),
 )
-LEFT_OUT = ("run", "grid")  # sections of a config: how and where it ran
+LEFT_OUT = ("run",)  # sections of a config: how and where it ran
 FILE_ENDINGS = (".json", ".yaml", ".yml", ".txt", ".csv", ".py", ".pt", ".safetensors", ".parquet", ".npz", ".bin")
 IN_TEXT = re.compile(r"(?<![\w.{}/:])(?:~|[A-Za-z]:)?(?:/[^\s/:,;'\"]+){2,}|\b[a-z][a-z0-9+]*://\S+")
 

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics.comparisons import Comparison, compare, false_superiority, holm
 from vipbench.harness.report.listing import aligned
-from vipbench.harness.report.predictions import PredictedSamples, read_predicted
 from vipbench.harness.report.rows import EVALUATIONS
 from vipbench.harness.report.tables.values import NO_VALUE, figure, show
 from vipbench.harness.runs.directory import check_run, flatten, read_config, read_metrics, read_provenance
+from vipbench.harness.runs.predictions import read_predicted
 
 TESTED = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 LISTED = 20  # samples
@@ -74,12 +75,12 @@ def compare_runs(first: Path, second: Path) -> ComparedRuns:
     Raises:
         UserError: one is neither, or damaged.
     """
-    settings = _differences(*(_settings(_run_of(path)) for path in (first, second)))
-    described = [read_provenance(path) for path in (first, second)]
-    data = _differences(*(_content(one) for one in described))
-    metrics = _differences(*(flatten(read_metrics(path)) for path in (first, second)), equal_too=True)
+    settings = _differences(_settings(_run_of(first)), _settings(_run_of(second)))
+    own, other = read_provenance(first), read_provenance(second)
+    data = _differences(_content(own), _content(other))
+    metrics = _differences(flatten(read_metrics(first)), flatten(read_metrics(second)), equal_too=True)
     compared = ComparedRuns(str(first), str(second), settings, data, metrics)
-    if described[0]["digests"]["dataset"] != described[1]["digests"]["dataset"]:
+    if own["digests"]["dataset"] != other["digests"]["dataset"]:
         return replace(compared, pairing="tested on other data, so that samples cannot be paired")
     return _paired(compared, read_predicted(first), read_predicted(second))
 
@@ -107,33 +108,38 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], equal_too:
     return [one for one in found if equal_too or one.first != one.second]
 
 
-def _paired(compared: ComparedRuns, first: PredictedSamples, second: PredictedSamples) -> ComparedRuns:
+def _paired(
+    compared: ComparedRuns, first: tuple[Predicted, Predictions], second: tuple[Predicted, Predictions]
+) -> ComparedRuns:
     """Add what needs the same samples: where they disagree, and the tests of metrics."""
-    common, own, other = np.intersect1d(first.ids, second.ids, return_indices=True)
-    if not len(common) or set(first.predicted.classes) != set(second.predicted.classes):
+    (left, own), (right, other) = first, second
+    common, *at = np.intersect1d(own.ids, other.ids, return_indices=True)
+    if not len(common) or set(left.classes) != set(right.classes):
         return replace(compared, pairing="tested on no common sample, or with other classes")
-    left, right = first.predicted.select(own), second.predicted.select(other)
+    left, right = left.select(at[0]), right.select(at[1])
     places = [list(right.classes).index(name) for name in left.classes]
     right = replace(
         right, logits=right.logits[:, places], labels=np.argsort(places)[right.labels], classes=left.classes
     )
     if not np.array_equal(left.labels, right.labels):
         return replace(compared, pairing="tested on samples of other labels")
-    clusters = None if first.clusters is None else first.clusters[own]
+    clusters = None if own.clusters is None else own.clusters[at[0]]
     known = {one.name for one in compared.metrics if one.first is not None and one.second is not None}
     found = (compare(name, left, right, clusters) for name in TESTED if name in known)
     tests = [test for test in found if test is not None]
-    wins, losses = left.predicted == left.labels, right.predicted == right.labels
-    part = (
-        f"paired on the {len(common)} samples that both predicted"
-        if len(common) < max(len(first.ids), len(second.ids))
-        else ""
+    first_right, second_right = left.predicted == left.labels, right.predicted == right.labels
+    samples = Samples(
+        both_right=int(np.sum(first_right & second_right)),
+        only_first=int(np.sum(first_right & ~second_right)),
+        only_second=int(np.sum(~first_right & second_right)),
+        both_wrong=int(np.sum(~first_right & ~second_right)),
+        disagreements=_disagreements(common, left, right),
     )
-    counts = [int(np.sum(one)) for one in (wins & losses, wins & ~losses, ~wins & losses, ~wins & ~losses)]
+    part = len(common) < max(len(own.ids), len(other.ids))
     return replace(
         compared,
-        pairing=part,
-        samples=Samples(*counts, _disagreements(common, left, right)),
+        pairing=f"paired on the {len(common)} samples that both predicted" if part else "",
+        samples=samples,
         tests=tests,
         adjusted=holm([test.p for test in tests]),
         false_claim=false_superiority(left, right, clusters),

@@ -44,12 +44,12 @@ def list_runs(
     """
     folder = run_folder(directory)
     done = read_runs(folder)
-    found = [{**run, STATE: "done"} for run in done.to_dict("records")]
+    found: list[dict[Any, Any]] = [{**run, STATE: "done"} for run in done.to_dict("records")]
     names = {Path(run["run"]).name for run in found}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and is_finished(path) and path.name not in names:
             found.append({RUN: str(path), STATE: "damaged", REASON: find_damage(path) or "it cannot be read"})
-    for run in unfinished(directory):
+    for run in unfinished(directory, done):
         state, reason = (states or {}).get(Path(run["run"]).name, (run[STATE], run[REASON]))
         found.append(run | {STATE: state, REASON: reason})
     if not found:

@@ -1,7 +1,7 @@
 """Runs as rows, for tables and lists: the finished ones, what was evaluated on other data, and those that are not finished."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def load_runs(*directories: Path) -> pd.DataFrame:
         UserError: there is no finished run in one of them.
     """
     found = [_load(directory) for directory in directories]
-    attrs = {
+    attrs: dict[Hashable | None, Any] = {
         "damaged": sum(runs.attrs["damaged"] for runs in found),
         "missing": [row for runs in found for row in runs.attrs["missing"]],
     }
@@ -62,10 +62,7 @@ def _load(directory: Path) -> pd.DataFrame:
         order = {name: place for place, name in enumerate(names)}
         runs = runs.sort_values("run", key=lambda paths: paths.map(lambda path: order.get(Path(path).name, len(order))))
     runs["directory"] = str(directory)
-    runs.attrs = {"damaged": damaged, "missing": unfinished(directory)}
-    paths = dict(zip(runs["data.path"], runs["dataset"], strict=True)) if "data.path" in runs else {}
-    for row in runs.attrs["missing"]:
-        row["dataset"] = paths.get(row.get("data.path"))
+    runs.attrs = {"damaged": damaged, "missing": unfinished(directory, runs)}
     return runs
 
 
@@ -90,13 +87,15 @@ def planned(directory: Path) -> list[str]:
         return []
 
 
-def unfinished(directory: Path) -> list[dict[str, Any]]:
+def unfinished(directory: Path, finished: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each run that a sweep planned, or that was begun, and is not finished.
 
-    It has the values of its config under dotted names, "run" (the path that it will have), "directory", "state" ("failed",
-    "running", "interrupted" or "pending") and "reason" (of its failure). A config that cannot be read gives no values.
+    It has the values of its config under dotted names, "dataset" and "recipe" as `finished` runs have them, "run" (the path that
+    it will have), "directory", "state" ("failed", "running", "interrupted" or "pending") and "reason" (of its failure). A config
+    that cannot be read gives no values.
     """
     folder = run_folder(directory)
+    datasets = dict(zip(finished["data.path"], finished["dataset"], strict=True)) if "data.path" in finished else {}
     begun = [path.name.removesuffix(PARTIAL) for path in sorted(folder.glob(f"*{PARTIAL}")) if path.is_dir()]
     rows = []
     for name in dict.fromkeys([*planned(directory), *begun]):
@@ -107,6 +106,10 @@ def unfinished(directory: Path) -> list[dict[str, Any]]:
         state = "interrupted" if partial.is_dir() else "pending"
         state = "running" if is_running(run) else "failed" if reason else state
         row = _planned_config(partial / CONFIG, directory / CONFIGS / f"{name}.yaml")
+        if row:
+            row["dataset"] = datasets.get(row.get("data.path"))
+            if "recipe" in finished:  # runs of an earlier version do not name that of the paper
+                row.setdefault("recipe", "published" if "train.lr" in row else None)
         rows.append(row | {"run": str(run), "directory": str(directory), "state": state, "reason": reason})
     return rows
 
@@ -125,11 +128,9 @@ def _planned_config(*places: Path) -> dict[str, Any]:
     for place in places:
         if place.is_file():
             try:
-                config = read_yaml(place)
+                return flatten(read_yaml(place))
             except UserError as error:
                 log.warning("%s", error)
-                continue
-            return {"recipe": "published" if config.get("train") else None} | flatten(config)
     return {}
 
 
@@ -145,7 +146,7 @@ def with_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
         run = Path(own["run"])
         place = {EVALUATED: own["dataset"], "split": "test", EVALUATION: "", OTHER_CLASSES: False}
         rows.append(own | place | {"digests.evaluated": own["digests.dataset"]})
-        config = {name: value for name, value in own.items() if not name.startswith("metrics.")}
+        config = {name: value for name, value in own.items() if not str(name).startswith("metrics.")}
         for path in sorted((run / EVALUATIONS).glob("*/")):
             if path.name.startswith("."):  # one that is being written
                 continue
@@ -191,7 +192,7 @@ def with_class_metrics(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFra
     if not wanted:
         return runs
     found = [read_metrics(result_folder(run)) for run in runs.to_dict("records")]
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in wanted:
         metric, _, of_class = name.partition(".")
         by_class = [value for value in (one.get(metric) for one in found) if isinstance(value, dict)]

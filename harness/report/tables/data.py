@@ -51,7 +51,7 @@ def _place(table: Table, row: Key, column: Key) -> dict[str, Any]:
 def _figures(cell: Cell | None) -> dict[str, Any]:
     if cell is None:
         return {"mean": None, "std": None, "n": 0, DOUBTFUL: 0}
-    found = {"mean": cell.mean, "std": cell.deviation, "n": cell.count, DOUBTFUL: cell.doubtful}
+    found: dict[str, Any] = {"mean": cell.mean, "std": cell.deviation, "n": cell.count, DOUBTFUL: cell.doubtful}
     if cell.interval:
         found |= {"low": cell.interval.low, "high": cell.interval.high, "interval": cell.interval.method}
     return found

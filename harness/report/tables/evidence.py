@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics import warnings
-from vipbench.harness.evaluation.statistics.intervals import Interval, from_json, interval_over_seeds
-from vipbench.harness.report.predictions import PredictedSamples, read_predicted
+from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.tables.cells import Cell, Key, Table
 from vipbench.harness.report.tables.text import column_title, row_values
 from vipbench.harness.report.tables.values import COSTS
-from vipbench.harness.system.files import read_json
+from vipbench.harness.runs.directory import INTERVALS
+from vipbench.harness.runs.predictions import read_intervals, read_predicted
 
-INTERVALS = "intervals.json"  # of a run
+Samples = tuple[Predicted, Predictions]
 
 
 def add_evidence(table: Table) -> Table:
@@ -34,11 +35,9 @@ def add_evidence(table: Table) -> Table:
     cells, thin = dict(table.cells), dict[str, None]()
     for runs, of_runs in places.items():  # predictions are read once for all metrics, and not kept
         samples = [read_predicted(Path(run)) for run in runs]
-        counts = np.bincount(samples[0].predicted.labels, minlength=len(samples[0].predicted.classes))
-        thin |= dict.fromkeys(
-            warnings.few_samples(dict(zip(samples[0].predicted.classes, counts.tolist(), strict=True)))
-        )
-        clusters = samples[0].clusters
+        predicted, clusters = samples[0][0], samples[0][1].clusters
+        counts = np.bincount(predicted.labels, minlength=len(predicted.classes)).tolist()
+        thin |= dict.fromkeys(warnings.few_samples(dict(zip(predicted.classes, counts, strict=True))))
         thin |= dict.fromkeys(warnings.few_clusters(None if clusters is None else len(np.unique(clusters))))
         for place in of_runs:
             cells[place] = replace(cells[place], interval=_interval(place[1][0], runs, samples))
@@ -47,26 +46,23 @@ def add_evidence(table: Table) -> Table:
     return replace(found, remarks=[*table.remarks, f"Thin evidence: {'; '.join(thin)}."] if thin else table.remarks)
 
 
-def _interval(metric: str, runs: Sequence[str], samples: Sequence[PredictedSamples]) -> Interval | None:
+def _interval(metric: str, runs: Sequence[str], samples: Sequence[Samples]) -> Interval | None:
     metric, _, of_class = metric.partition(".")
-    if len(runs) == 1 and (recorded := Path(runs[0]) / INTERVALS).is_file():
-        try:
-            found = from_json(read_json(recorded)).get(metric)
-            return found.get(of_class) if isinstance(found, dict) else found
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"{recorded}: damaged: it holds no intervals") from error
-    if not all(same_samples(samples[0], other) for other in samples[1:]):
+    if len(runs) == 1 and (Path(runs[0]) / INTERVALS).is_file():
+        found = read_intervals(Path(runs[0])).get(metric)
+        return found.get(of_class) if isinstance(found, dict) else found
+    if not all(_same_samples(samples[0], other) for other in samples[1:]):
         return None
     name = f"{metric}[{of_class}]" if of_class else metric
-    return interval_over_seeds(name, [one.predicted for one in samples], samples[0].clusters)
+    return interval_over_seeds(name, [predicted for predicted, _ in samples], samples[0][1].clusters)
 
 
-def same_samples(first: PredictedSamples, second: PredictedSamples) -> bool:
+def _same_samples(first: Samples, second: Samples) -> bool:
     """Check that two runs predicted the same samples in the same order, of the same classes."""
     return (
-        np.array_equal(first.ids, second.ids)
-        and np.array_equal(first.predicted.labels, second.predicted.labels)
-        and list(first.predicted.classes) == list(second.predicted.classes)
+        np.array_equal(first[1].ids, second[1].ids)
+        and np.array_equal(first[0].labels, second[0].labels)
+        and list(first[0].classes) == list(second[0].classes)
     )
 
 

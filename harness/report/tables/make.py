@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from vipbench.harness.report.tables.cells import Cell, Key, Table, Value
 from vipbench.harness.report.tables.values import NO_VALUE, show, sort_key
 from vipbench.harness.runs.collect import DOUBTFUL
 
+Run = Mapping[Any, Any]  # a row of runs
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
 RECIPE = "recipe"
 SHARED = "shared"
@@ -49,31 +49,24 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         raise UserError("a table needs at least one name in --rows and one in --metric")
     damaged, missing = runs.attrs.get("damaged", 0), pd.DataFrame(runs.attrs.get("missing", []))
     row_names, column_names = ([resolve_name(name, runs, [METHOD]) for name in names] for names in (rows, columns))
-    runs = with_class_metrics(runs, metrics)
+    runs = with_class_metrics(runs, metrics).copy(deep=False)
+    runs.attrs = {}  # which pandas would copy and compare at every step
     values = {metric: resolve_metric(metric, runs) for metric in metrics}
-    runs.attrs = {}
     keys = row_names + column_names
     runs, missing = _labelled(runs, missing, keys)
-    cells: dict[tuple[Key, Key], Cell] = {}
-    read = {*keys, *values.values(), *SEEDS, "run", EVALUATION, DOUBTFUL, SHARED, "data.shots"}
-    records = runs[[name for name in runs.columns if name in read]].to_dict("records")  # of few columns: runs are many
-    groups: dict[Key, list[int]] = {}
-    for place, run in enumerate(records):
-        groups.setdefault(tuple(run[name] for name in keys), []).append(place)
-    suspects = _suspects(runs, keys, groups)
-    for key, places in groups.items():
+    groups: dict[Key, list[Run]] = {}
+    for run in runs.to_dict("records"):  # grouping by pandas takes milliseconds for each cell
+        groups.setdefault(tuple(run[name] for name in keys), []).append(run)
+    bound, cells = _bound_columns(runs), dict[tuple[Key, Key], Cell]()
+    for key, group in groups.items():
         row, column = key[: len(row_names)], key[len(row_names) :]
-        if key in suspects:
-            _refuse_mixture(runs.iloc[places], key)
+        _refuse_mixture(group, key, bound)
         for metric, name in values.items():
-            cells[row, (metric, *column)] = _cell([records[place] for place in places], metric, name)
-    lacking, unplaced = Counter[tuple[Key, Key]](), []
-    for run in missing.to_dict("records"):
-        key = tuple(run.get(name) for name in keys)
-        if None in key:
-            unplaced.append(run)
-        else:
-            lacking[key[: len(row_names)], key[len(row_names) :]] += 1
+            cells[row, (metric, *column)] = _cell(group, metric, name)
+    lacking = Counter[tuple[Key, Key]]()
+    placed = missing.dropna(subset=keys) if set(keys) <= set(missing) else missing.iloc[:0]  # configs that can be read
+    for key in map(tuple, placed[keys].to_numpy().tolist() if len(placed) else []):
+        lacking[key[: len(row_names)], key[len(row_names) :]] += 1
     places = [*((row, column[1:]) for row, column in cells), *lacking]
     row_keys = list(dict.fromkeys(row for row, _ in places))
     column_keys = sorted(dict.fromkeys(column for _, column in places), key=lambda key: [*map(sort_key, key)])
@@ -120,26 +113,20 @@ def _labelled(runs: pd.DataFrame, missing: pd.DataFrame, keys: Sequence[str]) ->
     return runs, pd.concat([readable, unreadable]) if len(unreadable) else readable
 
 
-def _cell(group: Sequence[dict[str, Any]], metric: str, column: str) -> Cell:
-    seeds = [name for name in SEEDS if name in group[0]]
-    values = tuple(
-        Value(
-            str(result_folder(run)),
-            {short_name(name): show(run[name]) for name in seeds if pd.notna(run[name])},
-            None if pd.isna(run[column]) else float(run[column]),
-        )
-        for run in group
-    )
-    defined = [value.value for value in values if value.value is not None]
-    mean = fmean(defined) if defined else math.nan
-    deviation = stdev(defined) if len(defined) > 1 else None
-    doubtful, shared = (sum(bool(run.get(mark)) for run in group) for mark in (DOUBTFUL, SHARED))
+def _cell(group: Sequence[Run], metric: str, column: str) -> Cell:
+    figures: list[float | None] = [None if pd.isna(run[column]) else float(run[column]) for run in group]
+    seeds = [{short_name(name): show(run[name]) for name in SEEDS if pd.notna(run.get(name))} for run in group]
+    values = map(Value, (str(result_folder(run)) for run in group), seeds, figures)
+    defined = [one for one in figures if one is not None]
+    mean = float(np.mean(defined)) if defined else math.nan
+    deviation = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    doubtful, shared = (sum(int(run[mark]) for run in group if pd.notna(run.get(mark))) for mark in (DOUBTFUL, SHARED))
     shared = shared if metric in SHARED_COSTS else 0
     seedless = all(run.get("data.shots") == 0 for run in group)  # nothing is drawn
-    return Cell(mean, deviation, len(defined), doubtful, shared, values, seedless=seedless)
+    return Cell(mean, deviation, len(defined), doubtful, shared, tuple(values), seedless=seedless)
 
 
-def _unfinished(run: dict[str, Any]) -> str:
+def _unfinished(run: Run) -> str:
     """A line for a run that is not finished: state, name and reason."""
     reason = f": {shortened(run['reason'], 200)}" if isinstance(run.get("reason"), str) else ""
     return f"{run['state']}: {Path(run['run']).name}{reason}"
@@ -161,46 +148,39 @@ def _method_labels(runs: pd.DataFrame, placed: Sequence[str]) -> pd.Series:
     return pd.Series(labels)
 
 
-def _suspects(runs: pd.DataFrame, keys: Sequence[str], groups: Mapping[Key, Sequence[int]]) -> set[Key]:
-    """The groups, by their places among the runs, in which something but the seeds differs, or that hold a seed twice."""
-    first = np.empty(len(runs), int)
-    for places in groups.values():
-        first[list(places)] = places[0]
-    differs = runs.duplicated([*keys, *(name for name in SEEDS if name in runs)]).to_numpy(copy=True)
-    for name in _compared(runs):
-        codes = pd.factorize(runs[name].map(show))[0]
-        differs |= codes != codes[first]
-    return {key for key, places in groups.items() if differs[list(places)].any()}
-
-
-def _compared(runs: pd.DataFrame) -> list[str]:
-    """The columns in which the runs of a cell must not differ."""
+def _bound_columns(runs: pd.DataFrame) -> list[str]:
+    """The columns in which the runs differ that those of a cell must have in common."""
     ignored = (*NOT_RESULTS, *SEEDS, METHOD)
-    return [
-        name for name in map(str, runs.columns) if name not in ignored and not name.startswith(("metrics.", "run."))
-    ]
+    columns = [name for name in map(str, runs.columns) if name not in ignored]
+    columns = [name for name in columns if not name.startswith(("metrics.", "run."))]
+    return [name for name in columns if runs[name].map(show).nunique() > 1]
 
 
-def _refuse_mixture(group: pd.DataFrame, key: Key) -> None:
+def _refuse_mixture(group: Sequence[Run], key: Key, bound: Sequence[str]) -> None:
     where = " / ".join(map(show, key))
-    for name in _compared(group):
-        values = list(dict.fromkeys(show(value) for value in group[name]))
+    for name in bound:
+        values = _shown(group, name)
         if len(values) > 1:
             if name.startswith("digests."):
                 raise UserError(_mixed_content(group, name.removeprefix("digests."), where))
             raise UserError(f"cell {where} would mix {name}={', '.join(values)}; add {name} to --rows or --columns")
-    seeds = [name for name in SEEDS if name in group.columns]
-    if group.groupby(seeds, dropna=False).size().max() > 1:
-        raise UserError(f"cell {where} holds several runs of one seed: {', '.join(map(str, group['run']))}")
+    if len({tuple(show(run.get(name)) for name in SEEDS) for run in group}) < len(group):
+        paths = ", ".join(str(run["run"]) for run in group)
+        raise UserError(f"cell {where} holds several runs of one seed: {paths}")
 
 
-def _mixed_content(group: pd.DataFrame, kind: str, where: str) -> str:
+def _mixed_content(group: Sequence[Run], kind: str, where: str) -> str:
     """Describe a cell whose runs read different datasets, backbones, symptom sets or code of a method."""
     names = {"dataset": "data.path", "backbone": "backbone.name", "symptoms": "symptoms", "method": "method.name"}
-    for name in (names.get(kind, EVALUATION), EVALUATION):
-        places = list(dict.fromkeys(show(value) for value in group[name])) if name in group else []
-        if len(places) > 1:
-            return f"cell {where} would mix {name}={', '.join(places)}; add {name} to --rows or --columns"
     name = names.get(kind, EVALUATION)
-    places = list(dict.fromkeys(show(value) for value in group[name]))
-    return f"cell {where} would mix runs before and after {name}={places[0]} changed in content; remove those before"
+    for differing in (name, EVALUATION):
+        places = _shown(group, differing)
+        if len(places) > 1:
+            return f"cell {where} would mix {differing}={', '.join(places)}; add {differing} to --rows or --columns"
+    place = _shown(group, name)[0]
+    return f"cell {where} would mix runs before and after {name}={place} changed in content; remove those before"
+
+
+def _shown(group: Sequence[Run], name: str) -> list[str]:
+    """The values of a column, each once."""
+    return list(dict.fromkeys(show(run.get(name)) for run in group))

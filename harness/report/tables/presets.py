@@ -100,8 +100,7 @@ def _cost(runs: pd.DataFrame) -> Query:
 
 
 def _zoo(runs: pd.DataFrame) -> Query:
-    query = _few_shot(runs)
-    return replace(query, metrics=("accuracy", "balanced_accuracy"))
+    return replace(_few_shot(runs), metrics=("accuracy", "auroc"))
 
 
 PRESETS: Mapping[str, Callable[[pd.DataFrame], Query]] = {
