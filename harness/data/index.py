@@ -196,8 +196,11 @@ def read_index(path: str | Path) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         names = file.schema_arrow.names
-        if names[: len(SCHEMA)] != SCHEMA.names or len(names) > len(SCHEMA) + MAX_METADATA:
-            raise UserError(f"{path}: its columns are {names[:20]}; an index has {SCHEMA.names}, and then metadata")
+        are_text = all(file.schema_arrow.field(place).type == pa.string() for place in range(len(SCHEMA), len(names)))
+        if names[: len(SCHEMA)] != SCHEMA.names or len(names) > len(SCHEMA) + MAX_METADATA or not are_text:
+            raise UserError(
+                f"{path}: its columns are {names[:20]}; an index has {SCHEMA.names}, and then text as metadata"
+            )
         metadata = names[len(SCHEMA) :]
         check_columns(metadata, str(path))
         if file.metadata.num_rows > MAX_ROWS:

@@ -1,8 +1,9 @@
 """Conformal prediction sets, which hold the label of a new sample with a chosen probability: LAC, APS and RAPS.
 
-LAC: Sadinle et al., arXiv 1609.00451. APS: Romano et al., arXiv 2006.02544, without its random part. RAPS: Angelopoulos et al.,
-arXiv 2009.14193. The threshold comes from samples that neither adapted the model nor test the sets: half of the test split's
-patients, by `halves`.
+LAC: Sadinle et al., arXiv 1609.00451. APS: Romano et al., arXiv 2006.02544. RAPS: Angelopoulos et al., arXiv 2009.14193. The
+latter two take a random part of a class's own probability, without which they hold labels too often where classes are few.
+
+The threshold comes from samples that neither adapted the model nor test the sets: half of the test split's patients, by `halves`.
 """
 
 from collections.abc import Callable
@@ -40,16 +41,23 @@ class PredictionSets:
 
 
 def conformal_sets(
-    score: str, calibration: Predicted, test: Predicted, clusters: np.ndarray | None = None, wanted: float = COVERAGE
+    score: str,
+    calibration: Predicted,
+    test: Predicted,
+    clusters: np.ndarray | None = None,
+    wanted: float = COVERAGE,
+    seed: int = 0,
 ) -> PredictionSets:
     """The prediction sets of test samples, with a threshold from calibration samples of the same kind.
 
     Args:
         clusters: [n] int of the test samples, for the interval.
+        seed: of the random parts.
     """
-    scores = SCORES[score](calibration.probabilities)
+    rng = np.random.default_rng(seed)
+    scores = SCORES[score](calibration.probabilities, rng.random((len(calibration.labels), 1)))
     threshold = _threshold(scores[np.arange(len(scores)), calibration.labels], wanted)
-    sets = SCORES[score](test.probabilities) <= threshold
+    sets = SCORES[score](test.probabilities, rng.random((len(test.labels), 1))) <= threshold
     held = sets[np.arange(len(sets)), test.labels]
     by_class = {
         name: float(held[test.labels == label].mean()) if (test.labels == label).any() else None
@@ -82,21 +90,21 @@ def _threshold(scores: np.ndarray, wanted: float) -> float:
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else float("inf")
 
 
-def _lac(probabilities: np.ndarray) -> np.ndarray:
+def _lac(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
     return 1 - probabilities
 
 
-def _aps(probabilities: np.ndarray) -> np.ndarray:
-    """The probability of a class and all more probable ones."""
+def _aps(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """The probability of all classes that are more probable, and a part [n, 1] of the class's own."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     scores = np.empty_like(probabilities)
     np.put_along_axis(scores, order, np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1), axis=1)
-    return scores
+    return scores - (1 - part) * probabilities
 
 
-def _raps(probabilities: np.ndarray) -> np.ndarray:
+def _raps(probabilities: np.ndarray, part: np.ndarray) -> np.ndarray:
     ranks = np.argsort(np.argsort(-probabilities, axis=1, kind="stable"), axis=1) + 1
-    return _aps(probabilities) + PENALTY * np.maximum(0, ranks - UNPENALISED)
+    return _aps(probabilities, part) + PENALTY * np.maximum(0, ranks - UNPENALISED)
 
 
-SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"lac": _lac, "aps": _aps, "raps": _raps}  # [n, C] -> [n, C]
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"lac": _lac, "aps": _aps, "raps": _raps}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
@@ -16,7 +17,7 @@ class Ranks:
     Attributes:
         names: of the methods, the best average rank first. average: [K], 1 is best. datasets: D.
         friedman_p: of no difference between methods; None where there are under 3 methods or 2 datasets, or all is tied.
-        critical_difference: between two average ranks, at the level 0.05. p: [K, K], Nemenyi's, of each pair.
+        critical_difference: between two average ranks, at the level 0.05.
         groups: maximal runs of methods, as positions (first, last), whose ranks differ by no more than that.
     """
 
@@ -25,8 +26,13 @@ class Ranks:
     datasets: int
     friedman_p: float | None
     critical_difference: float
-    p: np.ndarray
     groups: list[tuple[int, int]]
+
+    @property
+    def p(self) -> np.ndarray:
+        """P-values [K, K] of Nemenyi's test of each pair."""
+        distances = np.abs(self.average[:, None] - self.average) / _error(len(self.average), self.datasets)
+        return np.asarray(studentized_range.sf(distances * np.sqrt(2), len(self.average), np.inf))
 
 
 def average_ranks(scores: np.ndarray, names: Sequence[str], lower_is_better: bool = False) -> Ranks:
@@ -41,7 +47,7 @@ def average_ranks(scores: np.ndarray, names: Sequence[str], lower_is_better: boo
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     ranks = ranks[:, order]
     average = ranks.mean(axis=0)
-    difference = float(studentized_range.ppf(1 - LEVEL, methods, np.inf) / np.sqrt(2) * _error(methods, datasets))
+    difference = _quantile(methods) * _error(methods, datasets)
     friedman = None
     if methods >= 3 and datasets >= 2 and (np.ptp(ranks, axis=1) > 0).any():
         friedman = float(friedmanchisquare(*ranks.T).pvalue)
@@ -51,15 +57,14 @@ def average_ranks(scores: np.ndarray, names: Sequence[str], lower_is_better: boo
         datasets,
         friedman,
         difference,
-        nemenyi(average, datasets),
         _groups(average, difference),
     )
 
 
-def nemenyi(average: np.ndarray, datasets: int) -> np.ndarray:
-    """P-values [K, K] of Nemenyi's test, from average ranks [K]."""
-    distances = np.abs(average[:, None] - average[None, :]) / _error(len(average), datasets)
-    return np.asarray(studentized_range.sf(distances * np.sqrt(2), len(average), np.inf))
+@cache
+def _quantile(methods: int) -> float:
+    """The quantile of the studentised range over the square root of 2, for K methods."""
+    return float(studentized_range.ppf(1 - LEVEL, methods, np.inf) / np.sqrt(2))
 
 
 def _error(methods: int, datasets: int) -> float:
