@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vipbench.harness.report.figures.style import look
+
 from vipbench.harness.report.tables.cells import Cell, Key, Table
 from vipbench.harness.report.tables.text import row_values
 from vipbench.harness.report.tables.values import figure, show
@@ -66,7 +67,10 @@ class Chart:
 def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
     """A chart of the columns of one metric: lines over numbers such as shots, else means side by side; None without a mean."""
     metric = str(columns[0][0])
-    rows = {row: {column: cell for column in columns if _defined(cell := table.cells.get((row, column)))} for row in table.rows}
+    rows = {
+        row: {column: cell for column in columns if _defined(cell := table.cells.get((row, column)))}
+        for row in table.rows
+    }
     found = {row: cells for row, cells in rows.items() if cells}
     best = sorted(found, key=lambda row: -max(cell.mean for cell in found[row].values() if cell))[:MOST_SERIES]
     shown = [row for row in found if row in best]
@@ -100,7 +104,9 @@ def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
         [(_y(value, low, high), figure(metric, value)) for value in ticks],
         series,
         lines,
-        f"{_spread_note(found, shown)} {left_out} rows with lower means are not drawn." if left_out else _spread_note(found, shown),
+        f"{_spread_note(found, shown)} {left_out} rows with lower means are not drawn."
+        if left_out
+        else _spread_note(found, shown),
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from vipbench.harness.errors import UserError
-from vipbench.harness.report.bundle import Source, missing_places
 from vipbench.harness.report.rows import planned, run_folder, unfinished
+from vipbench.harness.report.sources import Source, add_groups, missing_places
 from vipbench.harness.runs.collect import make_row
 from vipbench.harness.runs.directory import (
     AGAIN,
@@ -34,7 +34,6 @@ from vipbench.harness.runs.directory import (
 from vipbench.harness.system.files import parse_json, parse_yaml, read_whole
 
 DONE, DAMAGED = "done", "damaged"
-GROUP = "group"  # a column of runs, where they are of several groups
 TAIL_LINES, TAIL_BYTES, LINE_LENGTH = 20, 8192, 500
 SECTION = re.compile(r"^(?=[A-Za-z_][A-Za-z0-9_]*:(?: |$))", re.MULTILINE)
 
@@ -139,7 +138,7 @@ def _read_run(source: Source, run: Path) -> Entry:
             raise UserError(f"{run / INTERVALS}: damaged: it holds no intervals")
         if not (run / PREDICTIONS).is_file():
             raise UserError(f"{run / PREDICTIONS}: missing; {AGAIN}")
-        row = make_row(run, config, provenance, metrics) | {"directory": str(source.given)}
+        row = make_row(run, config, provenance, metrics) | {"directory": str(source.folder)}
     except (UserError, OSError, ValueError) as error:
         return Entry(0, source, run, DAMAGED, source.shown(str(error)), {"run": str(run)})
     return Entry(0, source, run, DONE, "", row, text, metrics, intervals, provenance)
@@ -183,23 +182,18 @@ def _section(text: str) -> Any:
 
 def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
     """The finished runs as `load_runs` gives them, with the group that they are of where there are bundles of several."""
-    sources = {id(entry.source): entry.source for entry in entries}
-    grouped = len(sources) > 1 and any(source.bundle for source in sources.values())
-
-    def row(entry: Entry) -> dict[str, Any]:
-        return entry.row | ({GROUP: entry.source.name} if grouped else {})
-
-    frame = pd.DataFrame([row(entry) for entry in entries if entry.state == DONE])
+    frame = pd.DataFrame([entry.row for entry in entries if entry.state == DONE])
     missing = [
-        row(entry) | {"run": str(entry.folder), "state": entry.state, "reason": entry.reason}
+        {**entry.row, "run": str(entry.folder), "state": entry.state, "reason": entry.reason}
         for entry in entries
         if entry.state not in (DONE, DAMAGED)
     ]
-    if not frame.empty and "data.path" in frame:
+    if "data.path" in frame:
         names = dict(zip(frame["data.path"], frame["dataset"], strict=True))
-        missing = [{**one, "dataset": names.get(one.get("data.path"))} for one in missing]
+        missing = [{**row, "dataset": names.get(row.get("data.path"))} for row in missing]
     frame.attrs = {"damaged": sum(entry.state == DAMAGED for entry in entries), "missing": missing}
-    return frame
+    sources = list({id(entry.source): entry.source for entry in entries}.values())
+    return frame if frame.empty else add_groups(frame, sources)
 
 
 def log_tail(entry: Entry) -> str:

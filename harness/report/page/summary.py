@@ -8,10 +8,9 @@ import pandas as pd
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.report.page.charts import Chart, chart_of
-from vipbench.harness.report.page.entries import GROUP
+from vipbench.harness.report.sources import GROUP
 from vipbench.harness.report.tables.cells import Key, Table
 from vipbench.harness.report.tables.derive import spread_references
-from vipbench.harness.report.tables.evidence import add_evidence
 from vipbench.harness.report.tables.make import METHOD, NOT_RESULTS, SEEDS, make_table
 from vipbench.harness.report.tables.text import Signs, cell_text, column_title, notes, row_header, row_values
 from vipbench.harness.report.tables.values import show
@@ -43,7 +42,9 @@ class TableView:
     charts: Sequence[Chart]
 
 
-def summary_tables(runs: pd.DataFrame, numbers: Mapping[str, int], intervals: bool) -> tuple[list[TableView], list[str]]:
+def summary_tables(
+    runs: pd.DataFrame, numbers: Mapping[str, int], intervals: bool
+) -> tuple[list[TableView], list[str]]:
     """Tables of runs, one per dataset, and sentences on what could not be shown.
 
     Args:
@@ -55,7 +56,12 @@ def summary_tables(runs: pd.DataFrame, numbers: Mapping[str, int], intervals: bo
     metrics = [name for name in METRICS if f"metrics.{name}" in runs]
     try:
         table = _table(runs, metrics)
-        table = add_evidence(table) if intervals else table
+        if intervals:
+            from vipbench.harness.report.tables.evidence import (
+                add_evidence,  # needs PyTorch, which takes seconds to import
+            )
+
+            table = add_evidence(table)
     except UserError as error:
         return [], [f"No table: {error}"]
     place = 1 + table.column_names.index(DATASET)
