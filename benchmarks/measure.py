@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,24 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
         synchronize()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
+
+
+def interleaved_seconds(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of several calls in turn, round by round, after a round that does not count.
+
+    On a CPU they are those of the process, which other work on the machine touches least.
+    """
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            synchronize()
+            began = clock()
+            step()
+            synchronize()
+            if number:
+                seconds[name].append(clock() - began)
+    return seconds
 
 
 def synchronize() -> None:

@@ -1,14 +1,17 @@
 """Benchmarks compare what runs on one device, and compute the same on both sides."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import sweep, training_step
+from benchmarks import sweep, tower_step, training_step
+from tests.conftest import TEXT, VIT
 from tests.pretended_gpu import pretended_gpu
 from vipbench.harness.config.schema import BackboneConfig
+from vipbench.harness.methods.registry import method_class, method_names
 from vipbench.harness.models.backbone import Backbone, load_backbone
 
 
@@ -33,6 +36,20 @@ def test_a_training_step_is_compared_on_a_gpu(model_folder: Path, monkeypatch: p
         result = training_step.measure()
     assert devices == ["cuda"]
     assert [row["method"] for row in result.rows] == ["coop", "vip", "cocoop"]
+
+
+def test_a_step_inside_the_towers_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each method that takes images; the benchmark itself asserts that both sides give the same logits."""
+    path = tmp_path / "deep.json"  # as many blocks as the methods have prompts for
+    architecture = {"embed_dim": 32, "vision_cfg": {**VIT, "layers": 12}, "text_cfg": {**TEXT, "layers": 12}}
+    path.write_text(json.dumps(architecture))
+    monkeypatch.setattr(tower_step, "MODEL", str(path))
+    monkeypatch.setattr(tower_step, "ROUNDS", 1)
+    monkeypatch.setattr(tower_step, "BATCH", 2)
+    result = tower_step.measure()
+    names = [name for name in method_names() if method_class(name).needs == "images"]
+    assert [row["method"] for row in result.rows] == [name for name in names for _ in tower_step.COUNTS]
+    assert not result.notes
 
 
 @pytest.mark.parametrize("method", sweep.METHODS)

@@ -58,7 +58,7 @@ def synchronisations() -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
-        if "synchronizing" not in str(message):
+        if "called a synchronizing CUDA operation" not in str(message):
             return
         frame, last = sys._getframe(1), None
         while frame is not None:

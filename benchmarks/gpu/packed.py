@@ -8,13 +8,18 @@ import torch
 from benchmarks.gpu.kernels import peak_mib
 from benchmarks.gpu.setting import Row, Setting, Workspace, packable, workspace
 from benchmarks.measure import median_seconds
+from vipbench.harness.methods.base import Method
+from vipbench.harness.methods.registry import method_class
 from vipbench.harness.training.packing import RandomStream, compute_together
 
 
 def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iterator[Row]:
-    """A row for each method that can be packed."""
+    """A row for each method that can be packed, but those whose step is more than a loss and its gradient."""
     with workspace(setting, precision, begin) as place:
         for name in setting.trained():
+            cls = method_class(name)
+            if cls.combine is not Method.combine or cls.statistics is not Method.statistics:
+                continue
             if packable(name, place.job(name)):
                 yield place.attempt({"method": name, "precision": place.precision}, partial(_row, place, setting, name))
 

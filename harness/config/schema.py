@@ -148,6 +148,7 @@ class RunConfig(Section):
     eval_batch_size: Count = 64  # images per process
     micro_batch: Count | None = None  # samples per process in a training pass; the gradients of a batch are added up
     text_memory_gib: Gib = 2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
+    image_memory_gib: Gib = 4.0  # of a training pass inside the image tower; beyond it blocks are computed twice
     compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
     cuda_graph: bool = (
         False  # replay the passes of a training step as one CUDA graph; on one GPU, without `micro_batch`

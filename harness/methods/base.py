@@ -16,6 +16,7 @@ from vipbench.harness.config.schema import MethodConfig
 from vipbench.harness.data.augment import Augmentation
 from vipbench.harness.errors import UserError
 from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.phrases import as_sentence
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 Family = Literal["prompts", "adapters", "image_tower", "untrained"]
@@ -149,14 +150,9 @@ class Method(nn.Module):
     def not_packed(cls, config: Any) -> str:
         """The reason why runs of this method do not train together in one process; "" where they may.
 
-        Packing shares the start of a process, its inputs, and passes of the text tower. A method that draws random numbers,
-        combines gradients, or looks at a batch as a whole is trained alone.
+        Packing shares the start of a process, its inputs, and passes of the backbone's text tower.
         """
-        if cls.needs == "images":
-            return "it trains inside the image tower"
-        if cls.combine is not Method.combine:
-            return "it combines gradients"
-        return "it looks at a batch as a whole" if cls.statistics is not Method.statistics else ""
+        return "it trains inside the image tower" if cls.needs == "images" else ""
 
     @property
     def per_class(self) -> bool:
@@ -211,6 +207,20 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters in groups for the optimizer: "params", and "lr_factor" where a group has another rate."""
         return [{"params": list(self.trainable().values())}]
+
+    def symptom_features(self) -> Tensor:
+        """Text features [P, d] of the task's symptoms, class by class, as the text tower gives them; here of plain sentences."""
+        assert self.task.symptoms is not None
+        texts = [as_sentence(text) for own in self.task.symptoms for text in own]
+        return self.backbone.text.encode_texts(texts, symptom_names(self.task.classes, self.task.symptoms))
+
+    def symptom_weights(self) -> Tensor | None:
+        """The weight [P] of each symptom within its class, in that order; None where the method gives them none."""
+        return None
+
+    def leave_one_out(self) -> Tensor | None:
+        """For each symptom the feature [P, d] of its class without it, NaN where nothing else is left; None: not known."""
+        return None
 
     def learned(self) -> dict[str, Tensor]:
         """Collect all that was learned or fitted, by name: trainable parameters, and persistent buffers outside the backbone."""

@@ -16,6 +16,7 @@ sets (`sets`) and the bias of SigLIP's logits (`logit_bias`): options of ours, o
 Thousands of classes: `run.text_memory_gib` bounds the activations of the text tower, and prompts are filled part by part.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -97,11 +98,14 @@ class MergePrompt(nn.Module):
         Args:
             present: [K, C, S] bool, False for padding.
         """
+        return self.queries + torch.einsum("kcs,kcsd->kcd", self.weights(features, present), features)
+
+    def weights(self, features: Tensor, present: Tensor) -> Tensor:
+        """The attention [K, C, S], 0 for padding, that sums to 1, or with a sink to less."""
         query, key = self.to_query(self.queries), self.to_key(features)
         scores = torch.einsum("cd,kcsd->kcs", query, key) / math.sqrt(features.shape[-1])
         scores = scores.masked_fill(~present, -torch.inf)
-        weights = F.pad(scores, (0, 1)).softmax(dim=-1)[..., :-1] if self.sink else scores.softmax(dim=-1)
-        return self.queries + torch.einsum("kcs,kcsd->kcd", weights, features)
+        return F.pad(scores, (0, 1)).softmax(dim=-1)[..., :-1] if self.sink else scores.softmax(dim=-1)
 
 
 @register("vip")
@@ -159,10 +163,37 @@ class ViP(TextClassifier):
 
     def class_features(self) -> Tensor:
         """The mean over K symptom sets of their L2-normalised class features: [C, d]; its logits are the mean of theirs."""
+        return self._merged(self._padded_features(), self.present)
+
+    def symptom_features(self) -> Tensor:
+        return self._by_class(self._padded_features())
+
+    def symptom_weights(self) -> Tensor:
+        if self.merge is None:
+            return self._by_class(self.present / self.present.sum(-1, keepdim=True)) / len(self.present)
+        return self._by_class(self.merge.weights(self._padded_features(), self.present)) / len(self.present)
+
+    def leave_one_out(self) -> Tensor:
+        features = self._padded_features()
+        left = features.new_empty(features.shape)
+        for symptom_set, slot in itertools.product(range(self.present.shape[0]), range(self.present.shape[2])):
+            present = self.present.clone()
+            present[symptom_set, :, slot] = False
+            left[symptom_set, :, slot] = self._merged(features, present)
+        return self._by_class(left)
+
+    def _padded_features(self) -> Tensor:
+        """Text features [K, C, S, d] of the symptoms, un-normalised."""
         context = self.context[self.row_class] if self.config.class_specific_context else self.context
-        features = self.backbone.text(self.prompts.fill(context))[self.place]
+        return self.backbone.text(self.prompts.fill(context))[self.place]
+
+    def _merged(self, features: Tensor, present: Tensor) -> Tensor:
         if self.merge is not None:
-            merged = self.merge(features, self.present)
+            merged = self.merge(features, present)
         else:
-            merged = (features * self.present[..., None]).sum(-2) / self.present.sum(-1, keepdim=True)
+            merged = (features * present[..., None]).sum(-2) / present.sum(-1, keepdim=True)
         return F.normalize(merged.float(), dim=-1).mean(dim=0)
+
+    def _by_class(self, values: Tensor) -> Tensor:
+        """Values [P, ...] in the order of `Task.symptoms`, from padded ones [K, C, S, ...]."""
+        return values.transpose(0, 1)[self.present.transpose(0, 1)]

@@ -1,7 +1,8 @@
 """Views of a frozen backbone's towers: other modules, the same weights, for a method to change.
 
 Runs share a backbone, so a method never changes it. In a view it may replace modules or have them take other inputs, and nothing
-of that is seen from the backbone. Gradients pass through the image tower with activation checkpointing, block by block.
+of that is seen from the backbone. Where the activations of the image tower take more memory than they may, its last blocks keep
+their inputs alone, and compute the rest again in the backward pass; the numbers are the same.
 """
 
 import copy
@@ -10,17 +11,21 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.models.deep_prompts import append, changed_inputs, replace_last
-from vipbench.harness.models.open_clip_internals import TimmModel, VisionTransformer
+from vipbench.harness.models.open_clip_internals import ResidualAttentionBlock, TimmModel, VisionTransformer
 from vipbench.harness.models.stateless_dropout import current_keys, dropout_keys
 from vipbench.harness.models.text_tower import TextTower
 
 M = TypeVar("M", bound=nn.Module)
+
+# Memory that autograd keeps of a token, per block and unit of width: 10 to 18 numbers, as the tests measure.
+NUMBERS_PER_ACTIVATION = 16
 
 
 def view(module: M) -> M:
@@ -31,12 +36,46 @@ def view(module: M) -> M:
     return copy.deepcopy(module, shared)
 
 
-class CheckpointedBlock(nn.Module):
-    """A block that keeps its input alone for the backward pass, and computes the rest again there."""
+class SelfAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` (batch first, without dropout) of a sequence to itself, with the same weights.
 
-    def __init__(self, block: nn.Module) -> None:
+    torch's own puts the batch behind the tokens. Its product of such inputs with frozen weights goes token by token, which takes
+    several times as long on a CPU.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(attention.__dict__)
+
+    def forward(  # type: ignore[override]  # the calls of a block alone
+        self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any
+    ) -> tuple[Tensor, None]:
+        return self.out_proj(
+            attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads, attn_mask)
+        ), None
+
+
+def attend(qkv: Tensor, heads: int, attn_mask: Tensor | None = None) -> Tensor:
+    """Attention of queries, keys and values [B, L, 3 w], all heads side by side: [B, L, w]."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """A block of a view, which keeps its activations for the backward pass, or where memory is short its input alone.
+
+    Args:
+        number: of blocks before it.
+
+    Attributes:
+        memory_bytes: about how much the activations of all blocks may take (`run.image_memory_gib`).
+    """
+
+    memory_bytes: int = 4 * 2**30
+
+    def __init__(self, block: nn.Module, number: int) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.number = block, number
 
     def forward(self, x: Tensor, **settings: Any) -> Tensor:
         keys = current_keys()
@@ -45,7 +84,8 @@ class CheckpointedBlock(nn.Module):
             with dropout_keys(keys):
                 return self.block(x, **settings)
 
-        if not torch.is_grad_enabled():
+        kept = (self.number + 1) * NUMBERS_PER_ACTIVATION * x.nbytes <= self.memory_bytes
+        if kept or not torch.is_grad_enabled():
             return compute(x)
         # Dropout goes by keys, so there is no random state to restore.
         return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
@@ -71,11 +111,13 @@ class ImageTowerView(nn.Module):
         self.tower = view(tower)
         blocks = self._anatomy.blocks
         for place, block in enumerate(blocks):
-            blocks[place] = CheckpointedBlock(block)
+            if isinstance(block, ResidualAttentionBlock):
+                block.attn = SelfAttention(block.attn)
+            blocks[place] = Block(block, place)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Its blocks, each checkpointed."""
+        """Its blocks, in order."""
         return list(self._anatomy.blocks)
 
     @property

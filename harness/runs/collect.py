@@ -26,7 +26,7 @@ COSTS = ("trained", "fitted", "train_seconds", "peak_gib")  # numbers of "cost" 
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
-    """One row per finished run directly under a directory, in the order of their names.
+    """One row per finished run directly under a directory, in the order of their names, or of the run that it is itself.
 
     A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
 
@@ -42,7 +42,7 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of runs")
     rows, damaged = [], 0
-    for path in sorted(directory.iterdir()):
+    for path in [directory] if is_finished(directory) else sorted(directory.iterdir()):
         if path.is_dir() and is_finished(path):
             try:
                 check_run(path)

@@ -14,6 +14,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import DEFAULT_TEMPLATES, Method, Task
 from vipbench.harness.methods.registry import method_class, method_digest, plugin_digests
 from vipbench.harness.models.backbone import Backbone, load_backbone
+from vipbench.harness.models.tower_view import Block
 from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
 from vipbench.harness.system.devices import to_device
 
@@ -87,4 +88,7 @@ def build_method(config: Config, task: Task, backbone: Backbone) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = method_class(config.method.name)(config.method, task, backbone)
+    for module in method.modules():
+        if isinstance(module, Block):
+            module.memory_bytes = int(config.run.image_memory_gib * 2**30)
     return to_device(method, backbone.logit_scale.device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vipbench.harness.config.identity import run_name
 from vipbench.harness.config.schema import Config
+from vipbench.harness.distributed.engines.ddp import add_gradients
 from vipbench.harness.distributed.engines.optimizer_state import read_state, write_state
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
@@ -100,6 +101,13 @@ class PackedRun:
             self.training.meter.stop()
             self.best = self.training.finish()
 
+    def parts(self) -> list[tuple[Tensor, ...]]:
+        """Inputs of the loss for the batch, in parts."""
+        if self.batch is None:
+            return []
+        with self.random:
+            return self.training.parts(self.batch, self.config.run.micro_batch)
+
     def step(self, loss: Tensor) -> None:
         """Update the parameters with the accumulated gradients, and count the step."""
         training = self.training
@@ -162,17 +170,29 @@ def _save(runs: Sequence[PackedRun]) -> None:
 
 
 def backward_together(runs: Sequence[PackedRun], tower: TextTower, topology: Topology) -> list[Tensor]:
-    """Accumulate the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
-    batches = [run.training.parts(run.batch, run.config.run.micro_batch) if run.batch else [] for run in runs]
+    """Compute the gradients of the runs' batches, one micro batch of each run at a time; returns their losses (scalars)."""
+    batches = [run.parts() for run in runs]
     losses: list[list[Tensor]] = [[] for _ in runs]
+    combines = any(run.training.loss.combines for run in runs)  # all or none, since they share the method
+    trained = [run.training.loss.trainable() for run in runs]
+    sums: list[list[Tensor]] = []  # of each loss that is combined, the gradients of all parameters of all runs
     for index in range(max(map(len, batches), default=0)):
         places = [place for place, parts in enumerate(batches) if index < len(parts)]
         computations = [partial(runs[place].training.loss, *batches[place][index]) for place in places]
         with topology.autocast():
             found = compute_together(tower, computations, [runs[place].random for place in places])
-        torch.stack(found).sum().backward()
+        if combines:
+            add_gradients(sums, torch.stack(found).sum(dim=0), [value for own in trained for value in own.values()])
+        else:
+            torch.stack(found).sum().backward()
         for place, loss in zip(places, found, strict=True):
-            losses[place].append(loss.detach())
+            losses[place].append(loss.detach().sum())
+    if combines:
+        rest = [iter(gradients) for gradients in sums]
+        for run, own in zip(runs, trained, strict=True):
+            combined = run.training.loss.combine([{name: next(of_loss) for name in own} for of_loss in rest])
+            for name, parameter in own.items():
+                parameter.grad = combined[name]
     return [torch.stack(own).sum() for own in losses]
 
 

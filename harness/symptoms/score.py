@@ -22,7 +22,23 @@ if TYPE_CHECKING:
     from vipbench.harness.models.backbone import Backbone
 
 SPLIT = "train"
+AUROC_MEANS = (
+    "AUROC: how well the cosine with the symptom alone tells images of its class from all others; 0.5 is chance, 1 perfect, "
+    "below 0.5 the symptom is seen more in other classes."
+)
+REDUNDANCY_MEANS = (
+    "redundancy: the highest correlation, over images, of its cosine with that of another symptom of its class; near 1 the two "
+    "say the same."
+)
 CHANCE_COVERAGE = 0.05  # of a class by uninformative symptoms
+COVERAGE_MEANS = (
+    "coverage: the share of a class's images that have a symptom of the class which hardly any image of another class has as "
+    f"much; symptoms without information cover about {CHANCE_COVERAGE} at most."
+)
+ACCURACY_MEANS = (
+    "zero-shot accuracy: an image goes to the class with the highest mean cosine of its symptoms; balanced: the mean over "
+    "classes; chance: guessing a class. All of training images."
+)
 
 
 class SymptomScore(BaseModel):
@@ -181,12 +197,14 @@ def show(scores: Scores) -> None:
     for score in scores.scores:
         table.add_row(score.text, score.name, _number(score.auroc), _number(score.redundancy))
     console.print(table)
+    console.print(AUROC_MEANS)
+    console.print(REDUNDANCY_MEANS)
     for name, coverage in scores.coverage.items():
-        console.print(
-            f"coverage of {name}: {_number(coverage)} (uninformative symptoms: at most about {CHANCE_COVERAGE})"
-        )
+        console.print(f"coverage of {name}: {_number(coverage)}")
+    console.print(COVERAGE_MEANS)
     console.print(f"zero-shot accuracy {scores.accuracy:.3f}, balanced {scores.balanced_accuracy:.3f}; chance "
                   f"{1 / len(scores.coverage):.3f}")  # fmt: skip
+    console.print(ACCURACY_MEANS)
 
 
 def _highest_correlation(column: np.ndarray, others: np.ndarray) -> float | None:

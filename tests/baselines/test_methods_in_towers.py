@@ -16,13 +16,16 @@ from torch import Tensor
 
 from tests import plain, plain_towers
 from tests.conftest import MODELS, TEXT, VIT, Towers
+from vipbench.harness.config.overrides import override
 from vipbench.harness.config.schema import BackboneConfig, TrainConfig
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Drawing, Method, Task
 from vipbench.harness.methods.registry import method_class
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.models.open_clip import create
-from vipbench.harness.models.tower_view import ImageTowerView, view
+from vipbench.harness.models.tower_view import NUMBERS_PER_ACTIVATION, Block, ImageTowerView, view
+from vipbench.harness.runs.inputs import build_method
+from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.training.loop import WeightedLoss
 from vipbench.harness.training.optimizer import make_optimizer
 
@@ -346,8 +349,9 @@ def test_a_text_tower_with_lora_keeps_to_its_memory(
     assert held[1] < 0.5 * held[0]
 
 
-def test_checkpointing_keeps_the_inputs_of_blocks_alone() -> None:
+def test_checkpointing_keeps_the_inputs_of_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The image tower of ViT-B/16 at batch 4: what stays until the backward pass, and the activations of one block there."""
+    monkeypatch.setattr(Block, "memory_bytes", 0)
     with torch.device("meta"):
         tower = VisionTransformer(224, 16, 768, 12, 12, 4.0).requires_grad_(False)
         weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
@@ -363,6 +367,70 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone() -> None:
     assert sum(everything.values()) > 100 * each, "which without checkpoints is much more"
     total = sum(parameter.nbytes for parameter in tower.parameters()) + sum(kept.values()) + sum(block.values())
     assert total < 2**29, "with the weights half a GiB; a text tower may take run.text_memory_gib, 2 GiB, beside it"
+
+
+def test_activations_are_kept_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks in order, ViT-B/16's at batch 4; what a block takes is about what is reckoned with."""
+    with torch.device("meta"):
+        tower = VisionTransformer(224, 16, 768, 12, 12, 4.0).requires_grad_(False)
+        weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
+        inputs, prompts = torch.empty(4, 3, 224, 224), [torch.empty(2, 768, requires_grad=True)]
+        each = 4 * 199 * 768 * 4
+        held = []
+        for blocks in (0, 1, 6, 12):
+            monkeypatch.setattr(Block, "memory_bytes", blocks * NUMBERS_PER_ACTIVATION * each)
+            with saved_bytes(weights) as kept:
+                ImageTowerView(tower)(inputs, prompts)
+            held.append(sum(kept.values()) / each)
+    per_block = held[1] - held[0]
+    assert 0.5 * NUMBERS_PER_ACTIVATION < per_block < 1.2 * NUMBERS_PER_ACTIVATION
+    assert held[2] - held[0] == pytest.approx(6 * per_block, rel=0.02)
+    assert held[3] - held[0] == pytest.approx(12 * per_block, rel=0.02)
+
+
+def test_a_run_bounds_the_activations(base_config: dict[str, Any], changeable: dict[str, Towers]) -> None:
+    """They take 4 GiB unless `run.image_memory_gib` is given."""
+    found = []
+    for options in ([], ["run.image_memory_gib=0.5"]):
+        config = resolve_config(override({**base_config, "method": {"name": "maple", "depth": 2}}, options))
+        method = build_method(config, Task(CLASSES), changeable["vit"].backbone)
+        found.append({module.memory_bytes for module in method.modules() if isinstance(module, Block)})
+    assert found == [{2**32}, {2**29}]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_activations_that_are_computed_again_are_the_same(
+    changeable: dict[str, Towers], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """To the bit, with dropout, whichever blocks keep theirs."""
+    backbone, found = changeable["vit"].backbone, []
+    inputs = pixels(backbone)
+    for memory in (0, NUMBERS_PER_ACTIVATION * 4 * 7 * 32 * 4, 2**40):  # none, one of two, both
+        monkeypatch.setattr(Block, "memory_bytes", memory)
+        method = build(backbone, name)
+        method.drawing = DRAWING
+        logits = method(inputs).logits
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(method.trainable().values()))])
+    for other in found[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "vpt"])  # whose texts are encoded once
+def test_the_text_side_computes_no_padding(changeable: dict[str, Towers], name: str) -> None:
+    """Through the MLPs of the text tower go the tokens of all prompts, what they share once, and in the last block the ends."""
+    method = build(changeable["vit"].backbone, name)
+    method.drawing, computed = DRAWING, []
+    towers: Any = method.towers
+    for block in towers.text.blocks:
+        block.mlp.register_forward_hook(lambda _, inputs, output: computed.append(inputs[0].shape[:-1].numel()))
+    method(pixels(method.backbone))
+    prompts: Any = method.prompts
+    keys = DRAWING.samples[:3] if hasattr(method.config, "dropout") else None  # those of dropout share no prefix
+    prompts = prompts.fill(method.context) if hasattr(method, "context") else prompts.fixed(keys)
+    lengths = prompts.lengths
+    assert int(lengths.min()) < int(lengths.max()) < towers.text.context_length, "so that there is padding to leave out"
+    tokens = int(lengths.sum()) - (len(lengths) - prompts.groups) * prompts.shared
+    assert computed == [tokens] * (len(computed) - 1) + [len(lengths)] and len(computed) == len(towers.text.blocks)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def configs(base: dict[str, Any], *overrides: str) -> dict[str, Config]:
     [
         (["method=coop", "precision=fp16"], "coop", "the loss scaling of fp16 belongs to one run"),
         (["method=coop", "run.tracking=[mlflow]"], "coop", "mlflow follows one run per process"),
-        (["method=prograd"], "prograd", "it combines gradients"),
+        (["method=maple"], "maple", "it trains inside the image tower"),
     ],
 )
 def test_runs_that_train_alone_have_a_reason(

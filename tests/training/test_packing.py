@@ -220,6 +220,28 @@ def test_micro_batches_are_those_of_a_run_alone(
     assert sizes == [*(2 * epochs * both), *(epochs * [2, 2, 1])]
 
 
+@pytest.mark.parametrize("method", ["prograd", "biomedcoop"])
+def test_gradients_are_combined_and_batches_looked_at_for_each_run(
+    base_config: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    """Train as alone, with micro batches of which one run has more than the other."""
+    base = {**base_config, "train": {"epochs": 2, "warmup_epochs": 0, "lr": 0.05}}
+    own = (["seed=1", "train.batch_size=5"], ["seed=2", "train.batch_size=9"])
+
+    def runs(out: str) -> list[Config]:
+        options = [f"run.out={tmp_path / out}", f"method={method}", "run.micro_batch=2", "run.log_every=1"]
+        return [resolve_config(override(base, [*options, *others])) for others in own]
+
+    assert execute_together(runs("together")) == {}
+    for config in runs("alone"):
+        alone = execute(config)
+        together = tmp_path / "together" / alone.name
+        first, second = (load_file(path / "prompts.safetensors") for path in (alone, together))
+        assert all((first[name] - second[name]).abs().max() < 1e-5 for name in first)
+        losses = [[json.loads(line)["loss"] for line in (path / STEPS).open()] for path in (alone, together)]
+        assert len(losses[0]) >= 4 and losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_packed_runs_leave_logs_and_tracking_of_their_own(base_config: dict[str, Any], tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     options = ["method=coop", "run.tracking=[tensorboard]"]

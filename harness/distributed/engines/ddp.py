@@ -73,18 +73,7 @@ class PlainEngine:
         for part in parts:
             with self.accelerator.no_sync(self.model):
                 own = self.model(*part)
-            for place in range(len(own)):
-                found = torch.autograd.grad(
-                    own[place] * scale,
-                    parameters,
-                    retain_graph=place < len(own) - 1,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                if place == len(sums):
-                    sums.append(list(found))
-                else:
-                    sums[place] = [total + gradient for total, gradient in zip(sums[place], found, strict=True)]
+            add_gradients(sums, own * scale, parameters)
             losses.append(own.detach().sum())
         means = [[self.topology.mean(gradient) / scale for gradient in gradients] for gradients in sums]
         combined = self.combine([dict(zip(self.parameters, gradients, strict=True)) for gradients in means])
@@ -102,3 +91,15 @@ class PlainEngine:
         if scale:
             self.accelerator.scaler.load_state_dict({key: value.item() for key, value in scale.items()})
         write_state(self.base, self.parameters, {key: state[key] for key in state if not key.startswith(f"{SCALER}.")})
+
+
+def add_gradients(sums: list[list[Tensor]], losses: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Add the gradients of losses [K], one for each parameter, to K sums; `sums` is empty at first."""
+    for place in range(len(losses)):
+        found = torch.autograd.grad(
+            losses[place], parameters, retain_graph=place < len(losses) - 1, allow_unused=True, materialize_grads=True
+        )
+        if place == len(sums):
+            sums.append(list(found))
+        else:
+            sums[place] = [total + gradient for total, gradient in zip(sums[place], found, strict=True)]

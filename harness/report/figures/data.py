@@ -1,0 +1,221 @@
+"""Runs as figures read them: filtered, grouped into those that differ in their seeds alone, with predictions and intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyarrow import ArrowException
+
+from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
+from vipbench.harness.evaluation.predict import COLUMNS
+from vipbench.harness.evaluation.statistics.bootstrap import cluster_codes
+from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
+from vipbench.harness.report.figures.registry import Query
+from vipbench.harness.report.tables import load_runs, make_table
+from vipbench.harness.runs.directory import PREDICTIONS, read_classes
+
+PATIENT = "patient"  # a column of the predictions
+NOT_IN_PERCENT = ("mae",)
+NAMES = {
+    "auroc": "AUROC",
+    "ece": "ECE",
+    "mcc": "MCC",
+    "macro_f1": "macro F1",
+    "mae": "MAE",
+    "classwise_ece": "class-wise ECE",
+}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The predictions of a run's test split.
+
+    Attributes:
+        ids: [N]. clusters: [N] int, the patients; None where they are unknown.
+        columns: what else the predictions hold of each sample, [N] each.
+    """
+
+    ids: np.ndarray
+    of: Predicted
+    clusters: np.ndarray | None
+    columns: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        row, column: values that name the line or bar, and the panel or point.
+        runs: rows of `load_runs`.
+    """
+
+    row: tuple[Any, ...]
+    column: tuple[Any, ...]
+    runs: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        return " / ".join(shown(value) for value in self.row)
+
+    def tested(self) -> list[Tested]:
+        """The predictions of each run."""
+        return [read_tested(Path(run["run"])) for run in self.runs]
+
+    def values(self, metric: str) -> np.ndarray:
+        """The metric of each run, without those where it is undefined."""
+        found = np.array([run.get(f"metrics.{metric}") for run in self.runs], dtype=float)
+        return found[~np.isnan(found)]
+
+    def mean(self, metric: str) -> float:
+        values = self.values(metric)
+        return float(values.mean()) if len(values) else math.nan
+
+    def interval(self, metric: str) -> Interval | None:
+        """The 95% interval of the mean; None where the metric has none, or the runs were not tested on the same samples."""
+        tested = self.tested()
+        if len(self.values(metric)) < len(tested) or not same_samples(tested):
+            return None
+        return interval_over_seeds(metric, [own.of for own in tested], tested[0].clusters)
+
+
+def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
+    """The runs of a sweep, of a directory of runs, or the one run that the directory is, as rows.
+
+    Args:
+        filters: "key=value", such as "method=vip", of config values.
+
+    Raises:
+        UserError: there is none, or none that the filters leave.
+    """
+    runs = load_runs(directory)
+    for text in filters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r}: a filter has the form key=value, such as method=vip")
+        column = column_of(name, runs)
+        values = [shown(own) for own in runs[column]]
+        if value not in values:
+            raise UserError(f"{text}: no run has it; the runs have {', '.join(list(dict.fromkeys(values))[:12])}")
+        attrs = runs.attrs
+        runs = runs[[own == value for own in values]].reset_index(drop=True)
+        runs.attrs = attrs
+    return runs
+
+
+def column_of(name: str, runs: pd.DataFrame) -> str:
+    """The column of a config value given whole ("data.shots") or short ("shots"). Raises UserError where there is not one."""
+    columns = [str(column) for column in runs.columns if not str(column).startswith(("metrics.", "digests."))]
+    whole = [own for own in columns if own in (name, f"{name}.name")]
+    found = whole or [own for own in columns if own.rpartition(".")[2] == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{name!r} may be {' or '.join(found)}; give the whole name")
+    raise UserError(f"the runs have no {name!r}; {did_you_mean(name, columns)}")
+
+
+def groups(query: Query, columns: Sequence[str]) -> list[Group]:
+    """The groups of a query, in the order of its runs. Raises UserError where one would mix more than seeds."""
+    runs, rows = query.runs, list(query.rows)
+    table = make_table(runs, rows, list(columns), [query.metric])  # refuses what cannot be compared
+    by_path: dict[str, Any] = {str(run["run"]): run for run in runs.to_dict("records")}
+    found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for row, column in make_table(runs, [*rows, "run"], list(columns), [query.metric]).cells:
+        found.setdefault((row[:-1], column[1:]), []).append(by_path[row[-1]])
+    return [
+        Group(row, column, found[row, column])
+        for row in table.rows
+        for _, *own in table.columns
+        if (row, column := tuple(own)) in found
+    ]
+
+
+def one_group(query: Query, kind: str) -> Group:
+    """The one group of runs of a query. Raises UserError where there are several (names them)."""
+    found = groups(query, ["dataset", "backbone", "shots"])
+    if len(found) > 1:
+        names = [f"{group.label} {shown(group.column[2])} shots" for group in found[:6]]
+        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        raise UserError(
+            f"{kind} shows one method on one dataset, and here are {'; '.join(names)}{more}; "
+            "narrow it down: method=NAME shots=N, or name a run directory"
+        )
+    return found[0]
+
+
+@lru_cache(maxsize=4096)
+def read_tested(run: Path) -> Tested:
+    """Read the predictions of a run. Raises UserError where they are damaged."""
+    path = run / PREDICTIONS
+    classes = read_classes(run)
+    try:
+        frame = pd.read_parquet(path)
+        logits = np.stack(frame["logits"].to_list())
+        of = Predicted(frame["label"].to_numpy(), logits, classes)
+        assert logits.shape[1] == len(classes), "as many logits as classes"
+        more = {str(name): frame[name].to_numpy() for name in frame.columns if name not in (*COLUMNS, PATIENT)}
+        patients = frame[PATIENT].to_numpy() if PATIENT in frame else None
+        columns = {**more, "class": np.array(classes, dtype=object)[of.labels]}
+        return Tested(frame["id"].to_numpy(), of, cluster_codes(patients), columns)
+    except (ArrowException, OSError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def same_samples(tested: Sequence[Tested]) -> bool:
+    """Check that all predictions are of the same samples in the same order."""
+    return all(np.array_equal(own.ids, tested[0].ids) for own in tested)
+
+
+def shown(value: Any) -> str:
+    """A config value in words; a path is its last part."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "none"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value)
+    return Path(text).name if "/" in text and Path(text).is_absolute() else text
+
+
+def percent(metric: str, value: Any) -> Any:
+    """A value of a metric as charts show it: a fraction in per cent."""
+    return value if metric in NOT_IN_PERCENT else 100 * value
+
+
+def metric_label(metric: str) -> str:
+    """The name of a metric on an axis."""
+    name = NAMES.get(metric, metric.replace("_", " "))
+    unit = "" if metric in NOT_IN_PERCENT else " (%)"
+    return f"{name}{unit}" + (", lower is better" if metric in LOWER_IS_BETTER else "")
+
+
+def sample_note(found: Sequence[Group]) -> str:
+    """The n of a chart: test images, and seeds per point."""
+    samples = sorted({len(own.of.labels) for group in found for own in group.tested()})
+    images = "–".join(dict.fromkeys([f"{samples[0]:,}", f"{samples[-1]:,}"]))
+    counts = sorted({len(group.runs) for group in found})
+    seeds = "–".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
+    return f"n = {images} test images, {seeds} {'run' if seeds == '1' else 'runs (seeds)'} each"
+
+
+def interval_note(intervals: Sequence[Interval | None], what: str) -> str:
+    """A sentence on the intervals of a chart and how they were made."""
+    methods = list(dict.fromkeys(own.method for own in intervals if own))
+    lacking = sum(own is None for own in intervals)
+    if not methods:
+        return f"no {what}: the metric has no interval here."
+    gap = f" ({lacking} without one)" if lacking else ""
+    return f"{what}: 95% intervals, {', '.join(methods)}{gap}."
+
+
+def damage_note(query: Query) -> str:
+    """A sentence on the runs that a chart lacks; "" where it lacks none."""
+    damaged, missing = query.runs.attrs.get("damaged", 0), len(query.runs.attrs.get("missing", ()))
+    parts = [f"{count} {state}" for count, state in ((damaged, "damaged"), (missing, "unfinished")) if count]
+    return f" Left out: {' and '.join(parts)} runs." if parts else ""

@@ -1,0 +1,77 @@
+"""Panels of a figure, one for each value of the config values that name one, and legends below them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vipbench.harness.errors import UserError
+from vipbench.harness.report.figures.data import Group, shown
+from vipbench.harness.report.figures.style import COLUMN, PAGE
+
+MOST_PANELS, MOST_IN_A_ROW = 12, 3
+LEGEND_ROW = 0.14  # inches
+
+
+def make_panels(
+    names: Sequence[str], found: Sequence[Group], height: float = 2.5, *, wide: bool = False, width: int | None = None
+) -> tuple[Figure, dict[tuple[Any, ...], Axes]]:
+    """A figure with a panel for each value of the first `width` values of the groups' columns, titled by what varies.
+
+    Args:
+        names: of the values. height: of a panel, inches. wide: one panel takes the whole page.
+        width: None: all values of a column count.
+
+    Raises:
+        UserError: they would be more than 12.
+    """
+    columns = list(dict.fromkeys(group.column[:width] for group in found))
+    if len(columns) > MOST_PANELS:
+        raise UserError(
+            f"{len(columns)} panels are too many for one figure; narrow the runs down, as with dataset=NAME"
+        )
+    across = min(MOST_IN_A_ROW, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(PAGE if wide or len(columns) > 1 else COLUMN, height * down))
+    axes = [figure.add_subplot(down, across, place + 1) for place in range(len(columns))]
+    varying = [place for place in range(len(columns[0])) if len({column[place] for column in columns}) > 1]
+    for column, ax in zip(columns, axes, strict=True):
+        ax.set_title(", ".join(title_part(names[place], column[place]) for place in varying))
+    return figure, dict(zip(columns, axes, strict=True))
+
+
+def free_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches whose axes have places of their own."""
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    return figure
+
+
+def title_part(name: str, value: Any) -> str:
+    """A value as it stands in a title: "16 shots", "ViT-B-16"."""
+    return f"{shown(value)} {'shot' if value == 1 else name}" if name == "shots" else shown(value)
+
+
+def place_note(names: Sequence[str], found: Sequence[Group], width: int | None = None) -> str:
+    """A sentence with the values that all groups share."""
+    columns = [group.column[:width] for group in found]
+    shared = [
+        title_part(names[place], columns[0][place])
+        for place in range(len(columns[0]))
+        if len({column[place] for column in columns}) == 1
+    ]
+    return f"{', '.join(shared)}; " if shared else ""
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend of all axes below the panels."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        longest = max(map(len, entries))
+        columns = max(1, min(len(entries), int(figure.get_figwidth() * 17 / (longest + 6))))
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(entries) // columns))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
