@@ -22,7 +22,7 @@ from vipbench.harness.evaluation.predict import COLUMNS, PATIENT
 
 
 def prepare(folder: Path, *options: str) -> str:
-    """Run `vipbench prepare` on a manifest of six images, some of sex or age unknown; returns its error, "" where there is none."""
+    """Run `vipbench prepare` on a manifest of six images, some of sex or age unknown; returns its error, or ""."""
     lines = ["path,label,patient,sex,age,note"]
     for number in range(6):
         save(folder / f"{number}.png", drawn(f"{number}"))

@@ -13,9 +13,10 @@ from scipy.special import ndtr, ndtri
 from vipbench.harness.evaluation.metrics import Predicted
 from vipbench.harness.evaluation.statistics.weighted import Resampled, weighted_metric
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 JACKKNIFE_GROUPS = 200  # of clusters, at most; the acceleration of more is within 0.01
 CELLS = 1 << 20  # of counts at a time, which bounds memory
+FEWEST = 64  # resamples at a time
 LEAST_DEFINED = 0.5  # of resamples, for an interval
 
 
@@ -111,7 +112,11 @@ def _share_below(values: np.ndarray, limit: float) -> float:
 
 
 def replicate(
-    names: Sequence[str], several: Sequence[Predicted], clusters: np.ndarray | None = None, seed: int = 0
+    names: Sequence[str],
+    several: Sequence[Predicted],
+    clusters: np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, list[Replicates]]:
     """Replicates of metrics for each of several predictions of the same samples, on the same resamples.
 
@@ -120,41 +125,45 @@ def replicate(
         clusters: [N] int; None: each sample is one.
     """
     everything = np.ones(len(several[0].labels), bool)
-    return replicate_parts(names, [(of, everything) for of in several], clusters, seed)
+    return replicate_parts(names, [(of, everything) for of in several], clusters, seed, resamples)
 
 
 def replicate_parts(
-    names: Sequence[str], parts: Sequence[tuple[Predicted, np.ndarray]], clusters: np.ndarray | None, seed: int
+    names: Sequence[str],
+    parts: Sequence[tuple[Predicted, np.ndarray]],
+    clusters: np.ndarray | None,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> dict[str, list[Replicates]]:
     """Replicates of metrics for each of several parts of the same N samples: predictions of the part, and its mask [N] bool."""
     codes = np.arange(len(parts[0][1])) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     values: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in parts] for name in names}
-    for counts in _counts(int(codes.max()) + 1, seed):
+    for counts in _counts(int(codes.max()) + 1, seed, resamples):
         for place, (of, mask) in enumerate(parts):
             resampled = Resampled(of, codes[mask], counts)
             for name in names:
                 weighted = weighted_metric(name, of)
                 assert weighted is not None, f"{name} has no weighted form"
                 values[name][place].append(weighted(resampled))
-    return {name: [_split(np.concatenate(parts)) for parts in own] for name, own in values.items()}
+    return {name: [_split(np.concatenate(parts), resamples) for parts in own] for name, own in values.items()}
 
 
-def _split(values: np.ndarray) -> Replicates:
-    return Replicates(float(values[0]), values[1 : len(values) - RESAMPLES], values[len(values) - RESAMPLES :])
+def _split(values: np.ndarray, resamples: int) -> Replicates:
+    return Replicates(float(values[0]), values[1:-resamples], values[-resamples:])
 
 
-def _counts(clusters: int, seed: int) -> Iterator[np.ndarray]:
-    """Counts [M, b] float32 of M clusters: all once, all but each group of the jackknife, then `RESAMPLES` resamples."""
+def _counts(clusters: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Counts [M, b] float32 of M clusters: all once, all but each group of the jackknife, then resamples."""
     rng = np.random.default_rng(seed)
     groups = min(clusters, JACKKNIFE_GROUPS)
     group = rng.permutation(clusters) % groups
-    size = max(1, CELLS // clusters)
+    size = max(FEWEST, CELLS // clusters)
     for first in range(-1, groups, size):
         left_out = np.arange(first, min(first + size, groups))
         yield (group[:, None] != left_out).astype(np.float32)
-    for first in range(0, RESAMPLES, size):
+    for first in range(0, resamples, size):
         drawn = [
             np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
-            for _ in range(min(size, RESAMPLES - first))
+            for _ in range(min(size, resamples - first))
         ]
         yield np.ascontiguousarray(np.array(drawn, np.float32).T)

@@ -23,6 +23,7 @@ from vipbench.harness.evaluation.statistics.intervals import (
 )
 from vipbench.harness.evaluation.statistics.weighted import weighted_metric
 
+RESAMPLES = 4000  # more than for an interval, so that small p-values can be told apart
 MCNEMAR = "McNemar (exact)"
 PERMUTATION = "exact permutation over patients"
 DELONG = "DeLong"
@@ -61,7 +62,7 @@ def compare(
         return None
     if metric == "auroc" and len(first.classes) == 2:
         return _compare_areas(first, second, clusters)
-    own, other = replicate([metric], [first, second], clusters, seed)[metric]
+    own, other = replicate([metric], [first, second], clusters, seed, RESAMPLES)[metric]
     difference = own - other
     name = f"paired {BCA}" + ("" if independent(clusters) else CLUSTERED)
     ends = difference.interval()
@@ -92,7 +93,7 @@ def compare_over_seeds(
         return compare(metric, first[0], second[0], clusters, seed)
     if weighted_metric(metric, first[0]) is None:
         return None
-    replicates = replicate([metric], [*first, *second], clusters, seed)[metric]
+    replicates = replicate([metric], [*first, *second], clusters, seed, RESAMPLES)[metric]
     pairs = zip(replicates[: len(first)], replicates[len(first) :], strict=True)
     differences = [own - other for own, other in pairs]
     mean, samples = float(np.mean([own.estimate for own in differences])), len(first[0].labels)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.statistics.drawn import draw, pair, truth
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics import bootstrap
+from vipbench.harness.evaluation.statistics import comparisons
 from vipbench.harness.evaluation.statistics.comparisons import compare, compare_over_seeds
 from vipbench.harness.evaluation.statistics.conformal import SCORES, conformal_sets, halves
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds, intervals
@@ -19,7 +19,7 @@ DRAWS = 1000
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    monkeypatch.setattr(comparisons, "RESAMPLES", 1000)
 
 
 def each(of: Predicted, clusters: np.ndarray, seed: int) -> Iterator[tuple[str, Interval]]:

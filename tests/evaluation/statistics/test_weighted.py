@@ -51,7 +51,7 @@ def test_the_first_values_are_the_metric_and_its_jackknife() -> None:
     left = [compute_metrics(part.labels, part.logits, part.classes)["macro_f1"] for part in map(of.select, kept)]
     assert found.estimate == pytest.approx(compute_metrics(of.labels, of.logits, of.classes)["macro_f1"])
     np.testing.assert_allclose(np.sort(found.jackknife), np.sort(left), atol=1e-6)
-    assert len(found.resampled) == 2000
+    assert len(found.resampled) == 1000
     again = replicate(["macro_f1"], [of], clusters)["macro_f1"][0]
     np.testing.assert_array_equal(found.resampled, again.resampled)
 
