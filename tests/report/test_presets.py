@@ -162,6 +162,12 @@ def test_base_to_new_of_other_metrics_is_one_line(tmp_path: Path, metric: str, m
         shown(tmp_path, "--preset", "base_to_new", "--metric", metric)
 
 
+def test_base_to_new_takes_no_rows_of_evaluations(tmp_path: Path) -> None:
+    write_base_to_new(tmp_path)
+    with pytest.raises(UserError, match="base_to_new has columns for evaluations"):
+        shown(tmp_path, "--preset", "base_to_new", "--evaluations")
+
+
 def test_base_to_new_needs_one_evaluation_on_other_classes(tmp_path: Path) -> None:
     evaluations = write_run(tmp_path, "coop", 16, 1, share(90)) / "evaluations"
     write_results(evaluations / "same", share(5), "same", ("melanoma", "nevus"), {"dataset": "s"}, {})

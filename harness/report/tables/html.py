@@ -31,7 +31,8 @@ def to_html(table: Table, show_runs: bool = False) -> str:
     return environment.get_template(TEMPLATE).render(
         caption=table.layout.caption,
         label=table.layout.label,
-        header=[*row_header(table), *(column_title(table, column) for column in table.columns)],
+        row_header=row_header(table),
+        columns=[column_title(table, column) for column in table.columns],
         rows=[
             (row_values(table, row), [_cell(table, row, column, show_runs) for column in table.columns])
             for row in table.rows

@@ -53,6 +53,8 @@ def query_table(runs: pd.DataFrame, query: Query) -> Table:
         UserError: an unknown name, or a cell would mix runs that differ in more than their seeds.
     """
     if query.evaluations:
+        if query.base_to_new:
+            raise UserError("--evaluations: base_to_new has columns for evaluations; leave it out")
         runs = with_evaluations(runs)
         query = query if EVALUATED in (*query.rows, *query.columns) else replace(query, rows=(*query.rows, EVALUATED))
     metrics = query.metrics
