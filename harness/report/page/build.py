@@ -66,21 +66,24 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
     numbers = {str(entry.folder): entry.number for entry in entries}
     tables, problems = summary_tables(frame, numbers, intervals=detailed)
     sets = symptom_sets(entries, options.scores)
+    confusions: dict[int, Any] = {}
     samples, hardest, images, notes = {"sets": [], "runs": {}}, [], [], list(problems)
     if detailed:
-        from vipbench.harness.report.page.samples import errors_by_sample, read_samples, thumbnails
+        from vipbench.harness.report.page.samples import confusion, errors_by_sample, read_samples, thumbnails
 
         predicted = read_samples(entries)
+        confusions = {number: confusion(predicted, number) for number in predicted.runs}
         samples, hardest = predicted.to_json(), errors_by_sample(predicted, HARDEST)
         if options.images:
             images, missing = thumbnails(predicted, options.image_bytes)
             notes += missing
     else:
         notes.append(
-            f"More than {DETAILED} runs: samples, curves, logs and intervals of cells are left out; a page of fewer runs has them."
+            f"More than {DETAILED} runs: samples, curves, logs and intervals of cells are left out. "
+            "A page of fewer runs has them."
         )
     environment = _environment()
-    details = _details(environment.get_template("run.html.jinja2"), entries, detailed)
+    details = _details(environment.get_template("run.html.jinja2"), entries, confusions, detailed)
     inline = sum(map(len, details)) <= INLINE_BYTES
     css, script = (FOLDER / "page.css").read_text("utf-8"), (FOLDER / "page.js").read_text("utf-8")
     settings, metrics = _columns(entries)
@@ -110,15 +113,13 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = lambda value, metric: NO_VALUE if value is None else figure(metric, value)
-    return environment
 
 
 def _columns(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -141,24 +142,23 @@ def _columns(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[str]
     ]
 
 
-def _row(
-    entry: Entry, settings: Sequence[str], metrics: Sequence[str]
-) -> tuple[Entry, list[str], list[tuple[Any, str]]]:
-    """A line of the list of runs: its settings, and its metrics as numbers and as text."""
+def _row(entry: Entry, settings: Sequence[str], metrics: Sequence[str]) -> tuple[Entry, list[str], list[str]]:
+    """A line of the list of runs: its settings and its metrics."""
     row = entry.row | {GROUP: entry.source.name}
     values = [show(row[name]) if name in row else NO_VALUE for name in settings]
-    figures = [
-        (value := _number(entry.metrics.get(name)), figure(name, value) if value is not None else NO_VALUE)
-        for name in metrics
-    ]
-    return entry, values, figures
+    return entry, values, [_figure(name, entry.metrics.get(name)) for name in metrics]
+
+
+def _figure(metric: str, value: Any) -> str:
+    number = _number(value)
+    return NO_VALUE if number is None else figure(metric, number)
 
 
 def _number(value: Any) -> float | None:
     return round(float(value), 6) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _details(template: Template, entries: Sequence[Entry], detailed: bool) -> list[str]:
+def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[int, Any], detailed: bool) -> list[str]:
     """Each run in detail, as HTML."""
     found = []
     for entry in entries:
@@ -176,7 +176,7 @@ def _details(template: Template, entries: Sequence[Entry], detailed: bool) -> li
                 ],
                 curve=training_chart(_steps(entry)) if detailed else "",
                 log=log_tail(entry) if detailed or entry.state != DONE else "",
-                samples=detailed and entry.state == DONE,
+                confusion=confusions.get(entry.number),
             )
         )
     return found
@@ -186,16 +186,7 @@ def _by_class(entry: Entry) -> list[tuple[str, list[tuple[str, str]]]]:
     """Metrics of single classes, by class."""
     named = {name: value for name, value in entry.metrics.items() if isinstance(value, Mapping) and name not in PLAIN}
     labels = list(dict.fromkeys(label for value in named.values() for label in value))
-    return [
-        (
-            label,
-            [
-                (name, figure(name, own) if (own := _number(value.get(label))) is not None else NO_VALUE)
-                for name, value in named.items()
-            ],
-        )
-        for label in labels
-    ]
+    return [(label, [(name, _figure(name, own.get(label))) for name, own in named.items()]) for label in labels]
 
 
 def _interval(name: str, found: Any) -> tuple[str, str] | None:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vipbench.harness.report.figures.style import look
-
+from vipbench.harness.report.figures.style import DARK, looks
 from vipbench.harness.report.tables.cells import Cell, Key, Table
 from vipbench.harness.report.tables.text import row_values
 from vipbench.harness.report.tables.values import figure, show
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 36, 8, 10, 42
 MOST_SERIES = 12  # rows in a chart, the best ones
 SHAPES = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "wedge"}
 
@@ -77,36 +76,36 @@ def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
     if not shown:
         return None
     ends = [end for row in shown for cell in found[row].values() if cell for end in _ends(cell)]
-    low, high = _rounded(min(ends), max(ends))
+    ticks = _axis(min(ends), max(ends))
+    low, high = ticks[0], ticks[-1]
     step = (WIDTH - LEFT - RIGHT) / len(columns)
     middle = {column: LEFT + step * (place + 0.5) for place, column in enumerate(columns)}
     lines = len(columns) > 1
     spread = 0.0 if lines else step * 0.8 / len(shown)
     series = []
-    for place, row in enumerate(shown):
-        name, style = " / ".join(row_values(table, row)), look(str(row[table.row_names.index("method")]))
+    styles = looks([str(row[table.row_names.index("method")]) for row in shown])
+    for place, (row, style) in enumerate(zip(shown, styles, strict=True)):
+        name, color = " / ".join(row_values(table, row)), "currentColor" if style.color == DARK else style.color
         shift = spread * (place - (len(shown) - 1) / 2)
         points = []
         for column, cell in found[row].items():
             assert cell
             at, (down, up) = " / ".join(map(show, column[1:])), _ends(cell)
-            words = f"{name}{', ' if at else ''}{at}: {figure(metric, cell.mean)} ({figure(metric, down)} to {figure(metric, up)}), {cell.count} runs"
+            spread_text = f"{figure(metric, down)} to {figure(metric, up)}"
+            words = f"{name}{', ' if at else ''}{at}: {figure(metric, cell.mean)} ({spread_text}), {cell.count} runs"
             ys = (_y(value, low, high) for value in (cell.mean, down, up))
             points.append(Point(middle[column] + shift, *ys, words))
-        series.append(Series(name, style.color, SHAPES.get(style.marker, "circle"), points))
-    ticks = [low + (high - low) * part / 4 for part in range(5)]
-    left_out = len(found) - len(shown)
+        series.append(Series(name, color, SHAPES.get(style.marker, "circle"), points))
+    left_out, note = len(found) - len(shown), _spread_note(found, shown)
     return Chart(
         title,
         ", ".join(table.column_names) if columns[0][1:] else "",
         metric.replace("_", " "),
         [(middle[column], " / ".join(map(show, column[1:]))) for column in columns],
-        [(_y(value, low, high), figure(metric, value)) for value in ticks],
+        [(_y(value, low, high), f"{100 * value:.0f}") for value in ticks],
         series,
         lines,
-        f"{_spread_note(found, shown)} {left_out} rows with lower means are not drawn."
-        if left_out
-        else _spread_note(found, shown),
+        f"{note} {left_out} rows with lower means are not drawn." if left_out else note,
     )
 
 
@@ -141,10 +140,11 @@ def _spread_note(found: dict[Key, dict[Key, Cell | None]], shown: Sequence[Key])
     return "Bands and bars: one standard deviation over seeds."
 
 
-def _rounded(low: float, high: float) -> tuple[float, float]:
-    """The ends of an axis: steps of 0.05 about what is drawn."""
-    low, high = math.floor(low * 20) / 20, math.ceil(high * 20) / 20
-    return (low, high) if high > low else (low - 0.05, high + 0.05)
+def _axis(low: float, high: float) -> list[float]:
+    """Ticks at round numbers from below `low` to above `high`, at most seven."""
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0, 1e9) if (high - low) / step <= 5)
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    return [place * step for place in range(first, last + 1)]
 
 
 def _y(value: float, low: float, high: float) -> float:

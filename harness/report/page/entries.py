@@ -114,7 +114,7 @@ def _read_source(source: Source) -> list[Entry]:
         return [_read_run(source, source.folder)]
     folder = run_folder(source.folder)
     found = [_read_run(source, path) for path in sorted(folder.iterdir()) if path.is_dir() and is_finished(path)]
-    for row in unfinished(source.folder):
+    for row in unfinished(source.folder, pd.DataFrame([entry.row for entry in found if entry.state == DONE])):
         entry = Entry(0, source, Path(row.pop("run")), row.pop("state"), row.pop("reason") or "", row)
         found.append(entry)
         if "method.name" in row:
@@ -188,9 +188,6 @@ def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
         for entry in entries
         if entry.state not in (DONE, DAMAGED)
     ]
-    if "data.path" in frame:
-        names = dict(zip(frame["data.path"], frame["dataset"], strict=True))
-        missing = [{**row, "dataset": names.get(row.get("data.path"))} for row in missing]
     frame.attrs = {"damaged": sum(entry.state == DAMAGED for entry in entries), "missing": missing}
     sources = list({id(entry.source): entry.source for entry in entries}.values())
     return frame if frame.empty else add_groups(frame, sources)

@@ -143,3 +143,12 @@ def errors_by_sample(predicted: Predicted, most: int) -> list[Mapping[str, Any]]
         name = own.entries[0].provenance["dataset"]
         found.append({"dataset": name, "runs": len(own.entries), "samples": len(own.ids), "hardest": hardest})
     return found
+
+
+def confusion(predicted: Predicted, number: int) -> tuple[Sequence[str], list[list[int]]]:
+    """Class names [C], and counts of samples [C][C] of a run by class and predicted class."""
+    place, classes, _ = predicted.runs[number]
+    own = predicted.sets[place]
+    counts = np.zeros((len(own.classes), len(own.classes)), int)
+    np.add.at(counts, (own.labels, classes), 1)
+    return own.classes, counts.tolist()

@@ -16,6 +16,7 @@ from vipbench.harness.report.tables.text import Signs, cell_text, column_title, 
 from vipbench.harness.report.tables.values import show
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")
+CHARTED = ("accuracy", "macro_f1")
 SIGNS = Signs(best="{}")
 DATASET, SHOTS, BACKBONE = "dataset", "data.shots", "backbone.name"
 
@@ -68,7 +69,8 @@ def summary_tables(
     views = []
     for dataset in dict.fromkeys(column[place] for column in table.columns):
         part = _of_dataset(table, place, dataset)
-        charts = [chart_of(part, [c for c in part.columns if c[0] == metrics[0]], f"{metrics[0]} on {show(dataset)}")]
+        columns = {name: [column for column in part.columns if column[0] == name] for name in CHARTED if name in metrics}
+        charts = [chart_of(part, own, f"{name} on {show(dataset)}".replace("_", " ")) for name, own in columns.items()]
         views.append(_view(part, str(show(dataset)), numbers, [chart for chart in charts if chart]))
     return views, []
 
