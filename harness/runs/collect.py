@@ -1,7 +1,7 @@
 """Collect many run directories as rows of one table."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ COSTS = ("trained", "fitted", "train_seconds", "peak_gib")  # numbers of "cost" 
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
-    """One row per finished run directly under a directory, in the order of their names, or of the run that it is itself.
+    """One row per finished run directly under a directory, in the order of their names.
 
     A damaged run is named on the screen and left out; how many were is `attrs["damaged"]`.
 
@@ -37,22 +37,26 @@ def read_runs(directory: Path) -> "pd.DataFrame":
     `vipbench.harness.training.loop.BestEpoch.warnings`) and "shared" (whether its cost is that of several runs together).
     "recipe" is None for runs that train nothing.
     """
-    import pandas as pd
-
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of runs")
+    return rows_of([path for path in sorted(directory.iterdir()) if path.is_dir() and is_finished(path)])
+
+
+def rows_of(runs: Sequence[Path]) -> "pd.DataFrame":
+    """One row per finished run, as `read_runs` gives them."""
+    import pandas as pd
+
     rows, damaged = [], 0
-    for path in [directory] if is_finished(directory) else sorted(directory.iterdir()):
-        if path.is_dir() and is_finished(path):
-            try:
-                check_run(path)
-                rows.append(_row(path))
-            except UserError as error:
-                damaged += 1
-                log.warning("left out: %s", error)
-    runs = pd.DataFrame(rows)
-    runs.attrs["damaged"] = damaged
-    return runs
+    for path in runs:
+        try:
+            check_run(path)
+            rows.append(_row(path))
+        except UserError as error:
+            damaged += 1
+            log.warning("left out: %s", error)
+    found = pd.DataFrame(rows)
+    found.attrs["damaged"] = damaged
+    return found
 
 
 def _row(run: Path) -> dict[str, Any]:

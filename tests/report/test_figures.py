@@ -75,7 +75,7 @@ def test_the_verb_offers_the_kinds_there_are() -> None:
     assert {kind.value for kind in Kind} == set(kinds())
 
 
-@pytest.mark.parametrize("kind", [kind.value for kind in Kind if kind != Kind.cost])
+@pytest.mark.parametrize("kind", [kind.value for kind in Kind])
 def test_every_kind_has_its_n_and_the_same_bytes_twice(directory: Path, kind: str) -> None:
     asked = query(directory, kind)
     svg = render(kind, asked)
@@ -137,10 +137,10 @@ def test_bars_have_the_values_and_whiskers_of_the_runs(directory: Path, run_path
 
 
 def test_ablation_shows_differences_from_the_first_variant(directory: Path, run_paths: Paths) -> None:
-    chart = chart_of(directory, "ablation")
+    chart = chart_of(directory, "ablation", metric="auroc")
     written = texts(rendered(chart, "svg"))
     of = {
-        name: np.mean([metric(run_paths[f"{name} 4 {seed}"], "accuracy") for seed in (1, 2)])
+        name: np.mean([metric(run_paths[f"{name} 4 {seed}"], "auroc") for seed in (1, 2)])
         for name in ("vip", "vip_mean")
     }
     first, other = [name for name in written if name.startswith("vip (")]
@@ -211,9 +211,23 @@ def test_training_curves_are_those_of_the_log(directory: Path, run_paths: Paths)
         chart_of(directory, "training", "method=zero_shot")
 
 
+def test_cost_is_the_seconds_on_record(directory: Path, run_paths: Paths) -> None:
+    (ax,) = axes_of(chart_of(directory, "cost", "method=coop", "shots=4").figure)
+    runs = [run_paths[f"coop 4 {seed}"] for seed in (1, 2)]
+    seconds = [json.loads((run / "provenance.json").read_text())["cost"]["train_seconds"] for run in runs]
+    point = line(ax, "coop")
+    assert point.get_xdata()[0] == pytest.approx(np.mean(seconds)) and ax.get_xscale() == "log"
+    assert point.get_ydata()[0] == pytest.approx(100 * np.mean([metric(run, "accuracy") for run in runs]))
+    chart = chart_of(directory, "cost", "shots=0")
+    assert "0 at the left edge" in chart.note and line(axes_of(chart.figure)[0], "zero_shot").get_xdata()[0] > 0
+
+
 def test_ranks_of_a_critical_difference_diagram(directory: Path) -> None:
     chart = chart_of(directory, "critical_difference")
-    assert "n = 2 combinations" in chart.note and "zero_shot" in chart.note.partition("Left out")[2]
+    assert (
+        "n = 2 combinations of dataset, backbone, shots" in chart.note
+        and "zero_shot" in chart.note.partition("Left out")[2]
+    )
     written = " ".join(texts(rendered(chart, "svg")))
     assert "CD = " in written and "coop" in written
     with pytest.raises(UserError, match="needs two methods or more on two or more"):
@@ -328,8 +342,9 @@ def test_mistakes_are_one_line(directory: Path, run_paths: Paths, tmp_path: Path
     assert "form key=value" in refused("roc", runs, "vip")
     assert "there is no metric 'acuracy'" in refused("bars", runs, "--metric", "acuracy")
     assert "no finished run here" in refused("bars", str(tmp_path))
-    assert "would mix" in refused("few_shot", runs, "--rows", "backbone")
-    assert "no run here has its training time" in refused("cost", runs, "method=zero_shot")
+    mixed = refused("few_shot", runs, "--rows", "backbone")
+    assert "/ data / 1 would mix method.name=coop, vip; add method.name to --rows or --columns" in mixed
+    assert "dataset names a panel or point already" in refused("roc", runs, "--rows", "dataset", "--columns", "dataset")
 
 
 def test_a_damaged_run_is_counted_in_the_note(directory: Path, run_paths: Paths, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ BAR = 0.24  # inches
 @figure("bars", "metric", "rows", "columns")
 def bars(query: Query) -> Chart:
     """Draw a panel per dataset, backbone and shots, the values written at the bars."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     found = groups(query, names)
     return _chart(query, names, found, {})
 
@@ -37,7 +37,7 @@ def bars(query: Query) -> Chart:
 @figure("ablation", "metric", "columns")
 def ablation(query: Query) -> Chart:
     """Draw the variants of one method, each with its difference from the first one and the p-value of that."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     methods = list(dict.fromkeys(str(name) for name in query.runs["method.name"]))
     if len(methods) > 1:
         raise UserError(

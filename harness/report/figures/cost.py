@@ -22,7 +22,7 @@ COST = "cost.train_seconds"
 @figure("cost", "metric", "rows", "columns")
 def cost(query: Query) -> Chart:
     """Draw a point per method; methods that train nothing stand at the left edge."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     if f"metrics.{COST}" not in query.runs or query.runs[f"metrics.{COST}"].isna().all():
         raise UserError("cost: no run here has its training time on record; runs of earlier versions do not")
     found = [group for group in groups(query, names) if len(group.values(COST))]

@@ -20,7 +20,7 @@ ROW = 0.17  # inches
 @figure("critical_difference", "metric", "rows", "columns")
 def critical_difference(query: Query) -> Chart:
     """Draw average ranks over datasets, backbones and shots; a bar joins methods that Nemenyi's test does not tell apart."""
-    names = BLOCKS if query.columns is None else query.columns
+    names = query.panels(BLOCKS)
     found = groups(query, names)
     means = {(group.column, group.label): group.mean(query.metric) for group in found}
     blocks, methods, left_out = complete([key for key, mean in means.items() if not np.isnan(mean)])

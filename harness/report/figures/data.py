@@ -18,8 +18,10 @@ from vipbench.harness.evaluation.statistics.bootstrap import cluster_codes
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.figures.registry import Query
 from vipbench.harness.report.tables import load_runs, make_table
-from vipbench.harness.runs.directory import PREDICTIONS, read_classes
+from vipbench.harness.runs.collect import rows_of
+from vipbench.harness.runs.directory import PREDICTIONS, is_finished, read_classes
 
+METHOD = "method"  # with its options, see `make_table`
 PATIENT = "patient"  # a column of the predictions
 NOT_IN_PERCENT = ("mae",)
 NAMES = {
@@ -94,7 +96,9 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         UserError: there is none, or none that the filters leave.
     """
-    runs = load_runs(directory)
+    runs = rows_of([directory]) if is_finished(directory) else load_runs(directory)
+    if runs.empty:
+        raise UserError(f"{directory}: a damaged run; remove it, or run it again with --force")
     for text in filters:
         name, equals, value = text.partition("=")
         if not equals:
@@ -124,6 +128,9 @@ def column_of(name: str, runs: pd.DataFrame) -> str:
 def groups(query: Query, columns: Sequence[str]) -> list[Group]:
     """The groups of a query, in the order of its runs. Raises UserError where one would mix more than seeds."""
     runs, rows = query.runs, list(query.rows)
+    names = [METHOD if name == METHOD else column_of(name, runs) for name in (*rows, *columns)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{twice} names a panel or point already; leave it out of --rows or --columns")
     table = make_table(runs, rows, list(columns), [query.metric])  # refuses what cannot be compared
     by_path: dict[str, Any] = {str(run["run"]): run for run in runs.to_dict("records")}
     found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}

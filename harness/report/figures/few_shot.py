@@ -25,7 +25,7 @@ PANELS = ("dataset", "backbone")
 @figure("few_shot", "metric", "rows", "columns")
 def few_shot(query: Query) -> Chart:
     """Draw a panel per dataset and backbone; methods without training images are level lines."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     found = groups(query, [*names, "shots"])
     shots = sorted({group.column[-1] for group in found if group.column[-1] != 0}, key=_order)
     if not shots:

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +42,10 @@ class Query:
     image: str | None = None
     images: int = 6
     data: str | None = None
+
+    def panels(self, usual: Sequence[str]) -> tuple[str, ...]:
+        """The config values that name a panel: those asked for, or the usual ones that do not name a line or bar."""
+        return tuple(name for name in usual if name not in self.rows) if self.columns is None else self.columns
 
 
 @dataclass(frozen=True)

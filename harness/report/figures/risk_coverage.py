@@ -15,7 +15,7 @@ GRID = np.linspace(0.02, 1, 99)  # coverages
 @figure("risk_coverage", "rows", "columns")
 def risk_coverage(query: Query) -> Chart:
     """Draw a panel per dataset, backbone and shots; a curve is the mean over runs."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     found = groups(query, names)
     drawn, axes = make_panels(names, found, 2.6)
     for column, ax in axes.items():

@@ -20,7 +20,7 @@ GRID = np.linspace(0, 1, 201)  # false positive rates
 @figure("roc", "rows", "columns")
 def roc(query: Query) -> Chart:
     """Draw a panel per dataset, backbone and shots; curves are vertical means over classes and runs (Fawcett 2006, 6.1)."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     found = groups(query, names)
     drawn, axes = make_panels(names, found, 3.0)
     intervals = []

@@ -40,7 +40,7 @@ class Dot(NamedTuple):
 @figure("subgroups", "metric", "rows", "columns", "by")
 def subgroups(query: Query) -> Chart:
     """Draw a row per subgroup and a dot per method; the dotted line is the metric of all images."""
-    names = PANELS if query.columns is None else query.columns
+    names = query.panels(PANELS)
     found = groups(query, names)
     if query.metric not in METRICS:
         raise UserError(

@@ -67,6 +67,7 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
     tables, problems = summary_tables(frame, numbers, intervals=detailed)
     sets = symptom_sets(entries, options.scores)
     confusions: dict[int, Any] = {}
+    cards: list[Any] = []
     samples, hardest, images, notes = {"sets": [], "runs": {}}, [], [], list(problems)
     if detailed:
         from vipbench.harness.report.page.samples import confusion, errors_by_sample, read_samples, thumbnails
@@ -76,6 +77,11 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
         samples, hardest = predicted.to_json(), errors_by_sample(predicted, HARDEST)
         if options.images:
             images, missing = thumbnails(predicted, options.image_bytes)
+            notes += missing
+        if options.cards:
+            from vipbench.harness.report.page.cards import diagnosis_cards
+
+            cards, missing = diagnosis_cards(entries, predicted, options.cards, options.images)
             notes += missing
     else:
         notes.append(
@@ -103,7 +109,7 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
         unfinished=[entry for entry in entries if entry.state != DONE],
         sets=sets,
         hardest=hardest,
-        cards=[],
+        cards=cards,
         details=[Markup(text) for text in details] if inline else [],
         packed=[] if inline else [_packed(details[first : first + CHUNK]) for first in range(0, len(details), CHUNK)],
         chunk=CHUNK,

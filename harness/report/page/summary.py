@@ -69,7 +69,9 @@ def summary_tables(
     views = []
     for dataset in dict.fromkeys(column[place] for column in table.columns):
         part = _of_dataset(table, place, dataset)
-        columns = {name: [column for column in part.columns if column[0] == name] for name in CHARTED if name in metrics}
+        columns = {
+            name: [column for column in part.columns if column[0] == name] for name in CHARTED if name in metrics
+        }
         charts = [chart_of(part, own, f"{name} on {show(dataset)}".replace("_", " ")) for name, own in columns.items()]
         views.append(_view(part, str(show(dataset)), numbers, [chart for chart in charts if chart]))
     return views, []
