@@ -60,6 +60,9 @@ def table(
         bool | None,
         typer.Option("--intervals/--no-intervals", help="95% intervals, and remarks where evidence is thin"),
     ] = None,
+    tests: Annotated[
+        bool | None, typer.Option("--tests/--no-tests", help="paired tests against the best of each column, by Holm")
+    ] = None,
     reported: Annotated[Path | None, typer.Option(help="published rows in YAML, with their source; set apart")] = None,
     layout: Annotated[Path | None, typer.Option(help="YAML: display names, order of rows, caption, label")] = None,
     caption: Annotated[str | None, typer.Option(help="of the table; before that of the layout")] = None,
@@ -75,6 +78,7 @@ def table(
     from vipbench.harness.report.tables import FORMATS, load_runs
     from vipbench.harness.report.tables.evidence import add_evidence
     from vipbench.harness.report.tables.layout import Layout, read_layout
+    from vipbench.harness.report.tables.paired import add_tests
     from vipbench.harness.report.tables.presets import PRESETS, Query, query_table
     from vipbench.harness.report.tables.reported import add_reported, read_reported
     from vipbench.harness.report.tables.text import arranged
@@ -89,12 +93,15 @@ def table(
         runs = load_runs(*directories)
     query = PRESETS[preset.value](runs) if preset else Query()
     asked: dict[str, Any] = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
-    asked |= {"references": references, "average": average, "evaluations": evaluations, "intervals": intervals}
+    asked |= {"references": references, "average": average, "evaluations": evaluations}
+    asked |= {"intervals": intervals, "tests": tests}
     query = replace(query, **{name: value for name, value in asked.items() if value is not None})
     made = query_table(runs, query)
     made = arranged(replace(made, layout=validate(Layout, arrangement, where="--caption, --label")))
     if query.intervals:
         made = add_evidence(made)
+    if query.tests:
+        made = add_tests(made)
     if reported:
         made = add_reported(made, read_reported(reported), str(reported))
     content = FORMATS[format.value](made, show_runs)

@@ -37,7 +37,7 @@ class Cell:
     Runs in which the metric is undefined do not count; the mean of none is NaN. `doubtful` is how many of the runs kept an epoch
     that was hardly selected: one of the warm-up, or one no better on validation than the first. `shared` is how many have a
     cost that is that of several runs together. `values` are those of every run. `seedless` runs depend on no seed, as those of
-    zero-shot; a `derived` cell is made of others, such as an average.
+    zero-shot; a `derived` cell is made of others, such as an average. `p` is of the difference from the best of its column.
     """
 
     mean: float
@@ -47,6 +47,7 @@ class Cell:
     shared: int = 0
     values: tuple[Value, ...] = ()
     interval: Interval | None = None
+    p: float | None = None
     seedless: bool = False
     derived: bool = False
 

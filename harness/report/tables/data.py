@@ -13,8 +13,8 @@ from vipbench.harness.runs.collect import DOUBTFUL
 def to_frame(table: Table, show_runs: bool = False) -> pd.DataFrame:
     """One row per cell: rows, columns, metric, mean, std, n, doubtful; further columns where some cell has a value for them.
 
-    These are "missing" (runs), "low", "high" and "interval" (its method), and "source" of what is reported. With `show_runs` a
-    row is a run: rows, columns, metric, seeds, value, run.
+    These are "missing" (runs), "low", "high" and "interval" (its method), "p_holm" (of the difference from the best of the
+    column), and "source" of what is reported. With `show_runs` a row is a run: rows, columns, metric, seeds, value, run.
     """
     lines = []
     for row in table.rows:
@@ -54,4 +54,4 @@ def _figures(cell: Cell | None) -> dict[str, Any]:
     found: dict[str, Any] = {"mean": cell.mean, "std": cell.deviation, "n": cell.count, DOUBTFUL: cell.doubtful}
     if cell.interval:
         found |= {"low": cell.interval.low, "high": cell.interval.high, "interval": cell.interval.method}
-    return found
+    return found if cell.p is None else found | {"p_holm": cell.p}

@@ -29,8 +29,7 @@ def add_evidence(table: Table) -> Table:
     """
     places: dict[tuple[str, ...], list[tuple[Key, Key]]] = {}
     for place, cell in table.cells.items():
-        measured = cell.values and place[1][0] not in COSTS and all(value.value is not None for value in cell.values)
-        if measured and not cell.derived:
+        if is_measured(place[1], cell):
             places.setdefault(tuple(value.run for value in cell.values), []).append(place)
     cells, thin = dict(table.cells), dict[str, None]()
     for runs, of_runs in places.items():  # predictions are read once for all metrics, and not kept
@@ -46,18 +45,29 @@ def add_evidence(table: Table) -> Table:
     return replace(found, remarks=[*table.remarks, f"Thin evidence: {'; '.join(thin)}."] if thin else table.remarks)
 
 
+def is_measured(column: Key, cell: Cell) -> bool:
+    """Check that a cell's metric follows from predictions, of each of its runs."""
+    known = cell.values and all(value.value is not None for value in cell.values)
+    return bool(known) and not cell.derived and column[0] not in COSTS
+
+
+def statistic(metric: str) -> str:
+    """The name that the statistics have for a metric: "sensitivity[melanoma]" of sensitivity.melanoma."""
+    name, _, of_class = metric.partition(".")
+    return f"{name}[{of_class}]" if of_class else name
+
+
 def _interval(metric: str, runs: Sequence[str], samples: Sequence[Samples]) -> Interval | None:
-    metric, _, of_class = metric.partition(".")
     if len(runs) == 1 and (Path(runs[0]) / INTERVALS).is_file():
-        found = read_intervals(Path(runs[0])).get(metric)
+        name, _, of_class = metric.partition(".")
+        found = read_intervals(Path(runs[0])).get(name)
         return found.get(of_class) if isinstance(found, dict) else found
-    if not all(_same_samples(samples[0], other) for other in samples[1:]):
+    if not all(same_samples(samples[0], other) for other in samples[1:]):
         return None
-    name = f"{metric}[{of_class}]" if of_class else metric
-    return interval_over_seeds(name, [predicted for predicted, _ in samples], samples[0][1].clusters)
+    return interval_over_seeds(statistic(metric), [predicted for predicted, _ in samples], samples[0][1].clusters)
 
 
-def _same_samples(first: Samples, second: Samples) -> bool:
+def same_samples(first: Samples, second: Samples) -> bool:
     """Check that two runs predicted the same samples in the same order, of the same classes."""
     return (
         np.array_equal(first[1].ids, second[1].ids)

@@ -2,6 +2,7 @@
 
 from vipbench.harness.report.tables.cells import Table
 from vipbench.harness.report.tables.text import (
+    ALIKE,
     DAGGER,
     DOUBLE_DAGGER,
     SET_APART,
@@ -23,6 +24,7 @@ SIGNS = Signs(
     plus_minus=r" $\pm$ ",
     dagger=r"$^\dagger$",
     double_dagger=r"$^\ddagger$",
+    alike=r"$^\approx$",
 )
 SPECIAL = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -35,7 +37,7 @@ SPECIAL = str.maketrans(
         "≥": r"$\geq$",
         "≤": r"$\leq$",
     }
-    | {DAGGER: r"$\dagger$", DOUBLE_DAGGER: r"$\ddagger$", "\n": " "}
+    | {DAGGER: r"$\dagger$", DOUBLE_DAGGER: r"$\ddagger$", ALIKE: r"$\approx$", "\n": " "}
 )
 
 

@@ -33,6 +33,7 @@ class Query:
         average: a setting of the columns to average over, "" for none.
         evaluations: have evaluations on other data too.
         intervals: give cells their 95% intervals, and remark where evidence is thin.
+        tests: test each cell against the best of its column.
         base_to_new: have the metric on base and new classes, and its harmonic means.
     """
 
@@ -43,6 +44,7 @@ class Query:
     average: str = ""
     evaluations: bool = False
     intervals: bool = False
+    tests: bool = False
     base_to_new: bool = False
 
 

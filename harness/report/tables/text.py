@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vipbench.harness.report.tables.cells import Cell, Key, ReportedRow, Table, Value
-from vipbench.harness.report.tables.values import COEFFICIENTS, COSTS, figure, show
+from vipbench.harness.report.tables.values import COEFFICIENTS, COSTS, LEVEL, figure, show
 
-DAGGER, DOUBLE_DAGGER = "†", "‡"
+DAGGER, DOUBLE_DAGGER, ALIKE = "†", "‡", "≈"
 DOUBTS = (
     f"{DAGGER}: some run kept an epoch of the warm-up, or its validation accuracy never rose above that of epoch 1."
 )
@@ -33,6 +33,7 @@ class Signs:
     plus_minus: str = " ± "
     dagger: str = DAGGER
     double_dagger: str = DOUBLE_DAGGER
+    alike: str = ALIKE
 
 
 def arranged(table: Table) -> Table:
@@ -75,8 +76,9 @@ def cell_text(table: Table, row: Key, column: Key, signs: Signs) -> str:
         mark = signs.best
     elif table.is_second(row, column):
         mark = signs.second
-    daggers = (signs.dagger if cell.doubtful else "") + (signs.double_dagger if cell.shared else "")
-    return f"{mark.format(figure(column[0], cell.mean))}{_spread(cell, column, signs)} {runs}{daggers}"
+    marks = (signs.dagger if cell.doubtful else "") + (signs.double_dagger if cell.shared else "")
+    marks += signs.alike if cell.p is not None and cell.p >= LEVEL else ""
+    return f"{mark.format(figure(column[0], cell.mean))}{_spread(cell, column, signs)} {runs}{marks}"
 
 
 def reported_text(row: ReportedRow, column: Key, signs: Signs) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 NO_VALUE = "–"  # of a setting that a run does not have, such as the learning rate of one that does not train
+LEVEL = 0.05  # of paired tests
 AVERAGE = "average"  # a column of ours: the mean over the values of a setting
 # Metrics that are no fractions, and the format of their values; of costs none is best.
 COSTS = {
