@@ -104,38 +104,40 @@ def predict(
     """Predict single images, with the cosine of each symptom as evidence: JSON, and a card."""
     if out:
         check_output(out)
+    import json
+
+    from vipbench.harness.data.files import image_files
     from vipbench.harness.report.single_images import predict_files, to_json
     from vipbench.harness.runs.api import Run
     from vipbench.harness.system.files import write_json
 
-    loaded = Run.load(run, plugin or [])
-    cases = predict_files(loaded, images)
-    if card:
-        _write_cards(cases, card)
+    loaded, files = Run.load(run, plugin or []), image_files(images)
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(predict_files(loaded, files), start=1):
+        rows.append(to_json(case))
+        if card:
+            prefix = f"{number:0{len(str(len(files)))}d}_" if len(files) > 1 else ""
+            _write_card(case, card / f"{prefix}{Path(case.name).stem}.svg")
+    found = {"run": loaded.path.name, "classes": loaded.classes, "images": rows}
     if out:
         with output_errors(out):
-            write_json(out, to_json(loaded, cases))
+            write_json(out, found)
     else:
-        import json
-
-        typer.echo(json.dumps(to_json(loaded, cases), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _write_cards(cases: "list[Case]", folder: Path) -> None:
+def _write_card(case: "Case", path: Path) -> None:
     from functools import partial
 
     from vipbench.harness.report.figures.cards import draw_card
     from vipbench.harness.report.figures.registry import finished, rendered
     from vipbench.harness.system.files import atomic_path
 
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, case in enumerate(cases, start=1):
-            stem = Path(case.name).stem
-            name = f"{number:0{len(str(len(cases)))}d}_{stem}.svg" if len(cases) > 1 else f"{stem}.svg"
-            with atomic_path(folder / name) as temporary:
-                temporary.write_bytes(rendered(finished(partial(draw_card, case)), "svg"))
-            typer.echo(f"{folder / name}", err=True)
+    content = rendered(finished(partial(draw_card, case)), "svg")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Explainer, Symptoms, Worth, run_samples
+from vipbench.harness.runs.symptom_evidence import Explainer, Symptoms, Worth, run_samples
 from vipbench.harness.symptoms.score import AUROC_MEANS
 
 WEIGHT = (

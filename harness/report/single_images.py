@@ -6,42 +6,37 @@ from typing import Any
 
 import torch
 
-from vipbench.harness.data.files import image_files, read_image
+from vipbench.harness.data.files import read_image
 from vipbench.harness.report.figures.cards import Case, make_cases
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import BATCH, Explainer
+from vipbench.harness.runs.symptom_evidence import BATCH, Explainer
+from vipbench.harness.system.progress import Progress
 
 
-def predict_files(run: Run, paths: Sequence[Path]) -> list[Case]:
-    """The cases of image files, and of those in folders; their names are the paths as given.
+def predict_files(run: Run, files: Sequence[Path]) -> Iterator[Case]:
+    """The cases of image files, one after the other; their names are the paths.
 
     Raises:
-        UserError: one is missing, damaged or no image.
+        UserError: one is damaged or no image.
     """
-    files = image_files(paths)
     explainer = Explainer(run)
-    pictures = [read_image(file) for file in files]
     transform = explainer.backbone.eval_transform
+    with Progress("predict images", len(files), "images") as progress:
+        for first in range(0, len(files), BATCH):
+            batch = files[first : first + BATCH]
+            pictures = [read_image(file) for file in batch]
+            evidence = explainer.look(torch.stack([transform(picture) for picture in pictures]))
+            names, truths = [str(file) for file in batch], [None] * len(batch)
+            yield from make_cases(names, pictures, run.classes, evidence, explainer.symptoms, truths)
+            progress.advance(len(batch))
 
-    def batches() -> Iterator[torch.Tensor]:
-        for first in range(0, len(pictures), BATCH):
-            yield torch.stack([transform(picture) for picture in pictures[first : first + BATCH]])
 
-    evidence = explainer.look(batches(), len(files))
-    names = [str(file) for file in files]
-    return make_cases(names, pictures, run.classes, evidence, explainer.symptoms, [None] * len(files))
+def to_json(case: Case) -> dict[str, Any]:
+    """A prediction as JSON values.
 
-
-def to_json(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
-    """Predictions as JSON values.
-
-    {"run", "classes", "images": [{"file", "prediction", "probabilities": {class: p}, "symptoms": [{"class", "symptom",
-    "cosine", "weight"}]}]}; symptoms by cosine, the highest first, and weights where the method has them.
+    {"file", "prediction", "probabilities": {class: p}, "symptoms": [{"class", "symptom", "cosine", "weight"}]}; symptoms by
+    cosine, the highest first, with weights where the method has them, where it reads symptoms.
     """
-    return {"run": run.path.name, "classes": run.classes, "images": [_image(case) for case in cases]}
-
-
-def _image(case: Case) -> dict[str, Any]:
     probabilities = {name: float(p) for name, p in zip(case.classes, case.probabilities, strict=True)}
     facts = {"file": case.name, "prediction": case.classes[case.predicted], "probabilities": probabilities}
     if case.symptoms is None:

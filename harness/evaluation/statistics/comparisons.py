@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
-from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from vipbench.harness.evaluation.metrics import Predicted
@@ -19,6 +18,7 @@ from vipbench.harness.evaluation.statistics.intervals import (
     OVER_SEEDS,
     Interval,
     effective_samples,
+    number_of_clusters,
     spread_over_seeds,
 )
 from vipbench.harness.evaluation.statistics.weighted import weighted_metric
@@ -98,13 +98,11 @@ def compare_over_seeds(
     differences = [own - other for own, other in pairs]
     mean, samples = float(np.mean([own.estimate for own in differences])), len(first[0].labels)
     name = OVER_SEEDS + ("" if independent(clusters) else CLUSTERED)
-    spread = spread_over_seeds(differences, samples if clusters is None else len(np.unique(clusters)))
+    spread = spread_over_seeds(differences, number_of_clusters(first[0], clusters))
     if spread is None:
         return Comparison(metric, mean, None, None, name, samples)
-    error, freedom = spread
-    reach = error * float(student.ppf((1 + CONFIDENCE) / 2, freedom))
-    p = float(2 * student.sf(abs(mean) / error, freedom))
-    return Comparison(metric, mean, Interval(mean - reach, mean + reach, name), p, name, samples)
+    reach = spread.reach(CONFIDENCE)
+    return Comparison(metric, mean, Interval(mean - reach, mean + reach, name), spread.p_value(mean), name, samples)
 
 
 def sign_flip_test(differences: np.ndarray, clusters: np.ndarray | None = None) -> float:

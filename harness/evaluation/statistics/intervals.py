@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
@@ -25,6 +26,7 @@ DELONG = "DeLong (logit)"
 BCA = "BCa bootstrap"
 DEVIATION = "normal bootstrap, bias taken off below"
 OVER_SEEDS = "t over seeds and bootstrapped samples"
+LEAST_P = 1e-9
 CLUSTERED = " over patients"
 
 
@@ -116,22 +118,45 @@ def interval_over_seeds(
     if any(weighted_metric(metric, of) is None for of in runs):
         return None
     replicates = replicate([metric], runs, clusters, seed)[metric]
-    spread = spread_over_seeds(replicates, _clusters(runs[0], clusters))
+    spread = spread_over_seeds(replicates, number_of_clusters(runs[0], clusters))
     if spread is None:
         return None
-    error, freedom = spread
-    mean, reach = (
-        float(np.mean([own.estimate for own in replicates])),
-        error * student.ppf((1 + CONFIDENCE) / 2, freedom),
-    )
+    mean, reach = float(np.mean([own.estimate for own in replicates])), spread.reach(CONFIDENCE)
     return Interval(*_bounded(metric, mean - reach, mean + reach), OVER_SEEDS + _suffix(clusters))
 
 
-def spread_over_seeds(replicates: Sequence[Replicates], clusters: int) -> tuple[float, float] | None:
-    """The standard error of the mean over S >= 2 seeds and its degrees of freedom; None where it is zero or undefined.
+@dataclass(frozen=True)
+class Spread:
+    """The variance of a mean over seeds in two parts, each with its degrees of freedom.
 
-    Seeds and samples are crossed random effects. The bootstrap of the mean gives the variance over samples; the variance of the
-    estimates, less what samples contribute to it (again from the bootstrap), that over seeds. Freedom: Satterthwaite (1946).
+    Attributes:
+        seeds: the part that differs between seeds, with what each makes of single samples. samples: the part that all share.
+    """
+
+    seeds: float
+    samples: float
+    freedom_of_seeds: int
+    freedom_of_samples: int
+
+    def reach(self, confidence: float) -> float:
+        """Half the width of the interval: each part with Student's t of its own degrees of freedom, added in quadrature."""
+        tail = (1 + confidence) / 2
+        by_seeds, by_samples = student.ppf(tail, self.freedom_of_seeds), student.ppf(tail, self.freedom_of_samples)
+        return float(np.sqrt(by_seeds**2 * self.seeds + by_samples**2 * self.samples))
+
+    def p_value(self, mean: float) -> float:
+        """One minus the confidence of the interval around a mean that ends at 0."""
+        if self.reach(1 - LEAST_P) <= abs(mean):
+            return LEAST_P
+        return float(1 - brentq(lambda confidence: self.reach(confidence) - abs(mean), 0.0, 1 - LEAST_P))
+
+
+def spread_over_seeds(replicates: Sequence[Replicates], clusters: int) -> Spread | None:
+    """The spread of the mean over S >= 2 seeds; None where it is zero or undefined.
+
+    Seeds and samples are crossed random effects. The variance of the estimates over S is the part of seeds. The bootstrap of the
+    mean gives the variance over samples, of which the part is left that is not in the former: seeds that err on different samples
+    differ in their estimates, too, as the bootstrap of the differences between seeds shows.
     """
     estimates = np.array([own.estimate for own in replicates])
     resampled = np.stack([own.resampled for own in replicates])
@@ -141,16 +166,13 @@ def spread_over_seeds(replicates: Sequence[Replicates], clusters: int) -> tuple[
         return None
     over_samples = float(resampled.mean(axis=0).var(ddof=1))
     deviations = resampled - resampled.mean(axis=0)
-    from_samples = float(deviations.var(axis=1, ddof=1).sum() / (seeds - 1))
+    of_both = float(deviations.var(axis=1, ddof=1).sum() / (seeds - 1))
     between = float(estimates.var(ddof=1))
-    variance = over_samples + max(0.0, between - from_samples) / seeds
-    if variance <= 1e-18:
-        return None
-    freedom = variance**2 / ((between / seeds) ** 2 / (seeds - 1) + over_samples**2 / (clusters - 1))
-    return float(np.sqrt(variance)), freedom
+    found = Spread(between / seeds, max(0.0, over_samples - of_both / seeds), seeds - 1, clusters - 1)
+    return found if found.seeds + found.samples > 1e-18 else None
 
 
-def _clusters(of: Predicted, clusters: np.ndarray | None) -> int:
+def number_of_clusters(of: Predicted, clusters: np.ndarray | None) -> int:
     return len(of.labels) if clusters is None else len(np.unique(clusters))
 
 

@@ -12,7 +12,7 @@ from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import GREY, PAGE, class_color
 from vipbench.harness.report.figures.symptom_rows import ROW, draw_rows, row_places
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Explainer
+from vipbench.harness.runs.symptom_evidence import Explainer
 
 MOST_ROWS = 90
 

@@ -70,7 +70,7 @@ def _difference(metric: str, own: Group, first: Group) -> tuple[float, float | N
     if not seeds or not same_samples([*tested[0], *tested[1]]):
         return difference, None
     mine, others = ([one.of for one in of_group] for of_group in tested)
-    found = compare_over_seeds(metric, mine, others, tested[0][0].clusters)
+    found = compare_over_seeds(metric, mine, others, tested[0][0].stored.clusters)
     return difference, found.p if found else None
 
 

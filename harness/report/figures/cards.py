@@ -20,7 +20,7 @@ from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import BLUE, GREY, PAGE, VERMILLION, shortened_text
 from vipbench.harness.report.figures.symptom_rows import ROW, draw_rows, row_places
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Evidence, Explainer, Symptoms, find_samples, run_samples
+from vipbench.harness.runs.symptom_evidence import Evidence, Explainer, Symptoms, find_samples, run_samples
 
 PICTURE_SIDE = 320  # pixels, at most, in a file
 MOST_ROWS = 44  # of a card
@@ -81,7 +81,7 @@ def card(query: Query) -> Chart:
     """Draw the card of one test image of one run; by default the one that is predicted with the most confidence."""
     run, tested, chosen = _single_run(query, "card")
     of = tested.of
-    key = query.image or str(tested.ids[int(of.probabilities.max(axis=1).argmax())])
+    key = query.image or str(tested.stored.ids[int(of.probabilities.max(axis=1).argmax())])
     samples = find_samples(run_samples(run, "test", query.data), [key])
     return draw_card(_cases(run, samples)[0], f" of {len(of.labels)} test images ({chosen})")
 
@@ -121,7 +121,7 @@ def gallery(query: Query) -> Chart:
     if not len(wrong):
         raise UserError(f"gallery: {run.path.name} makes no mistake on its {len(of.labels)} test images")
     order = wrong[np.argsort(-of.probabilities.max(axis=1)[wrong], kind="stable")][: query.images]
-    samples = find_samples(run_samples(run, "test", query.data), [str(key) for key in tested.ids[order]])
+    samples = find_samples(run_samples(run, "test", query.data), [str(key) for key in tested.stored.ids[order]])
     cases = _cases(run, samples)
     every = np.concatenate([case.cosines for case in cases])
     limits = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)

@@ -5,24 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
 
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
-from vipbench.harness.evaluation.predict import COLUMNS
-from vipbench.harness.evaluation.statistics.bootstrap import cluster_codes
+from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.figures.registry import Query
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.runs.collect import rows_of
-from vipbench.harness.runs.directory import PREDICTIONS, is_finished, read_classes
+from vipbench.harness.runs.directory import is_finished
+from vipbench.harness.runs.predictions import read_intervals, read_predicted
 
 METHOD = "method"  # with its options, see `make_table`
-PATIENT = "patient"  # a column of the predictions
 NOT_IN_PERCENT = ("mae",)
 NAMES = {
     "auroc": "AUROC",
@@ -34,19 +32,16 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Tested:
-    """The predictions of a run's test split.
+class Tested(NamedTuple):
+    """The predictions of a run's test split, as statistics take them and as they are stored."""
 
-    Attributes:
-        ids: [N]. clusters: [N] int, the patients; None where they are unknown.
-        columns: what else the predictions hold of each sample, [N] each.
-    """
-
-    ids: np.ndarray
     of: Predicted
-    clusters: np.ndarray | None
-    columns: dict[str, np.ndarray]
+    stored: Predictions
+
+    @property
+    def columns(self) -> dict[str, Sequence[str | None]]:
+        """[N] values each of what the samples may be grouped by: their class, the patient, metadata."""
+        return {**self.stored.groups, "class": [self.of.classes[label] for label in self.of.labels]}
 
 
 @dataclass(frozen=True)
@@ -81,10 +76,13 @@ class Group:
 
     def interval(self, metric: str) -> Interval | None:
         """The 95% interval of the mean; None where the metric has none, or the runs were not tested on the same samples."""
+        if len(self.runs) == 1:
+            found = read_intervals(Path(self.runs[0]["run"])).get(metric)
+            return found if isinstance(found, Interval) else None
         tested = self.tested()
         if len(self.values(metric)) < len(tested) or not same_samples(tested):
             return None
-        return interval_over_seeds(metric, [own.of for own in tested], tested[0].clusters)
+        return interval_over_seeds(metric, [own.of for own in tested], tested[0].stored.clusters)
 
 
 def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
@@ -160,24 +158,12 @@ def one_group(query: Query, kind: str) -> Group:
 @lru_cache(maxsize=4096)
 def read_tested(run: Path) -> Tested:
     """Read the predictions of a run. Raises UserError where they are damaged."""
-    path = run / PREDICTIONS
-    classes = read_classes(run)
-    try:
-        frame = pd.read_parquet(path)
-        logits = np.stack(frame["logits"].to_list())
-        of = Predicted(frame["label"].to_numpy(), logits, classes)
-        assert logits.shape[1] == len(classes), "as many logits as classes"
-        more = {str(name): frame[name].to_numpy() for name in frame.columns if name not in (*COLUMNS, PATIENT)}
-        patients = frame[PATIENT].to_numpy() if PATIENT in frame else None
-        columns = {**more, "class": np.array(classes, dtype=object)[of.labels]}
-        return Tested(frame["id"].to_numpy(), of, cluster_codes(patients), columns)
-    except (ArrowException, OSError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
-        raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+    return Tested(*read_predicted(run))
 
 
 def same_samples(tested: Sequence[Tested]) -> bool:
     """Check that all predictions are of the same samples in the same order."""
-    return all(np.array_equal(own.ids, tested[0].ids) for own in tested)
+    return all(np.array_equal(own.stored.ids, tested[0].stored.ids) for own in tested)
 
 
 def shown(value: Any) -> str:

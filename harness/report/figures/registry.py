@@ -24,7 +24,7 @@ METADATA = {"svg": {"Date": None, "Creator": "vipbench"}, "png": {"Software": No
 
 @dataclass(frozen=True)
 class Query:
-    """What a figure is asked to show.
+    """The runs of a figure, and what is asked for of them.
 
     Attributes:
         runs: rows of runs.

@@ -19,7 +19,6 @@ from vipbench.harness.report.figures.data import (
     percent,
     same_samples,
     sample_note,
-    shown,
 )
 from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
@@ -79,25 +78,19 @@ def by_column(group: Group, metric: str, column: str) -> list[Dot]:
     if column not in tested[0].columns:
         known = ", ".join(sorted(tested[0].columns))
         raise UserError(f"--by: the predictions have no column {column!r}; they have {known}")
-    every = [
-        np.array([UNKNOWN if _missing(value) else shown(value) for value in own.columns[column]]) for own in tested
-    ]
+    every = [np.array([UNKNOWN if value is None else value for value in own.columns[column]]) for own in tested]
     dots = []
     for name in sorted(set(every[0]), key=lambda name: (name == UNKNOWN, name)):
         masks = [values == name for values in every]
         parts = [own.of.select(mask) for own, mask in zip(tested, masks, strict=True)]
         found = [METRICS[metric](part) for part in parts]
         values = [float(value) for value in found if isinstance(value, int | float)]
-        clusters = tested[0].clusters
+        clusters = tested[0].stored.clusters
         interval = None
         if same_samples(tested) and len(values) == len(parts):
             interval = interval_over_seeds(metric, parts, None if clusters is None else clusters[masks[0]])
         dots.append(Dot(name, len(parts[0].labels), float(np.mean(values)) if values else math.nan, interval))
     return dots
-
-
-def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _dots(ax: Axes, dots: list[Dot], ys: list[float], metric: str, color: str, marker: str, label: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vipbench.harness.report.figures.style import shortened_text
-from vipbench.harness.runs.evidence import Symptoms
+from vipbench.harness.runs.symptom_evidence import Symptoms
 
 ROW = 0.155  # inches
 LETTERS = 58  # of a symptom

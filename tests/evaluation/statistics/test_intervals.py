@@ -22,6 +22,7 @@ from vipbench.harness.evaluation.statistics.intervals import (
     interval,
     interval_over_seeds,
     intervals,
+    spread_over_seeds,
     to_json,
     wilson,
 )
@@ -164,6 +165,24 @@ def test_of_one_seed_the_interval_is_that_of_its_run() -> None:
     assert interval_over_seeds("mcc", [of, of]) is not None
     perfect = Predicted(of.labels, np.eye(3)[of.labels], of.classes)
     assert interval_over_seeds("mcc", [perfect, perfect]) is None
+
+
+def test_the_spread_over_seeds_by_hand() -> None:
+    rng = np.random.default_rng(13)
+    shared, own = rng.normal(size=4000), rng.normal(size=(4, 4000))
+    estimates = np.array([1.0, 2.0, 3.0, 4.0])
+    replicates = [
+        Replicates(value, np.zeros(1), value + 3 * shared + 2 * part)
+        for value, part in zip(estimates, own, strict=True)
+    ]
+    found = spread_over_seeds(replicates, clusters=50)
+    assert found and found.seeds == pytest.approx(np.var(estimates, ddof=1) / 4)
+    assert found.samples == pytest.approx(9, rel=0.05), (
+        "what seeds do not share, 4 / 4, is in the variance between them"
+    )
+    wide = np.sqrt(student.ppf(0.975, 3) ** 2 * found.seeds + student.ppf(0.975, 49) ** 2 * found.samples)
+    assert found.reach(0.95) == pytest.approx(wide) and found.p_value(wide) == pytest.approx(0.05)
+    assert found.p_value(0.0) == pytest.approx(1, abs=1e-6) and 0 < found.p_value(1e9) < 1e-8
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:

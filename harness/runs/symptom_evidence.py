@@ -1,6 +1,6 @@
 """Symptom evidence: the cosine of images with every symptom, as the method of a finished run reads them, beside its logits."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,29 +77,29 @@ class Explainer:
             self._features = F.normalize(self.method.symptom_features().float(), dim=-1)
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Tensor], count: int) -> Evidence:
-        """The evidence of `count` images, given as batches of pixels [b, 3, H, W].
+    def look(self, pixels: Tensor) -> Evidence:
+        """The evidence of a batch of images, pixels [b, 3, H, W].
 
         Raises:
             UserError: an output of the model is not finite.
         """
-        logits, cosines = [], []
-        for pixels, rows in self._encoded(batches, count):
-            inputs = {"images": pixels, "unnormalised": unnormalised(rows)}.get(self.method.needs, rows[:, :-1])
-            logits.append(to_host(self.method(inputs).logits))
-            cosines.append(to_host(rows[:, :-1] @ self._features.T))
-            check_finite(logits[-1], "images")
-        return Evidence(torch.cat(logits).numpy(), torch.cat(cosines).numpy())
+        pixels = to_device(pixels, self.device)
+        rows = self.backbone.encode_with_norms(pixels)
+        inputs = {"images": pixels, "unnormalised": unnormalised(rows)}.get(self.method.needs, rows[:, :-1])
+        logits = to_host(self.method(inputs).logits)
+        check_finite(logits, "images")
+        return Evidence(logits.numpy(), to_host(rows[:, :-1] @ self._features.T).numpy())
 
     def look_at(self, samples: Samples) -> Evidence:
         """The evidence of samples, in their order. Raises UserError where one is damaged."""
-        return self.look(self._pixels(samples), len(samples))
+        parts = [self.look(pixels) for pixels in self._pixels(samples)]
+        return Evidence(*map(np.concatenate, zip(*parts, strict=True)))
 
     @torch.no_grad()
     def worth(self, samples: Samples) -> Worth:
         """The worth of each symptom on samples whose labels are those of the run's classes."""
         assert self.symptoms is not None
-        features = torch.cat([rows[:, :-1] for _, rows in self._encoded(self._pixels(samples), len(samples))])
+        features = torch.cat([self.backbone.encode_images(pixels) for pixels in self._pixels(samples)])
         owners, labels = self.symptoms.owners, samples.labels
         scores, _ = score_cosines(to_host(features @ self._features.T).numpy(), labels, owners)
         aurocs = np.array([np.nan if auroc is None else auroc for auroc, _ in scores])
@@ -112,18 +112,14 @@ class Explainer:
         return Worth(aurocs, leave_one_out_changes(logits, others, labels, owners))
 
     def _pixels(self, samples: Samples) -> Iterator[Tensor]:
+        """Pixels [b, 3, H, W] of samples on the device, batch by batch."""
         views = Views(samples, self.backbone, None, Loading(BATCH, 0))
         positions = [(EVALUATION, place) for place in range(len(samples))]
         batches = [positions[first : first + BATCH] for first in range(0, len(positions), BATCH)]
-        return (loaded.pixels for loaded in views.load(batches, self.device))
-
-    def _encoded(self, batches: Iterable[Tensor], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels [b, 3, H, W] on the device, and rows [b, d + 1]: image features, and the norm that they had."""
-        with Progress("look at images", count, "images") as progress:
-            for pixels in batches:
-                on_device = to_device(pixels, self.device)
-                yield on_device, self.backbone.encode_with_norms(on_device)
-                progress.advance(len(pixels))
+        with Progress("look at images", len(samples), "images") as progress:
+            for loaded in views.load(batches, self.device):
+                yield loaded.pixels
+                progress.advance(len(loaded.pixels))
 
 
 def leave_one_out_changes(logits: np.ndarray, others: np.ndarray, labels: np.ndarray, owners: np.ndarray) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""Image files outside of datasets, and DICOM files: written here with pydicom, shown as a viewer would."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vipbench.harness.data.files import image_files, read_image
+from vipbench.harness.errors import UserError
+
+pydicom = pytest.importorskip("pydicom")
+
+
+def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> None:
+    """Write a DICOM file with uncompressed pixels [H, W] or [H, W, 3]."""
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["tests"])
+    file.Rows, file.Columns = pixels.shape[:2]
+    file.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    file.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 8 * pixels.itemsize
+    file.HighBit, file.PixelRepresentation = file.BitsStored - 1, 0
+    if pixels.ndim == 3:
+        file.PlanarConfiguration = 0
+    file.PixelData = pixels.tobytes()
+    for name, value in elements.items():
+        setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+
+
+def test_a_grey_image_is_windowed_as_the_file_asks(tmp_path: Path) -> None:
+    pixels = np.array([[0, 100], [200, 4000]], np.uint16)
+    write_dicom(tmp_path / "plain.dcm", pixels)
+    assert np.asarray(read_image(tmp_path / "plain.dcm"))[..., 0].tolist() == [[0, 6], [13, 255]]
+    write_dicom(tmp_path / "window.dcm", pixels, WindowCenter=100, WindowWidth=200)
+    shown = np.asarray(read_image(tmp_path / "window.dcm"))[..., 0]
+    assert shown[1, 1] == shown[1, 0] == 255 and shown[0, 0] == 0 and abs(int(shown[0, 1]) - 128) < 3
+    write_dicom(tmp_path / "inverted.dcm", pixels, PhotometricInterpretation="MONOCHROME1")
+    assert np.asarray(read_image(tmp_path / "inverted.dcm"))[..., 0].tolist() == [[255, 249], [242, 0]]
+
+
+def test_a_colour_image_is_itself(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    write_dicom(tmp_path / "colour.dcm", pixels)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "colour.dcm")), pixels)
+
+
+def test_dicom_is_known_by_its_content(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "IM0001", np.zeros((2, 2), np.uint8))
+    assert read_image(tmp_path / "IM0001").size == (2, 2)
+    data = (tmp_path / "IM0001").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(data[:-2])
+    with pytest.raises(UserError, match=r"cut\.dcm: the DICOM file cannot be decoded"):
+        read_image(tmp_path / "cut.dcm")
+
+
+def test_without_pydicom_one_line_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dicom(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UserError, match=r"a\.dcm: is a DICOM file, and pydicom is not installed: pip install pydicom"):
+        read_image(tmp_path / "a.dcm")
+
+
+def test_folders_give_their_images_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a/c.JPG", "a/notes.txt", "z.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = [str(path.relative_to(tmp_path)) for path in image_files([tmp_path, tmp_path / "a" / "notes.txt"])]
+    assert names == ["a/c.JPG", "b.png", "z.dcm", "a/notes.txt"]
+    turned = Image.new("RGB", (4, 2))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "b.png", exif=turned.getexif())
+    assert read_image(tmp_path / "b.png").size == (2, 4)
