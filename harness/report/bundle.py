@@ -47,6 +47,7 @@ FACTS = (
     *("validation_loss", "selection", "tuning", "cost", "backbone", "packed", "approximations", "result_version"),
     *("versions", "git", "hardware", "started", "finished", "seconds"),
 )
+HARDWARE = ("launcher", "engine", "processes", "devices", "cpu", "cores")  # of its facts
 LEFT_OUT = ("run",)  # sections of a config: how and where it ran
 FILE_ENDINGS = (".json", ".yaml", ".yml", ".txt", ".csv", ".py", ".pt", ".safetensors", ".parquet", ".npz", ".bin")
 IN_TEXT = re.compile(r"(?<![\w.{}/:])(?:~|[A-Za-z]:)?(?:/[^\s/:,;'\"]+){2,}|\b[a-z][a-z0-9+]*://\S+")
@@ -95,6 +96,8 @@ def bundled_run(run: Path) -> dict[str, bytes]:
     kept = {name: value for name, value in config.items() if name not in LEFT_OUT}
     kept["data"] = {**config["data"], "path": dataset}
     facts = {name: provenance[name] for name in FACTS if name in provenance}
+    if isinstance(hardware := facts.get("hardware"), dict):
+        facts["hardware"] = {name: hardware[name] for name in HARDWARE if name in hardware}
     members = {
         CONFIG: yaml.safe_dump(scrub(kept), sort_keys=False, allow_unicode=True).encode(),
         PROVENANCE: _json(scrub(facts)),

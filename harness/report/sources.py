@@ -63,7 +63,17 @@ def open_sources(places: Sequence[Path]) -> Iterator[list[Source]]:
                 raise UserError(
                     f"{source.given}: given twice, or two groups are called {source.name!r}; rename a bundle"
                 )
-        yield sources
+        try:
+            yield sources
+        except UserError as error:
+            raise UserError(shown(sources, str(error))) from error
+
+
+def shown(sources: Sequence[Source], text: str) -> str:
+    """A text in which bundles stand where they were unpacked."""
+    for source in sources:
+        text = source.shown(text)
+    return text
 
 
 def missing_places(row: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.report.page.entries import DONE, Entry
 from vipbench.harness.report.page.samples import Predicted, thumbnail
 from vipbench.harness.runs.api import Run
-from vipbench.harness.runs.evidence import Explainer, Symptoms, find_samples, run_samples
+from vipbench.harness.runs.symptom_evidence import Explainer, Symptoms, find_samples, run_samples
 
 SIDE = 160  # pixels of the image
 MOST_CLASSES = 3  # the most probable ones, and the truth

@@ -1,6 +1,7 @@
 """The runs of a page, finished or not, from their small files; predictions are not read."""
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -126,17 +127,16 @@ def _read_source(source: Source) -> list[Entry]:
 def _read_run(source: Source, run: Path) -> Entry:
     """Read the small files of a finished run, each once; a damaged one is a row too."""
     try:
-        digests = read_digests(run) if (run / FILES).is_file() else {}
-        read = {name: _content(run, name, digests) for name in (CONFIG, METRICS, PROVENANCE)}
-        text = read[CONFIG].decode("utf-8-sig")
+        there = set(os.listdir(run))
+        digests = read_digests(run) if FILES in there else {}
+        text = _content(run, CONFIG, digests).decode("utf-8-sig")
         config = read_config(run, parse_config(text, str(run / CONFIG)))
-        metrics = read_metrics(run, parse_json(read[METRICS]))
-        provenance = read_provenance(run, parse_json(read[PROVENANCE]))
-        has_intervals = INTERVALS in digests or (not digests and (run / INTERVALS).is_file())
-        intervals = parse_json(_content(run, INTERVALS, digests)) if has_intervals else {}
+        metrics = read_metrics(run, parse_json(_content(run, METRICS, digests)))
+        provenance = read_provenance(run, parse_json(_content(run, PROVENANCE, digests)))
+        intervals = parse_json(_content(run, INTERVALS, digests)) if INTERVALS in {*digests, *there} else {}
         if not isinstance(intervals, dict):
             raise UserError(f"{run / INTERVALS}: damaged: it holds no intervals")
-        if not (run / PREDICTIONS).is_file():
+        if PREDICTIONS not in there:
             raise UserError(f"{run / PREDICTIONS}: missing; {AGAIN}")
         row = make_row(run, config, provenance, metrics) | {"directory": str(source.folder)}
     except (UserError, OSError, ValueError) as error:

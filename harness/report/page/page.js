@@ -13,8 +13,7 @@ function make(tag, properties = {}, ...children) {
 
 function sortKey(cell) {
   const text = cell.dataset.v ?? cell.textContent.trim();
-  const number = text === "" || text === "–" ? NaN : Number(text.replace(/,/g, ""));
-  return { number, text };
+  return { number: parseFloat(text.replace(/,/g, "")), text }; // the mean in front of "81.50 ± 0.20 (3)"
 }
 
 function compare(a, b) {
@@ -29,7 +28,7 @@ function sortTable(table, place, header) {
   header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
   const body = table.tBodies[0];
   const rows = [...body.rows].map((row) => ({ row, key: sortKey(row.cells[place]) }));
-  const missing = (key) => Number.isNaN(key.number) && (key.text === "–" || key.text.startsWith("– "));
+  const missing = (key) => key.text === "–" || key.text.startsWith("– ") || key.text.startsWith("undefined");
   rows.sort((a, b) => missing(a.key) - missing(b.key) || (ascending ? 1 : -1) * compare(a.key, b.key));
   body.append(...rows.map(({ row }) => row));
 }
@@ -143,7 +142,7 @@ async function openRun(number, back) {
 async function openRuns(numbers) {
   if (numbers.length === 1) return openRun(numbers[0]);
   const source = $("#list");
-  const table = make("table", {}, make("caption", {}, "The runs behind it"), source.tHead.cloneNode(true), make("tbody"));
+  const table = make("table", { className: source.className.replace("sortable", "") }, make("caption", {}, "The runs behind it"), source.tHead.cloneNode(true), make("tbody"));
   for (const button of $$("button.sort", table)) button.replaceWith(...button.childNodes);
   for (const header of $$("th", table)) header.removeAttribute("aria-sort");
   const commands = [];

@@ -1,6 +1,5 @@
 """Tables of a page: one per dataset, whose cells name the runs that they are of."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,10 +22,9 @@ DATASET, SHOTS, BACKBONE = "dataset", "data.shots", "backbone.name"
 
 @dataclass(frozen=True)
 class CellView:
-    """A cell: its text, its mean for sorting, the numbers of its runs, and "best", "second" or ""."""
+    """A cell: its text, the numbers of its runs, and "best", "second" or ""."""
 
     text: str
-    mean: float | None
     runs: Sequence[int]
     kind: str
 
@@ -144,7 +142,7 @@ def _cell(table: Table, row: Key, column: Key, numbers: Mapping[str, int]) -> Ce
     cell = table.cells.get((row, column))
     text = cell_text(table, row, column, SIGNS)
     if cell is None:
-        return CellView(text, None, (), "")
+        return CellView(text, (), "")
     kind = "best" if table.is_best(row, column) else "second" if table.is_second(row, column) else ""
     runs = [numbers[value.run] for value in cell.values]
-    return CellView(text, None if math.isnan(cell.mean) else round(cell.mean, 6), runs, kind)
+    return CellView(text, runs, kind)
