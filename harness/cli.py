@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vipbench.harness.commands import backbone, bank, data, demo, figures, methods, report, serve, sweep, symptoms
+from vipbench.harness.commands import backbone, bank, data, demo, figures, methods, page, report, serve, sweep, symptoms
 from vipbench.harness.commands.options import Plugins
 from vipbench.harness.data.choices import OnError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
@@ -49,11 +49,13 @@ app.command()(data.prepare)
 app.command()(data.index)
 app.command()(data.inspect)
 app.command()(report.table)
+app.command()(report.compare)
+app.command()(report.runs)
+app.command()(page.report)
+app.command()(page.bundle)
 app.command()(figures.plot)
 app.command()(figures.explain)
 app.command()(figures.predict)
-app.command()(report.compare)
-app.command()(report.runs)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(sweep.app, name="sweep")

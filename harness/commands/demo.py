@@ -14,15 +14,16 @@ def demo(
     jobs: Annotated[int, typer.Option(min=1, help="runs at a time")] = 2,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run, such as data.shots=1")] = None,
 ) -> None:
-    """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table."""
+    """Draw the embedded benchmark, run four methods on it with the small CLIP, print the table and write a page."""
     from vipbench.harness.data.info import INFO
     from vipbench.harness.demo.benchmark import make_dataset
+    from vipbench.harness.report.page.build import Options, build_page
     from vipbench.harness.report.tables import load_runs, make_table, to_markdown
     from vipbench.harness.system.files import disk_errors, write_text
     from vipbench.sweeps.executors.local import LocalExecutor
     from vipbench.sweeps.runner import run_sweep
 
-    data, sweep, file = out / "data", out / "sweep", out / "table.md"
+    data, sweep, file, page = out / "data", out / "sweep", out / "table.md", out / "report.html"
     if not (data / INFO).is_file():
         with disk_errors(out):
             make_dataset(data)
@@ -37,8 +38,9 @@ def demo(
     states = run_sweep(ROOT / "sweeps" / "demo.yaml", sweep, LocalExecutor(jobs=jobs), [*given, *(overrides or [])])
     table = to_markdown(make_table(load_runs(sweep), ["method"], ["shots"], ["accuracy"]))
     write_text(file, table)
+    write_text(page, build_page([sweep], Options(title="Drawn lesions, the embedded benchmark")))
     typer.echo(f"\nTest accuracy on drawn lesions, by shots per class (chance is 25.00):\n\n{table}")
-    typer.echo(f"table: {file}\nrun directories: {sweep / 'runs'}\ndataset: {data}")
+    typer.echo(f"table: {file}\npage: {page}\nrun directories: {sweep / 'runs'}\ndataset: {data}")
     failed = [state for state in states if state.state != "done"]
     for state in failed:
         typer.echo(f"{state.state}: {state.name}: {state.reason}", err=True)

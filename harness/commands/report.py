@@ -34,7 +34,8 @@ class Preset(StrEnum):
 
 def table(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="sweeps' --out, or directories of run directories")
+        list[Path],
+        typer.Argument(metavar="DIR...", help="sweeps' --out, directories of run directories, or bundles (.zip)"),
     ],
     preset: Annotated[
         Preset | None, typer.Option(help="a table as papers have it; the options below change it")
@@ -75,6 +76,7 @@ def table(
     from dataclasses import replace
 
     from vipbench.harness.config.validation import validate
+    from vipbench.harness.report.sources import GROUP, add_groups, open_sources, shown
     from vipbench.harness.report.tables import FORMATS, load_runs
     from vipbench.harness.report.tables.evidence import add_evidence
     from vipbench.harness.report.tables.layout import Layout, read_layout
@@ -89,22 +91,26 @@ def table(
     arrangement = (read_layout(layout) if layout else Layout()).model_dump()
     given = {"caption": caption, "label": label}
     arrangement |= {name: value for name, value in given.items() if value is not None}
-    with disk_errors(directories[0]):
-        runs = load_runs(*directories)
-    query = PRESETS[preset.value](runs) if preset else Query()
-    asked: dict[str, Any] = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
-    asked |= {"references": references, "average": average, "evaluations": evaluations}
-    asked |= {"intervals": intervals, "tests": tests}
-    query = replace(query, **{name: value for name, value in asked.items() if value is not None})
-    made = query_table(runs, query)
-    made = arranged(replace(made, layout=validate(Layout, arrangement, where="--caption, --label")))
-    if query.intervals:
-        made = add_evidence(made)
-    if query.tests:
-        made = add_tests(made)
-    if reported:
-        made = add_reported(made, read_reported(reported), str(reported))
-    content = FORMATS[format.value](made, show_runs)
+    with open_sources(directories) as sources:
+        with disk_errors(directories[0]):
+            runs = add_groups(load_runs(*(source.folder for source in sources)), sources)
+        query = PRESETS[preset.value](runs) if preset else Query()
+        asked: dict[str, Any] = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
+        asked |= {"references": references, "average": average, "evaluations": evaluations}
+        asked |= {"intervals": intervals, "tests": tests}
+        query = replace(query, **{name: value for name, value in asked.items() if value is not None})
+        if GROUP in runs and GROUP not in (*query.rows, *query.columns):
+            query = replace(query, rows=(GROUP, *query.rows))
+        made = query_table(runs, query)
+        made = arranged(replace(made, layout=validate(Layout, arrangement, where="--caption, --label")))
+        if query.intervals:
+            made = add_evidence(made)
+        if query.tests:
+            made = add_tests(made)
+        if reported:
+            made = add_reported(made, read_reported(reported), str(reported))
+        content = FORMATS[format.value](made, show_runs)
+        content = shown(sources, content) if isinstance(content, str) else content
     if out is None:
         typer.echo(content, nl=False)
         return

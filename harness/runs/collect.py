@@ -1,7 +1,7 @@
 """Collect many run directories as rows of one table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,14 @@ def rows_of(runs: Sequence[Path]) -> "pd.DataFrame":
 
 
 def _row(run: Path) -> dict[str, Any]:
-    config, provenance = read_config(run), read_provenance(run)
-    metrics = {name: value for name, value in read_metrics(run).items() if not isinstance(value, dict)}
+    return make_row(run, read_config(run), read_provenance(run), read_metrics(run))
+
+
+def make_row(
+    run: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a run from the contents of its files. Raises UserError where its cost is damaged."""
+    metrics = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
     cost = provenance.get("cost", {})  # runs of earlier versions have none
     if not isinstance(cost, dict) or not all(isinstance(value, int | float | str) for value in cost.values()):

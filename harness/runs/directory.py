@@ -281,7 +281,7 @@ def find_damage(run: Path, most_bytes: int | None = None) -> str | None:
     """
     has_digests = (run / FILES).is_file()  # a run of an earlier version has none
     try:
-        digests = _read_digests(run) if has_digests else {}
+        digests = read_digests(run) if has_digests else {}
     except UserError as error:
         return str(error)
     for name in digests or ALWAYS:
@@ -294,7 +294,7 @@ def find_damage(run: Path, most_bytes: int | None = None) -> str | None:
     return None
 
 
-def _read_digests(run: Path) -> dict[str, Any]:
+def read_digests(run: Path) -> dict[str, Any]:
     """SHA-256 of a run's files by name."""
     digests = read_json(run / FILES)
     if not isinstance(digests, dict) or not set(ALWAYS) <= set(digests) or any(Path(n).name != n for n in digests):
@@ -302,9 +302,9 @@ def _read_digests(run: Path) -> dict[str, Any]:
     return digests
 
 
-def read_provenance(run: Path) -> dict[str, Any]:
-    """The provenance of a run. Raises UserError where it does not name dataset and digests."""
-    provenance = read_json(run / PROVENANCE)
+def read_provenance(run: Path, content: Any = None) -> dict[str, Any]:
+    """The provenance of a run, `content` if that was read. Raises UserError where it does not name dataset and digests."""
+    provenance = content or read_json(run / PROVENANCE)
     if not isinstance(provenance, dict) or not isinstance(digests := provenance.get("digests"), dict):
         raise UserError(f"{run / PROVENANCE}: damaged: it has no digests")
     if not all(isinstance(digests.get(name), kind) for name, kind in DIGESTS.items()):
@@ -322,9 +322,9 @@ def read_classes(run: Path) -> list[str]:
     return classes
 
 
-def read_metrics(run: Path) -> dict[str, Any]:
-    """The metrics of a run. Raises UserError where one is no fraction."""
-    metrics = read_json(run / METRICS)
+def read_metrics(run: Path, content: Any = None) -> dict[str, Any]:
+    """The metrics of a run, `content` if that was read. Raises UserError where one is no fraction."""
+    metrics = content or read_json(run / METRICS)
     if not isinstance(metrics, dict):
         raise UserError(f"{run / METRICS}: damaged: it holds no metrics")
     for name, value in metrics.items():
@@ -334,9 +334,9 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The config of a run as a mapping. Raises UserError where it has no method or data."""
-    config = read_yaml(run / CONFIG)
+def read_config(run: Path, content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The config of a run, `content` if that was read. Raises UserError where it has no method or data."""
+    config = content or read_yaml(run / CONFIG)
     if not isinstance(config.get("method"), dict) or not isinstance(config.get("data"), dict):
         raise UserError(f"{run / CONFIG}: damaged: it is not the config of a run")
     return config
