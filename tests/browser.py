@@ -135,9 +135,11 @@ def chromium(profile: Path) -> Iterator[Page]:
     with subprocess.Popen(
         command, pass_fds=(commands, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        os.close(commands), os.close(out)
+        for end in (commands, out):  # Chromium has its own
+            os.close(end)
         try:
             yield Page(to, answers)
         finally:
             process.kill()
-            os.close(to), os.close(answers)
+            for end in (to, answers):
+                os.close(end)

@@ -49,7 +49,7 @@ def open_sources(places: Sequence[Path]) -> Iterator[list[Source]]:
         UserError: a file is no bundle, or is damaged; or two bundles have one name.
     """
     with tempfile.TemporaryDirectory(prefix="vipbench-") as temporary:
-        sources = []
+        sources: list[Source] = []
         for place in places:
             if place.suffix == ".zip" and place.is_file():
                 folder = Path(temporary) / str(len(sources))

@@ -68,7 +68,8 @@ def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
 
     one_run = "method={name: zero_shot, text: symptoms}"
     said = run(home / "bin" / "vipbench", "demo", "--out", "out", "--jobs", "1", one_run, folder=tmp_path)
-    assert "| zero_shot | " in said
+    assert "| zero_shot | " in said and "page: out/report.html\n" in said
+    assert (tmp_path / "out" / "report.html").read_text().count('class="cards"') == 1
     (config,) = (tmp_path / "out" / "sweep" / "configs").iterdir()
     assert f"symptoms: {site / 'vipbench' / 'symptoms_cache'}" in config.read_text()
     (log,) = (tmp_path / "out" / "sweep" / "logs").iterdir()

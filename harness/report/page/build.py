@@ -5,7 +5,7 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -30,12 +30,16 @@ INLINE_BYTES = 1_500_000  # of runs in detail that stand in the page as they are
 CHUNK = 200  # runs that are packed together
 HARDEST = 30  # samples in the list of those that most runs mistake
 MOST_STEP_BYTES = 16 << 20
+TOO_MANY = f"More than {DETAILED} runs: samples, curves, logs and intervals of cells are left out. A page of fewer runs has them."
+POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; img-src data:; base-uri 'none'; form-action 'none'"
+)
 ENVIRONMENT = ("versions", "git", "hardware", "seeds", "training_samples", "kept_epoch", "selection", "cost", "started")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a page has besides its runs.
+    """Parts of a page besides its runs.
 
     Attributes:
         images: thumbnails of test images. image_bytes: of all of them together, at most.
@@ -60,61 +64,63 @@ def build_page(places: Sequence[Path], options: Options) -> str:
         return _render(entries, options)
 
 
+@dataclass
+class Evidence:
+    """Parts of a page of few runs that derive from predictions, and sentences on what is missing."""
+
+    samples: dict[str, Any] = field(default_factory=dict)
+    hardest: list[dict[str, Any]] = field(default_factory=list)
+    confusions: dict[int, Any] = field(default_factory=dict)
+    images: list[dict[str, str]] = field(default_factory=list)
+    cards: Sequence[Any] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def _evidence(entries: Sequence[Entry], options: Options) -> Evidence:
+    from vipbench.harness.report.page.cards import diagnosis_cards  # these need PyTorch, which takes seconds to import
+    from vipbench.harness.report.page.samples import confusion, errors_by_sample, read_samples, thumbnails
+
+    predicted = read_samples(entries)
+    found = Evidence(predicted.to_json(), errors_by_sample(predicted, HARDEST))
+    found.confusions = {number: confusion(predicted, number) for number in predicted.runs}
+    if options.images:
+        found.images, found.notes = thumbnails(predicted, options.image_bytes)
+    found.cards, missing = diagnosis_cards(entries, predicted, options.cards, options.images)
+    found.notes += missing
+    return found
+
+
 def _render(entries: Sequence[Entry], options: Options) -> str:
     detailed = len(entries) <= DETAILED
-    frame = to_frame(entries)
+    evidence = _evidence(entries, options) if detailed else Evidence(notes=[TOO_MANY])
     numbers = {str(entry.folder): entry.number for entry in entries}
-    tables, problems = summary_tables(frame, numbers, intervals=detailed)
-    sets = symptom_sets(entries, options.scores)
-    confusions: dict[int, Any] = {}
-    cards: list[Any] = []
-    samples, hardest, images, notes = {"sets": [], "runs": {}}, [], [], list(problems)
-    if detailed:
-        from vipbench.harness.report.page.samples import confusion, errors_by_sample, read_samples, thumbnails
-
-        predicted = read_samples(entries)
-        confusions = {number: confusion(predicted, number) for number in predicted.runs}
-        samples, hardest = predicted.to_json(), errors_by_sample(predicted, HARDEST)
-        if options.images:
-            images, missing = thumbnails(predicted, options.image_bytes)
-            notes += missing
-        if options.cards:
-            from vipbench.harness.report.page.cards import diagnosis_cards
-
-            cards, missing = diagnosis_cards(entries, predicted, options.cards, options.images)
-            notes += missing
-    else:
-        notes.append(
-            f"More than {DETAILED} runs: samples, curves, logs and intervals of cells are left out. "
-            "A page of fewer runs has them."
-        )
+    tables, problems = summary_tables(to_frame(entries), numbers, intervals=detailed)
     environment = _environment()
-    details = _details(environment.get_template("run.html.jinja2"), entries, confusions, detailed)
+    details = _details(environment.get_template("run.html.jinja2"), entries, evidence.confusions, detailed)
     inline = sum(map(len, details)) <= INLINE_BYTES
     css, script = (FOLDER / "page.css").read_text("utf-8"), (FOLDER / "page.js").read_text("utf-8")
     settings, metrics = _columns(entries)
     return environment.get_template("page.html.jinja2").render(
         title=options.title,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, vipbench {__version__}",
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(css)}; img-src data:; base-uri 'none'; "
-        "form-action 'none'",
+        policy=POLICY.format(script=_hash(script), style=_hash(css)),
         css=Markup(css),
         script=Markup(script),
         states=Counter(entry.state for entry in entries),
         tables=tables,
-        notes=notes,
+        notes=[*problems, *evidence.notes],
         settings=[name for name, _ in settings],
         metrics=metrics,
         rows=[_row(entry, [column for _, column in settings], metrics) for entry in entries],
         unfinished=[entry for entry in entries if entry.state != DONE],
-        sets=sets,
-        hardest=hardest,
-        cards=cards,
+        sets=symptom_sets(entries, options.scores),
+        hardest=evidence.hardest,
+        cards=evidence.cards,
         details=[Markup(text) for text in details] if inline else [],
         packed=[] if inline else [_packed(details[first : first + CHUNK]) for first in range(0, len(details), CHUNK)],
         chunk=CHUNK,
-        samples=_packed(samples) if samples["runs"] else "",
-        images=_packed(images) if any(images) else "",
+        samples=_packed(evidence.samples) if evidence.samples else "",
+        images=_packed(evidence.images) if any(evidence.images) else "",
     )
 
 

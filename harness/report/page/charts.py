@@ -93,8 +93,8 @@ def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
             at, (down, up) = " / ".join(map(show, column[1:])), _ends(cell)
             spread_text = f"{figure(metric, down)} to {figure(metric, up)}"
             words = f"{name}{', ' if at else ''}{at}: {figure(metric, cell.mean)} ({spread_text}), {cell.count} runs"
-            ys = (_y(value, low, high) for value in (cell.mean, down, up))
-            points.append(Point(middle[column] + shift, *ys, words))
+            y, lower, upper = (_y(value, low, high) for value in (cell.mean, down, up))
+            points.append(Point(middle[column] + shift, y, lower, upper, words))
         series.append(Series(name, color, SHAPES.get(style.marker, "circle"), points))
     left_out, note = len(found) - len(shown), _spread_note(found, shown)
     return Chart(

@@ -3,7 +3,7 @@
 import logging
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -42,7 +42,7 @@ class Predicted:
     runs: dict[int, tuple[int, list[int], list[int]]]
 
     def to_json(self) -> dict[str, Any]:
-        """As page.js reads it."""
+        """Values as page.js reads them."""
         sets = [{"ids": own.ids, "labels": own.labels, "classes": own.classes} for own in self.sets]
         return {"sets": sets, "runs": {number: dict(zip("spc", run, strict=True)) for number, run in self.runs.items()}}
 
@@ -134,7 +134,7 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> str:
     return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
 
 
-def errors_by_sample(predicted: Predicted, most: int) -> list[Mapping[str, Any]]:
+def errors_by_sample(predicted: Predicted, most: int) -> list[dict[str, Any]]:
     """For each test set its dataset, and the samples that most runs mistake: id, class, mistakes and runs."""
     found = []
     for own in predicted.sets:
