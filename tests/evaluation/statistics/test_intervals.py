@@ -8,6 +8,7 @@ import pytest
 from confidenceinterval.delong import delong_roc_variance
 from scipy.stats import bootstrap
 from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
 
 from tests.evaluation.statistics.drawn import CLASSES, draw
 from vipbench.harness.evaluation.metrics import Predicted, squared_distances
@@ -79,6 +80,15 @@ def test_delong_is_that_of_another_implementation() -> None:
     doubled, clusters = np.tile(np.arange(150), 3), np.tile(np.arange(150), 3)
     again, clustered = delong([scores[doubled]], (of.labels == 1)[doubled], clusters)
     assert again[0] == pytest.approx(areas[0]) and clustered[0, 0] == pytest.approx(covariance[0, 0])
+
+
+def test_delong_over_patients_of_both_classes_is_close_to_the_jackknife() -> None:
+    rng = np.random.default_rng(15)
+    positive, clusters = rng.random(600) < 0.5, np.repeat(np.arange(200), 3)
+    scores = positive + 2 * rng.normal(size=200)[clusters] + 0.5 * rng.normal(size=600)
+    _, covariance = delong([scores], positive, clusters)
+    left = [roc_auc_score(positive[kept], scores[kept]) for kept in (clusters != patient for patient in range(200))]
+    assert covariance[0, 0] == pytest.approx(199 / 200 * np.square(left - np.mean(left)).sum(), rel=0.03)
 
 
 def test_delongs_interval_is_on_the_logit_scale() -> None:
