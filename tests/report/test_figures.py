@@ -140,6 +140,13 @@ def test_bars_have_the_values_and_whiskers_of_the_runs(directory: Path, run_path
     np.testing.assert_allclose(ax.lines[-1].get_xdata(), [100 * interval.low, 100 * interval.high])
 
 
+def test_a_metric_of_one_class(directory: Path, run_paths: Paths) -> None:
+    chart = chart_of(directory, "bars", "shots=4", "method=coop", metric="sensitivity.nevus")
+    rates = [metric(run_paths[f"coop 4 {seed}"], "sensitivity")["nevus"] for seed in (1, 2)]
+    assert axes_of(chart.figure)[0].patches[0].get_width() == pytest.approx(100 * np.mean(rates))
+    assert "sensitivity of nevus (%)" in texts(rendered(chart, "svg"))
+
+
 def test_ablation_shows_differences_from_the_first_variant(directory: Path, run_paths: Paths) -> None:
     chart = chart_of(directory, "ablation", metric="auroc")
     written = texts(rendered(chart, "svg"))
