@@ -104,17 +104,17 @@ def test_the_verb_writes_svg_and_png(directory: Path, tmp_path: Path) -> None:
 
 
 def test_few_shot_curves_are_means_with_intervals_as_bands(directory: Path, run_paths: Paths) -> None:
-    chart = chart_of(directory, "few_shot", "method=coop")
+    chart = chart_of(directory, "few_shot", "method=vip", "merge=attention")
     (ax,) = axes_of(chart.figure)
-    drawn = line(ax, "coop")
+    drawn = line(ax, "vip")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
-    runs = [[run_paths[f"coop {shots} {seed}"] for seed in (1, 2)] for shots in (1, 4)]
+    runs = [[run_paths[f"vip {shots} {seed}"] for seed in (1, 2)] for shots in (1, 4)]
     means = [100 * np.mean([metric(run, "accuracy") for run in own]) for own in runs]
     np.testing.assert_allclose(drawn.get_ydata(), means)
     interval = interval_over_seeds("accuracy", [read_tested(run).of for run in runs[1]])
     (band,) = ax.collections
     edges = [y for x, y in band.get_paths()[0].vertices if x == 1]
-    assert interval and min(edges) == pytest.approx(100 * interval.low)
+    assert interval and 0 < interval.low < interval.high < 1 and min(edges) == pytest.approx(100 * interval.low)
     assert max(edges) == pytest.approx(100 * interval.high)
     assert interval.method in chart.note and f"n = {TESTED} test images, 2 runs (seeds) each" in chart.note
 
@@ -138,6 +138,13 @@ def test_bars_have_the_values_and_whiskers_of_the_runs(directory: Path, run_path
     interval = interval_over_seeds("macro_f1", [read_tested(run).of for run in runs])
     assert interval
     np.testing.assert_allclose(ax.lines[-1].get_xdata(), [100 * interval.low, 100 * interval.high])
+
+
+def test_a_metric_of_one_class(directory: Path, run_paths: Paths) -> None:
+    chart = chart_of(directory, "bars", "shots=4", "method=coop", metric="sensitivity.nevus")
+    rates = [metric(run_paths[f"coop 4 {seed}"], "sensitivity")["nevus"] for seed in (1, 2)]
+    assert axes_of(chart.figure)[0].patches[0].get_width() == pytest.approx(100 * np.mean(rates))
+    assert "sensitivity of nevus (%)" in texts(rendered(chart, "svg"))
 
 
 def test_ablation_shows_differences_from_the_first_variant(directory: Path, run_paths: Paths) -> None:

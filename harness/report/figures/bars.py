@@ -22,6 +22,7 @@ from vipbench.harness.report.figures.data import (
 from vipbench.harness.report.figures.panels import make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import BLACK, look, shortened_text
+from vipbench.harness.report.tables.evidence import statistic
 
 PANELS = ("dataset", "backbone", "shots")
 BAR = 0.24  # inches
@@ -71,7 +72,7 @@ def _difference(metric: str, own: Group, first: Group) -> tuple[float, float | N
     if not seeds or not same_samples([*tested[0], *tested[1]]):
         return difference, None
     mine, others = ([one.of for one in of_group] for of_group in tested)
-    found = compare_over_seeds(metric, mine, others, tested[0][0].stored.clusters)
+    found = compare_over_seeds(statistic(metric), mine, others, tested[0][0].stored.clusters)
     return difference, found.p if found else None
 
 

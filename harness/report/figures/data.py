@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
 from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.figures.registry import Query
+from vipbench.harness.report.rows import resolve_name, with_class_metrics
 from vipbench.harness.report.tables import load_runs, make_table
+from vipbench.harness.report.tables.evidence import statistic
+from vipbench.harness.report.tables.make import METHOD
 from vipbench.harness.runs.collect import rows_of
 from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.predictions import read_intervals, read_predicted
 
-METHOD = "method"  # with its options, see `make_table`
 NOT_IN_PERCENT = ("mae",)
 NAMES = {
     "auroc": "AUROC",
@@ -76,13 +78,12 @@ class Group:
 
     def interval(self, metric: str) -> Interval | None:
         """The 95% interval of the mean; None where the metric has none, or the runs were not tested on the same samples."""
-        if len(self.runs) == 1:
-            found = read_intervals(Path(self.runs[0]["run"])).get(metric)
-            return found if isinstance(found, Interval) else None
+        if len(self.runs) == 1 and isinstance(found := read_intervals(Path(self.runs[0]["run"])).get(metric), Interval):
+            return found
         tested = self.tested()
         if len(self.values(metric)) < len(tested) or not same_samples(tested):
             return None
-        return interval_over_seeds(metric, [own.of for own in tested], tested[0].stored.clusters)
+        return interval_over_seeds(statistic(metric), [own.of for own in tested], tested[0].stored.clusters)
 
 
 def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{text!r}: a filter has the form key=value, such as method=vip")
-        column = column_of(name, runs)
+        column = resolve_name(name, runs)
         values = [shown(own) for own in runs[column]]
         if value not in values:
             raise UserError(f"{text}: no run has it; the runs have {', '.join(list(dict.fromkeys(values))[:12])}")
@@ -111,34 +112,19 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
     return runs
 
 
-def column_of(name: str, runs: pd.DataFrame) -> str:
-    """The column of a config value given whole ("data.shots") or short ("shots"). Raises UserError where there is not one."""
-    columns = [str(column) for column in runs.columns if not str(column).startswith(("metrics.", "digests."))]
-    whole = [own for own in columns if own in (name, f"{name}.name")]
-    found = whole or [own for own in columns if own.rpartition(".")[2] == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{name!r} may be {' or '.join(found)}; give the whole name")
-    raise UserError(f"the runs have no {name!r}; {did_you_mean(name, columns)}")
-
-
 def groups(query: Query, columns: Sequence[str]) -> list[Group]:
     """The groups of a query, in the order of its runs. Raises UserError where one would mix more than seeds."""
-    runs, rows = query.runs, list(query.rows)
-    names = [METHOD if name == METHOD else column_of(name, runs) for name in (*rows, *columns)]
+    runs, rows = with_class_metrics(query.runs, [query.metric]), list(query.rows)
+    names = [resolve_name(name, runs, [METHOD]) for name in (*rows, *columns)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} names a panel or point already; leave it out of --rows or --columns")
     table = make_table(runs, rows, list(columns), [query.metric])  # refuses what cannot be compared
     by_path: dict[str, Any] = {str(run["run"]): run for run in runs.to_dict("records")}
-    found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-    for row, column in make_table(runs, [*rows, "run"], list(columns), [query.metric]).cells:
-        found.setdefault((row[:-1], column[1:]), []).append(by_path[row[-1]])
     return [
-        Group(row, column, found[row, column])
+        Group(row, tuple(column[1:]), [by_path[value.run] for value in table.cells[row, column].values])
         for row in table.rows
-        for _, *own in table.columns
-        if (row, column := tuple(own)) in found
+        for column in table.columns
+        if (row, column) in table.cells
     ]
 
 
@@ -176,13 +162,6 @@ def shown(value: Any) -> str:
     return Path(text).name if "/" in text and Path(text).is_absolute() else text
 
 
-def order_key(value: Any) -> tuple[int, float, str]:
-    """Numbers in order, then words, then "all"."""
-    if isinstance(value, int | float) and not math.isnan(value):
-        return 0, float(value), ""
-    return (2, 0.0, "") if value == "all" else (1, 0.0, str(value))
-
-
 def percent(metric: str, value: Any) -> Any:
     """A value of a metric as charts show it: a fraction in per cent."""
     return value if metric in NOT_IN_PERCENT else 100 * value
@@ -190,7 +169,7 @@ def percent(metric: str, value: Any) -> Any:
 
 def metric_label(metric: str) -> str:
     """The name of a metric on an axis."""
-    name = NAMES.get(metric, metric.replace("_", " "))
+    name = NAMES.get(metric, metric.replace("_", " ").replace(".", " of "))
     unit = "" if metric in NOT_IN_PERCENT else " (%)"
     return f"{name}{unit}" + (", lower is better" if metric in LOWER_IS_BETTER else "")
 

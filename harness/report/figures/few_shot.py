@@ -11,7 +11,6 @@ from vipbench.harness.report.figures.data import (
     groups,
     interval_note,
     metric_label,
-    order_key,
     percent,
     sample_note,
     shown,
@@ -19,6 +18,7 @@ from vipbench.harness.report.figures.data import (
 from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import Look, looks
+from vipbench.harness.report.tables.values import sort_key
 
 PANELS = ("dataset", "backbone")
 
@@ -28,7 +28,7 @@ def few_shot(query: Query) -> Chart:
     """Draw a panel per dataset and backbone; methods without training images are level lines."""
     names = query.panels(PANELS)
     found = groups(query, [*names, "shots"])
-    shots = sorted({group.column[-1] for group in found if group.column[-1] != 0}, key=order_key)
+    shots = sorted({group.column[-1] for group in found if group.column[-1] != 0}, key=sort_key)
     if not shots:
         raise UserError("few_shot: no run here has training images; draw bars of them instead")
     drawn, axes = make_panels(names, found, 2.6, width=len(names))
@@ -57,7 +57,7 @@ def _line(ax: Axes, own: list[Group], shots: list[Any], metric: str, style: Look
         ax.axhline(value, color=style.color, linestyle=style.dashes, linewidth=1.0, label=group.label)
     if not curve:
         return
-    curve.sort(key=lambda group: order_key(group.column[-1]))
+    curve.sort(key=lambda group: sort_key(group.column[-1]))
     x = [shots.index(group.column[-1]) for group in curve]
     y = [percent(metric, group.mean(metric)) for group in curve]
     ax.plot(

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vipbench.harness.errors import UserError
-from vipbench.harness.report.figures.data import Group, order_key, shown
+from vipbench.harness.report.figures.data import Group, shown
 from vipbench.harness.report.figures.style import COLUMN, PAGE
+from vipbench.harness.report.tables.values import sort_key
 
 MOST_PANELS, MOST_IN_A_ROW = 12, 3
 LEGEND_ROW = 0.14  # inches
@@ -27,7 +28,7 @@ def make_panels(
         UserError: they would be more than 12.
     """
     columns = list(dict.fromkeys(group.column[:width] for group in found))
-    columns.sort(key=lambda column: [*map(order_key, column)])
+    columns.sort(key=lambda column: [*map(sort_key, column)])
     if len(columns) > MOST_PANELS:
         raise UserError(
             f"{len(columns)} panels are too many for one figure; narrow the runs down, as with dataset=NAME"
