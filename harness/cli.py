@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop, or @FILE.yaml")
+]
 
 
 class Device(StrEnum):

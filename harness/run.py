@@ -27,7 +27,9 @@ from vipbench.harness.system.console import end_with_runner, user_errors  # noqa
 
 def main(
     config: Annotated[Path, typer.Argument(help="a config in YAML")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as data.shots=4 method=coop, or @FILE.yaml")
+    ] = None,
     plugin: Plugins = None,
     force: Annotated[
         bool, typer.Option("--force", help="start again although it is finished or has a checkpoint")

@@ -25,6 +25,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "gda": {
         "alpha": 0.001
     },  # features of random towers lie so close together that their last bits are seen in its logits
+    # A choice by validation accuracy, a step function, may fall otherwise for features rounded otherwise: it is made here.
+    "linear_probe": {"c": 1.0},
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all
     "maple": {"depth": 2},
     "promptsrc": {"depth": 2},

@@ -7,6 +7,11 @@ from typing import Annotated
 import typer
 
 ROOT = Path(__file__).parents[2]
+FIGURES: dict[str, list[str]] = {
+    "few_shot": [],
+    "attention": ["method=vip", "shots=16"],
+    "card": ["method=vip", "shots=16"],
+}
 
 
 def demo(
@@ -40,8 +45,30 @@ def demo(
     write_text(file, table)
     write_text(page, build_page([sweep], Options(title="Drawn lesions, the embedded benchmark")))
     typer.echo(f"\nTest accuracy on drawn lesions, by shots per class (chance is 25.00):\n\n{table}")
-    typer.echo(f"table: {file}\npage: {page}\nrun directories: {sweep / 'runs'}\ndataset: {data}")
+    figures = _draw(sweep, out)
+    typer.echo(f"table: {file}\npage: {page}\nfigures: {', '.join(map(str, figures))}")
+    typer.echo(f"run directories: {sweep / 'runs'}\ndataset: {data}")
     failed = [state for state in states if state.state != "done"]
     for state in failed:
         typer.echo(f"{state.state}: {state.name}: {state.reason}", err=True)
     raise typer.Exit(1 if failed else 0)
+
+
+def _draw(sweep: Path, out: Path) -> list[Path]:
+    """Draw the figures that the runs allow, each named after its kind; returns their files."""
+    from vipbench.harness.errors import UserError
+    from vipbench.harness.report.figures.data import load
+    from vipbench.harness.report.figures.registry import Query, render
+    from vipbench.harness.system.files import atomic_path
+
+    written = []
+    for kind, filters in FIGURES.items():
+        try:
+            content = render(kind, Query(load(sweep, filters)))
+        except UserError as error:  # of runs that failed, or that the overrides left out
+            typer.echo(f"{kind} is not drawn: {error}", err=True)
+            continue
+        with atomic_path(out / f"{kind}.svg") as temporary:
+            temporary.write_bytes(content)
+        written.append(out / f"{kind}.svg")
+    return written

@@ -34,7 +34,7 @@ class Kind(StrEnum):
 def run(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML, see sweeps/")],
     out: Annotated[Path, typer.Option(help="where plan, logs and run directories go")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for every run")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value or @FILE.yaml, for every run")] = None,
     plugin: Plugins = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")

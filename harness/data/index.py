@@ -167,7 +167,11 @@ class PreparedRows:
         if extension == "json":
             meta = parse_json(data)
             metadata = dict(meta.get("metadata", {}))
-            self._metadata = list(metadata) if self._metadata is None else self._metadata
+            if self._metadata is None:
+                self._metadata = list(metadata)
+                check_columns(self._metadata, f"metadata of sample {key!r}")
+            if list(metadata) != self._metadata:
+                raise ValueError(f"sample {key!r} has other metadata than the samples before")
             row |= {"label": meta["label"], "patient": meta.get("patient"), **metadata}
         elif extension in PREPARED_EXTENSIONS:
             digest = hashlib.sha256(data).hexdigest()
@@ -175,13 +179,10 @@ class PreparedRows:
 
     def table(self) -> pa.Table:
         """All rows. Raises ValueError where a sample lacks its image or label."""
-        wanted = schema(self._metadata or ())
         for row in self._rows.values():
             if not row.keys() >= set(SCHEMA.names):
                 raise ValueError(f"sample {row['key']!r} has no {'image' if 'label' in row else 'label'}")
-            if len(row) != len(wanted):
-                raise ValueError(f"sample {row['key']!r} has other metadata than the samples before")
-        return pa.Table.from_pylist(list(self._rows.values()), wanted).combine_chunks()
+        return pa.Table.from_pylist(list(self._rows.values()), schema(self._metadata or ())).combine_chunks()
 
 
 def write_index(path: Path, table: pa.Table) -> None:

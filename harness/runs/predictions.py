@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from vipbench.harness.errors import UserError
@@ -12,6 +13,8 @@ from vipbench.harness.evaluation.predict import COLUMNS, Predictions
 from vipbench.harness.evaluation.statistics.intervals import Intervals, from_json, intervals
 from vipbench.harness.runs.directory import INTERVALS, PREDICTIONS, read_classes, read_provenance
 from vipbench.harness.system.files import read_json
+
+DERIVED = ("class", "predicted", "probabilities")  # columns that follow from the others
 
 
 def read_predictions(folder: Path, classes: int) -> Predictions:
@@ -25,9 +28,10 @@ def read_predictions(folder: Path, classes: int) -> Predictions:
     """
     path = folder / PREDICTIONS
     try:
-        stored = pd.read_parquet(path)
-        stored = stored.drop(columns=[name for name in COLUMNS[3:] if name in stored and name != "logits"])
-        labels, logits = stored["label"].to_numpy(), np.stack(stored["logits"].to_list())
+        names = [name for name in pq.read_schema(path).names if name not in DERIVED]
+        stored = pd.read_parquet(path, columns=names)
+        ids, labels = stored["id"].to_numpy(), stored["label"].to_numpy()
+        logits = np.stack(stored["logits"].to_list())
         if logits.shape[1:] != (classes,) or not ((labels >= 0) & (labels < classes)).all():
             raise ValueError(f"not of {classes} classes")
         groups = {
@@ -37,7 +41,7 @@ def read_predictions(folder: Path, classes: int) -> Predictions:
         }
     except (ArrowException, OSError, ValueError, TypeError, IndexError, KeyError) as error:
         raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
-    return Predictions(stored["id"].to_numpy(), labels, logits, groups)
+    return Predictions(ids, labels, logits, groups)
 
 
 def read_predicted(folder: Path) -> tuple[Predicted, Predictions]:

@@ -158,6 +158,15 @@ def test_overrides_are_dotted_yaml_values() -> None:
         override({**BASE, "seed": 1}, ["seed.x=2"])
 
 
+def test_a_file_of_overrides_stands_for_them_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text("data.shots: 4\nmethod: coop\nseed: 2\n")
+    changed = override(BASE, ["seed=1", f"@{tmp_path / 'many.yaml'}", "data.shots=8"])
+    assert (changed["data"], changed["method"], changed["seed"]) == ({"path": "data", "shots": 8}, {"name": "coop"}, 2)
+    (tmp_path / "list.yaml").write_text("- data.shots=4")
+    with pytest.raises(UserError, match=r"list\.yaml: should be a mapping of keys; found list"):
+        override(BASE, [f"@{tmp_path / 'list.yaml'}"])
+
+
 def test_a_resolved_config_resolves_to_itself() -> None:
     for method in ("vip", "coop", "cocoop", "zero_shot"):
         once = config(method=method)

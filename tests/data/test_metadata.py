@@ -12,7 +12,7 @@ from tests.data.drawn_images import drawn, save
 from tests.data.external_shards import png, write
 from vipbench.harness.cli import app
 from vipbench.harness.data.external import index_shards
-from vipbench.harness.data.index import SCHEMA
+from vipbench.harness.data.index import SCHEMA, index_shard
 from vipbench.harness.data.members import Reading
 from vipbench.harness.data.names import RESERVED
 from vipbench.harness.data.reader import Dataset
@@ -68,6 +68,14 @@ def test_an_index_that_gives_other_metadata_than_its_shard_is_refused(tmp_path: 
         pq.write_table(table.rename_columns([*SCHEMA.names, name]), path)
         with pytest.raises(UserError, match="cannot be a metadata column"):
             Dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("metadata", [{"offset": "1"}, {"sex": 3}, ["sex"], "sex"])
+def test_a_shard_with_metadata_that_cannot_be_is_refused(metadata: object, tmp_path: Path) -> None:
+    member = json.dumps({"label": 0, "class": "x", "metadata": metadata}).encode()
+    shard = write(tmp_path / "train-000000.tar", {"a": {"png": png("a"), "json": member}})
+    with pytest.raises(UserError, match=r"cannot be a metadata column|not a whole shard"):
+        index_shard(shard)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def _use_config(sound: Sound, folder: Path, rng: Random) -> None:
 
 def _make_grid(sound: Sound, folder: Path) -> None:
     base = {key: value for key, value in sound.config.items() if key != "train"}
+    base |= {"vars": {"out": "elsewhere"}, "run": {"out": "runs/$out"}}
     rules = {"adjust": [{"where": {"seed": 2}, "set": {"data.shots": 4}}], "exclude": [{"method": "coop", "seed": 1}]}
     grid = {"base": base, "axes": {"method": ["coop", "zero_shot"], "seed": [1, 2]}, **rules, "include": [{"seed": 9}]}
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))

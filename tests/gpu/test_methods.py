@@ -26,9 +26,6 @@ from vipbench.harness.system.devices import choose_device
 
 pytestmark = GPU
 
-# A choice by validation accuracy, a step function, may fall otherwise for features that are rounded otherwise: it is made here.
-CHOSEN = {"linear_probe": ["method.c=1"]}
-
 
 def logits(base: dict[str, Any], out: Path, name: str, *overrides: str) -> np.ndarray:
     """Test logits [21, 3] of a short run."""
@@ -52,10 +49,11 @@ def bound(config: Config) -> float:
 def test_every_method_in_every_precision(
     base_config: dict[str, Any], tmp_path: Path, name: str, record_property: Any
 ) -> None:
-    chosen = CHOSEN.get(name, [])
-    cpu = logits(base_config, tmp_path / "cpu", name, "run.device=cpu", *chosen)
+    if name == "waffle":
+        pytest.importorskip("wordfreq", reason="WaffleCLIP draws from wordfreq, which is too large to be carried along")
+    cpu = logits(base_config, tmp_path / "cpu", name, "run.device=cpu")
     found = {
-        precision: logits(base_config, tmp_path / precision, name, "run.device=cuda", f"precision={precision}", *chosen)
+        precision: logits(base_config, tmp_path / precision, name, "run.device=cuda", f"precision={precision}")
         for precision in ("fp32", "tf32", "bf16", "fp16")
     }
     differences = {precision: float(np.abs(values - cpu).max()) for precision, values in found.items()}

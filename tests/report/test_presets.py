@@ -187,14 +187,14 @@ def test_evaluations_are_rows(tmp_path: Path) -> None:
         write_results(folder, share(other), "ham", ("melanoma", "nevus"), {"dataset": "d"}, {"split": "test"})
     lines = shown(tmp_path, "--evaluations", "--show-runs")
     assert lines[0] == "| method | evaluated | accuracy, shots=16 |"
-    assert lines[2:4] == ["| coop | derm | **85.00** ± 7.07 (2) |", "| coop | ham | 55.50 ± 7.78 (2) |"]
+    assert lines[2:4] == ["| coop | derm | **85.00** ± 7.07 (2) |", "| coop | ham | **55.50** ± 7.78 (2) |"]
     assert lines[-1].startswith("- seed 2: 50.00  ") and lines[-1].endswith("evaluations/ham_test_01234567")
     assert "ham" not in "\n".join(shown(tmp_path))
     sensitivity = shown(tmp_path, "--evaluations", "--metric", "sensitivity.melanoma", "--intervals")
-    assert "| coop | ham | 56.00" in sensitivity[3], "read from the evaluation, whose classes come in another order"
+    assert "| coop | ham | **56.00**" in sensitivity[3], "read from the evaluation, whose classes come in another order"
     (folder / "predictions.parquet").unlink()
     lines = shown(tmp_path, "--evaluations")
-    assert "| coop | ham | 61.00 (1) |" in lines and "1 damaged run is left out." in lines[-1]
+    assert "| coop | ham | **61.00** (1) |" in lines and "1 damaged run is left out." in lines[-1]
 
 
 def test_evaluations_with_other_symptoms_are_not_mixed(tmp_path: Path) -> None:
@@ -207,6 +207,20 @@ def test_evaluations_with_other_symptoms_are_not_mixed(tmp_path: Path) -> None:
     ):
         shown(tmp_path, "--evaluations")
     assert len(shown(tmp_path, "--evaluations", "--rows", "method,evaluation")) == 7
+
+
+def test_rows_of_other_data_do_not_compete(tmp_path: Path) -> None:
+    for data, right in (("derm", 90), ("chest", 60)):
+        for method, less in (("vip", 0), ("coop", 10), ("cocoop", 20)):
+            write_run(tmp_path, method, 16, 1, share(right - less), data=data)
+    lines = shown(tmp_path, "--rows", "dataset,method", "--intervals", "--tests", "--format", "latex")
+    assert sum(r"\textbf" in line for line in lines) == 2 and sum(r"\underline" in line for line in lines) == 2
+    note = lines[-1]
+    assert "Rows of other data are marked apart." in note and "Holm over 4 paired tests" in note
+    assert (
+        "the interval of derm / vip overlaps with derm / coop: " in note
+        and "derm / vip overlaps with chest" not in note
+    )
 
 
 def test_costs_are_no_percentages_and_none_is_best() -> None:

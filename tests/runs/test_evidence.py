@@ -1,4 +1,4 @@
-"""What a run leaves for statistics: patients and metadata beside its predictions, and intervals beside its metrics."""
+"""The evidence that a run leaves: patients and metadata beside its predictions, and intervals beside its metrics."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import CLASSES, COUNTS, write_images
+from tests.methods.documented import code_blocks
 from vipbench.harness.config.overrides import override
 from vipbench.harness.data.importers import csv
 from vipbench.harness.data.shards import write_dataset
@@ -95,6 +96,14 @@ def test_runs_without_intervals_have_them_computed(paths: tuple[Path, Path], tmp
     path.write_text("[1]")
     with pytest.raises(UserError, match=r"intervals\.json: damaged"):
         read_intervals(path.parent)
+
+
+def test_the_documented_code_runs(paths: tuple[Path, Path]) -> None:
+    (block,) = code_blocks("statistics.md")
+    names = dict[str, Any]()
+    code = block.replace('"runs/first"', repr(str(paths[0]))).replace('"runs/second"', repr(str(paths[1])))
+    exec(compile(code, "statistics.md", "exec"), names)
+    assert names["by_sex"].gap is not None and len(names["by_sex"].groups) == 3
 
 
 def test_evaluations_elsewhere_have_them_too(paths: tuple[Path, Path]) -> None:

@@ -1,5 +1,6 @@
 """Grids: axes are crossed, combinations adjusted, left out and added."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,44 @@ def test_mistakes_of_yaml_are_told(tmp_path: Path, text: str, message: str) -> N
         read_grid(path)
 
 
-@pytest.mark.parametrize(("name", "runs"), [("demo", 29), ("few_shot", 47), ("ablation", 10), ("vip_paper", 30)])
+def test_names_are_filled_in_before_overrides(tmp_path: Path) -> None:
+    base = {"vars": {"set": "clinical"}, "data": {"path": "data/$task"}, "symptoms": "sets/${task}_$set.json"}
+    axes = {
+        "vars.task": ["skin", "lung"],
+        "method": [{"name": "zero_shot", "text": "symptoms", "templates": ["$$ {}."]}],
+    }
+    path = grid(tmp_path, base=base, axes=axes)
+    found = read_grid(path)
+    assert [config.data.path for config in found] == ["data/skin", "data/lung"]
+    assert [str(config.symptoms) for config in found] == ["sets/skin_clinical.json", "sets/lung_clinical.json"]
+    assert found[0].method.templates == ["$ {}."]  # type: ignore[attr-defined]
+    (one, other) = read_grid(path, ["data.path=a$task", "vars.task=eye", "vars.set=llm"])
+    assert one == other
+    assert (one.data.path, str(one.symptoms)) == ("a$task", "sets/eye_llm.json"), "an override is taken as it stands"
+    for override, message in [
+        ("vars.tsk=eye", "grid.yaml: vars.tsk: the grid has no such name; did you mean 'vars.task'"),
+        ("vars.task=[1]", "grid.yaml: vars: should be a mapping of names to texts; found {'set': 'clinical', 'task'"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_grid(path, [override])
+    for text, message in [("$tsk", "vars has no tsk; did you mean 'task'"), ("5$ {}", "write $$ for a $")]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_grid(grid(tmp_path, base={**base, "symptoms": text}, axes=axes))
+
+
+def test_a_file_of_overrides(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("data.path: small\nbackbone: RN50\nseed: 3\n")
+    path = grid(tmp_path, axes={"method": ["vip"], "seed": [1, 2]})
+    found = read_grid(path, [f"@{tmp_path / 'small.yaml'}", "seed=4"])
+    assert {(one.data.path, one.backbone.name, one.seed) for one in found} == {("small", "RN50", 4)}
+    with pytest.raises(UserError, match=r"^/.*/none.yaml: cannot be read"):
+        read_grid(path, [f"@{tmp_path / 'none.yaml'}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("demo", 29), ("few_shot", 47), ("ablation", 10), ("vip_paper", 60), ("knowledge", 44), ("zero_shot", 78)],
+)
 def test_the_grids_that_come_along_resolve(name: str, runs: int) -> None:
     configs = read_grid(ROOT / "sweeps" / f"{name}.yaml")
     assert len({config.model_dump_json() for config in configs}) == runs

@@ -177,6 +177,22 @@ def test_the_committed_sets_are_sound(name: str, classes: list[str], vit_backbon
         assert [rules.rejection_reason(entry.name, text) for text in entry.texts] == [None] * len(entry.texts)
 
 
+@pytest.mark.parametrize("name", ["derm7pt", "pneumonia", "demo"])
+def test_the_committed_kinds_of_knowledge_are_of_the_task_and_fit_the_tower(name: str, vit_backbone: Backbone) -> None:
+    task = SymptomSet.load(COMMITTED / name / ("lesions.json" if name == "demo" else "clinical.json"))
+    classes = [entry.name for entry in task.classes]
+    for kind in KNOWLEDGE.keys() - {"symptoms"}:
+        found = SymptomSet.load(COMMITTED / name / f"{kind}.json")
+        assert (found.task, found.modality) == (task.task, task.modality)
+        assert found.texts(classes)
+        names = {
+            problem.rpartition(" ")[0].endswith("names the") for problem in check(found, classes, vit_backbone.text)
+        }
+        assert names == (set() if kind == "random-words" else {True}), (
+            "texts name their class, and nothing else is wrong"
+        )
+
+
 def test_the_verbs(tmp_path: Path, dataset: Path, symptoms: Path) -> None:
     run = CliRunner()
     plain, out = (

@@ -94,7 +94,7 @@ def test_neither_the_command_line_nor_the_rules_about_words_load_what_is_heavy()
     code = """
 import sys
 import vipbench.harness.cli
-heavy = {"torch", "open_clip", "wordfreq", "snowballstemmer", "prometheus_client"} & set(sys.modules)
+heavy = {"torch", "open_clip", "wordfreq", "snowballstemmer", "prometheus_client", "matplotlib"} & set(sys.modules)
 from vipbench.harness.symptoms import filters, sets, words
 assert words.is_jargon("telangiectasia") and words.names_class("nevi", ["nevus"])
 heavy |= {"torch", "open_clip"} & set(sys.modules)

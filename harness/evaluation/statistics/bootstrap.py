@@ -144,7 +144,8 @@ def replicate_parts(
             for name in names:
                 weighted = weighted_metric(name, of)
                 assert weighted is not None, f"{name} has no weighted form"
-                values[name][place].append(weighted(resampled))
+                with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no sample of a part
+                    values[name][place].append(weighted(resampled))
     return {name: [_split(np.concatenate(parts), resamples) for parts in own] for name, own in values.items()}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import convolve
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
 from statsmodels.stats.multitest import multipletests
@@ -118,9 +119,9 @@ def sign_flip_test(differences: np.ndarray, clusters: np.ndarray | None = None) 
     for size, count in zip(sizes, counts, strict=True):
         steps = np.zeros(size * count + 1)
         steps[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        distribution = np.convolve(distribution, steps)
+        distribution = convolve(distribution, steps)
     flipped = 2 * np.arange(len(distribution)) - (len(distribution) - 1)
-    return float(min(1.0, distribution[np.abs(flipped) >= abs(sums.sum())].sum()))
+    return float(np.clip(distribution[np.abs(flipped) >= abs(sums.sum())].sum(), 0, 1))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -9,6 +9,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.statistics.comparisons import compare_over_seeds, holm
 from vipbench.harness.evaluation.statistics.intervals import Interval
 from vipbench.harness.report.figures.data import (
+    NOT_IN_PERCENT,
     Group,
     damage_note,
     groups,
@@ -105,6 +106,9 @@ def _bars(
         beside = f"  {text}" + (f"   {texts[id(group)]}" if id(group) in texts else "")
         ax.text(0 if math.isnan(right) else right, place, beside, va="center", fontsize=7)
     ax.set_yticks(places, [shortened_text(group.label, 42) for group in own])
-    ax.set_xlim(min(0, *values), top * (1.45 if texts else 1.2) or 1)
+    limits = (min(0, *values), top * (1.45 if texts else 1.2) or 1)
+    ax.set_xlim(limits)
+    if metric not in NOT_IN_PERCENT:
+        ax.set_xticks([tick for tick in ax.get_xticks() if limits[0] <= tick <= min(100, limits[1])])
     ax.set_xlabel(metric_label(metric))
     ax.grid(axis="y", visible=False)

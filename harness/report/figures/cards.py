@@ -103,7 +103,7 @@ def draw_card(case: Case, of: str = "") -> Chart:
     while len(labels) > 1 and len(row_places(case.symptoms, labels)[1]) + len(labels) > MOST_ROWS:
         labels.pop()
     shown, _, _ = row_places(case.symptoms, labels)
-    drawn, ax = _frame(case, max(2.5, 0.6 + ROW * (len(shown) + len(labels))))
+    drawn, ax = _frame(case, 0.6 + ROW * (len(shown) + len(labels)))
     colors = case.colors
     draw_rows(ax, case.symptoms, {label: case.header(label) for label in labels}, case.cosines, colors)
     ax.set_xlabel("cosine of image and symptom")
@@ -155,8 +155,8 @@ def _cases(run: Run, samples: Samples) -> list[Case]:
 
 def _frame(case: Case, height: float) -> tuple[Figure, Axes]:
     """A figure with the picture at the left, and axes for bars at the right."""
-    drawn = Figure(figsize=(PAGE, height))
-    grid = drawn.add_gridspec(1, 2, width_ratios=[1, 1.5])
+    drawn = Figure(figsize=(PAGE, max(2.3, height)))
+    grid = drawn.add_gridspec(1, 2, width_ratios=[1, 1.5], wspace=0.06)
     picture = drawn.add_subplot(grid[0])
     _show_picture(picture, case)
     _title(picture, case)

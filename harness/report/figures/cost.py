@@ -46,6 +46,7 @@ def cost(query: Query) -> Chart:
     for ax in axes.values():
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.set_xlim(least / 1.5, max(*seconds, least * 3) * 2)
         ax.set_xlabel("seconds of training")
         ax.set_ylabel(metric_label(query.metric))

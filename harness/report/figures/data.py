@@ -176,6 +176,13 @@ def shown(value: Any) -> str:
     return Path(text).name if "/" in text and Path(text).is_absolute() else text
 
 
+def order_key(value: Any) -> tuple[int, float, str]:
+    """Numbers in order, then words, then "all"."""
+    if isinstance(value, int | float) and not math.isnan(value):
+        return 0, float(value), ""
+    return (2, 0.0, "") if value == "all" else (1, 0.0, str(value))
+
+
 def percent(metric: str, value: Any) -> Any:
     """A value of a metric as charts show it: a fraction in per cent."""
     return value if metric in NOT_IN_PERCENT else 100 * value

@@ -11,6 +11,7 @@ from vipbench.harness.report.figures.data import (
     groups,
     interval_note,
     metric_label,
+    order_key,
     percent,
     sample_note,
     shown,
@@ -27,7 +28,7 @@ def few_shot(query: Query) -> Chart:
     """Draw a panel per dataset and backbone; methods without training images are level lines."""
     names = query.panels(PANELS)
     found = groups(query, [*names, "shots"])
-    shots = sorted({group.column[-1] for group in found if group.column[-1] != 0}, key=_order)
+    shots = sorted({group.column[-1] for group in found if group.column[-1] != 0}, key=order_key)
     if not shots:
         raise UserError("few_shot: no run here has training images; draw bars of them instead")
     drawn, axes = make_panels(names, found, 2.6, width=len(names))
@@ -48,11 +49,6 @@ def few_shot(query: Query) -> Chart:
     return Chart(drawn, note + interval_note(list(intervals.values()), "Bands") + damage_note(query))
 
 
-def _order(value: Any) -> tuple[int, float]:
-    """Numbers in order, then "all"."""
-    return (0, float(value)) if not isinstance(value, str) else (1, 0.0)
-
-
 def _line(ax: Axes, own: list[Group], shots: list[Any], metric: str, style: Look, intervals: dict[int, Any]) -> None:
     level = [group for group in own if group.column[-1] == 0]
     curve = [group for group in own if group.column[-1] != 0]
@@ -61,7 +57,7 @@ def _line(ax: Axes, own: list[Group], shots: list[Any], metric: str, style: Look
         ax.axhline(value, color=style.color, linestyle=style.dashes, linewidth=1.0, label=group.label)
     if not curve:
         return
-    curve.sort(key=lambda group: _order(group.column[-1]))
+    curve.sort(key=lambda group: order_key(group.column[-1]))
     x = [shots.index(group.column[-1]) for group in curve]
     y = [percent(metric, group.mean(metric)) for group in curve]
     ax.plot(

@@ -1,13 +1,13 @@
 """Panels of a figure, one for each value of the config values that name one, and legends below them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vipbench.harness.errors import UserError
-from vipbench.harness.report.figures.data import Group, shown
+from vipbench.harness.report.figures.data import Group, order_key, shown
 from vipbench.harness.report.figures.style import COLUMN, PAGE
 
 MOST_PANELS, MOST_IN_A_ROW = 12, 3
@@ -27,6 +27,7 @@ def make_panels(
         UserError: they would be more than 12.
     """
     columns = list(dict.fromkeys(group.column[:width] for group in found))
+    columns.sort(key=lambda column: [*map(order_key, column)])
     if len(columns) > MOST_PANELS:
         raise UserError(
             f"{len(columns)} panels are too many for one figure; narrow the runs down, as with dataset=NAME"
@@ -62,6 +63,15 @@ def place_note(names: Sequence[str], found: Sequence[Group], width: int | None =
         if len({column[place] for column in columns}) == 1
     ]
     return f"{', '.join(shared)}; " if shared else ""
+
+
+def legends_of_panels(figure: Figure, axes: Sequence[Axes], place: Literal["lower right", "best"]) -> None:
+    """A legend below the one panel, or in each of several: their entries have numbers of their own."""
+    if len(axes) == 1:
+        legend_below(figure, axes)
+        return
+    for ax in axes:
+        ax.legend(loc=place, fontsize=5.5, handlelength=1.2)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from vipbench.harness.evaluation.statistics.selective import risk_coverage as curve_of
 from vipbench.harness.report.figures.data import damage_note, groups, sample_note
-from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
+from vipbench.harness.report.figures.panels import legends_of_panels, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import looks
 
@@ -30,6 +30,6 @@ def risk_coverage(query: Query) -> Chart:
         ax.set_ylim(bottom=0)
         ax.set_xlabel("coverage (% of images answered)")
         ax.set_ylabel("errors among them (%)")
-    legend_below(drawn, list(axes.values()))
+    legends_of_panels(drawn, list(axes.values()), "best")
     note = f"{place_note(names, found)}{sample_note(found)}. Images in the order of confidence; AURC: area under the curve, "
     return Chart(drawn, f"{note}the mean over runs; lower is better.{damage_note(query)}")

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from vipbench.harness.evaluation.metrics import Predicted, distinguishable
 from vipbench.harness.report.figures.data import Group, damage_note, groups, interval_note, sample_note
-from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
+from vipbench.harness.report.figures.panels import legends_of_panels, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import GREY, class_color, looks, shortened_text
 
@@ -41,7 +41,7 @@ def roc(query: Query) -> Chart:
         ax.set_aspect("equal")
         ax.set_xlabel("1 − specificity (%)")
         ax.set_ylabel("sensitivity (%)")
-    legend_below(drawn, list(axes.values()))
+    legends_of_panels(drawn, list(axes.values()), "lower right")
     note = f"{place_note(names, found)}{sample_note(found)}. Mean over classes, one against the others, and runs. "
     return Chart(drawn, note + interval_note(intervals, "Brackets") + damage_note(query))
 

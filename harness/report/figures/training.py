@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.report.figures.data import Group, damage_note, groups, shown
@@ -37,6 +37,7 @@ def training(query: Query) -> Chart:
         for group, label, style in zip(found, labels, looks(labels), strict=True):
             _lines(ax, name, label, style, group, curves[id(group)])
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel(QUANTITIES[name])
         if name == "loss":
             ax.set_yscale("log")

@@ -11,6 +11,7 @@ from vipbench.harness.evaluation.statistics.intervals import Interval
 from vipbench.harness.report.tables.layout import Layout
 from vipbench.harness.report.tables.values import COSTS
 
+OF_DATA = ("dataset", "evaluated", "evaluation", "split")  # names of rows; figures of other data do not compete
 Key = tuple[Any, ...]  # of a row, or of a column, which starts with its metric
 
 
@@ -82,27 +83,38 @@ class Table:
     layout: Layout = field(default_factory=Layout)
 
     def is_best(self, row: Key, column: Key) -> bool:
-        """Check that a cell has the best mean of its column; no cost is, and no reported figure counts."""
-        return self.cells[row, column].mean == self._leading[column][0]
+        """Check that a cell has the best mean of its column among rows of the same data; no cost is, and no reported figure."""
+        return self.cells[row, column].mean == self._leading[column, self._data(row)][0]
 
     def is_second(self, row: Key, column: Key) -> bool:
-        """Check that a cell has the second best mean of a column that has at least three."""
-        return self.cells[row, column].mean == self._leading[column][1]
+        """Check that a cell has the second best mean of at least three in its column, of the same data."""
+        return self.cells[row, column].mean == self._leading[column, self._data(row)][1]
+
+    def contests(self, column: Key) -> list[list[Key]]:
+        """The rows that have a cell in a column, those of the same data together."""
+        groups: dict[Key, list[Key]] = {}
+        for row in self.rows:
+            if (row, column) in self.cells:
+                groups.setdefault(self._data(row), []).append(row)
+        return list(groups.values())
+
+    def _data(self, row: Key) -> Key:
+        """The values of a row that name the data it is of."""
+        return tuple(value for name, value in zip(self.row_names, row, strict=True) if name in OF_DATA)
 
     def missing_at(self, row: Key, column: Key) -> int:
         """The count of runs that a cell lacks."""
         return self.missing.get((row, column[1:]), 0)
 
     @cached_property
-    def _leading(self) -> dict[Key, tuple[float | None, float | None]]:
-        """The best and second best mean of each column, None where there is none."""
-        leading: dict[Key, tuple[float | None, float | None]] = {}
-        means: dict[Key, list[float]] = {column: [] for column in self.columns}
-        for (_, column), cell in self.cells.items():
-            if not math.isnan(cell.mean) and column[0] not in COSTS:
-                means[column].append(cell.mean)
-        for column, found in means.items():
-            ranked = sorted(set(found), reverse=column[0] not in LOWER_IS_BETTER)
-            second = ranked[1] if len(found) > 2 and len(ranked) > 1 else None
-            leading[column] = (ranked[0] if ranked else None), second
+    def _leading(self) -> dict[tuple[Key, Key], tuple[float | None, float | None]]:
+        """The best and second best mean by column and data, None where there is none."""
+        leading: dict[tuple[Key, Key], tuple[float | None, float | None]] = {}
+        for column in self.columns:
+            for rows in self.contests(column):
+                means = [self.cells[row, column].mean for row in rows if column[0] not in COSTS]
+                means = [mean for mean in means if not math.isnan(mean)]
+                ranked = sorted(set(means), reverse=column[0] not in LOWER_IS_BETTER)
+                second = ranked[1] if len(means) > 2 and len(ranked) > 1 else None
+                leading[column, self._data(rows[0])] = (ranked[0] if ranked else None), second
         return leading

@@ -86,12 +86,10 @@ def _one_seed(table: Table) -> list[str]:
 def _overlaps(table: Table) -> list[str]:
     """A remark per column in which other rows have intervals that overlap with that of the best."""
     sentences = []
-    for column in table.columns:
-        cells: dict[Key, Cell] = {row: cell for row in table.rows if (cell := table.cells.get((row, column)))}
-        best = [row for row in cells if table.is_best(row, column)]
-        if not best or not any(cell.interval for cell in cells.values()):
-            continue
-        named = {" / ".join(row_values(table, row)): cell.interval for row, cell in cells.items()}
-        found = warnings.overlapping(" / ".join(row_values(table, best[0])), named)
-        sentences += [f"{column_title(table, column)}: {sentence}" for sentence in found]
+    for column, rows in [(one, rows) for one in table.columns for rows in table.contests(one)]:
+        best = [row for row in rows if table.is_best(row, column)]
+        named = {" / ".join(row_values(table, row)): table.cells[row, column].interval for row in rows}
+        if best and any(named.values()):
+            found = warnings.overlapping(" / ".join(row_values(table, best[0])), named)
+            sentences += [f"{column_title(table, column)}: {sentence}" for sentence in found]
     return sentences

@@ -21,12 +21,11 @@ from vipbench.harness.report.rows import (
 )
 from vipbench.harness.report.tables.cells import Cell, Key, Table, Value
 from vipbench.harness.report.tables.values import NO_VALUE, show, sort_key
-from vipbench.harness.runs.collect import DOUBTFUL
+from vipbench.harness.runs.collect import DOUBTFUL, SHARED
 
 Run = Mapping[Any, Any]  # a row of runs
 METHOD = "method"  # a column of ours: the method's name, with the options in which its runs differ
 RECIPE = "recipe"
-SHARED = "shared"
 SHARED_COSTS = ("cost.train_seconds", "cost.peak_gib")
 # Paths and marks; the digests stand for the content.
 NOT_RESULTS = ("data.path", "symptoms", "run", "directory", EVALUATION, OTHER_CLASSES, DOUBTFUL, SHARED)

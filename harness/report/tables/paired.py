@@ -25,24 +25,22 @@ def add_tests(table: Table) -> Table:
     for key in dict.fromkeys(column[1:] for column in table.columns):
         read: dict[str, Samples] = {}  # of all metrics in these columns
         for column in (one for one in table.columns if one[1:] == key):
-            cells = {
-                row: cell
-                for row in table.rows
-                if (cell := table.cells.get((row, column))) and is_measured(column, cell)
-            }
-            best = [row for row in cells if table.is_best(row, column)][:1]
-            for row in cells if best else ():
-                if row not in best:
-                    tests[row, column] = _compare(column[0], cells[best[0]], cells[row], read)
+            for contest in table.contests(column):
+                rows = [row for row in contest if is_measured(column, table.cells[row, column])]
+                best = [row for row in rows if table.is_best(row, column)][:1]
+                for row in rows if best else ():
+                    if row not in best:
+                        cells = table.cells[best[0], column], table.cells[row, column]
+                        tests[row, column] = _compare(column[0], *cells, read)
     done = {place: test.p for place, test in tests.items() if test is not None and test.p is not None}
     adjusted = dict(zip(done, holm(list(done.values())), strict=True))
-    cells = table.cells | {place: replace(table.cells[place], p=p) for place, p in adjusted.items()}
+    tested = table.cells | {place: replace(table.cells[place], p=p) for place, p in adjusted.items()}
     methods = "; ".join(dict.fromkeys(test.test for place, test in tests.items() if test is not None and place in done))
     bound = f"p ≥ {LEVEL} after Holm over {len(done)} paired tests ({methods})"
-    remarks = [f"{ALIKE}: not shown to differ from the best of its column: {bound}."]
+    remarks = [f"{ALIKE}: not shown to differ from the best of its column: {bound}."] if done else []
     if untested := len(tests) - len(done):
         remarks.append(f"{untested} cells have no test: other seeds or samples than the best, or a metric without one.")
-    return replace(table, cells=cells, remarks=[*table.remarks, *remarks])
+    return replace(table, cells=tested, remarks=[*table.remarks, *remarks])
 
 
 def _compare(metric: str, best: Cell, other: Cell, read: dict[str, Samples]) -> Comparison | None:

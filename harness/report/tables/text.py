@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vipbench.harness.report.tables.cells import Cell, Key, ReportedRow, Table, Value
+from vipbench.harness.report.tables.cells import OF_DATA, Cell, Key, ReportedRow, Table, Value
 from vipbench.harness.report.tables.values import COEFFICIENTS, COSTS, LEVEL, figure, show
 
 DAGGER, DOUBLE_DAGGER, ALIKE = "†", "‡", "≈"
@@ -17,6 +17,7 @@ COST_NOTE = (
     "Costs are no percentages: numbers that were trained or fitted, seconds of training, GiB of memory at the peak."
 )
 NOTE = "Mean ± sample standard deviation over seeds, in %; (n) runs; bold: best mean of a column; –: no run."
+APART = "Rows of other data are marked apart."
 UNDERLINED = "Underlined: second best mean of a column of at least three."
 MISSING = "(n of m): runs that are planned and not finished are missing."
 SET_APART = "Reported, not run here"
@@ -106,6 +107,8 @@ def sources(table: Table) -> dict[str, str]:
 def notes(table: Table, underlined: bool = False) -> list[str]:
     """Sentences on reading a table: its marks, the cells to doubt, what it leaves out, sources; `underlined`: with that sign."""
     sentences = [NOTE, UNDERLINED] if underlined else [NOTE]
+    if set(table.row_names) & set(OF_DATA):
+        sentences.append(APART)
     intervals = [cell.interval for cell in table.cells.values() if cell.interval]
     if intervals:
         methods = Counter(interval.method for interval in intervals)

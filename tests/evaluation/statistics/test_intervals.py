@@ -8,6 +8,7 @@ import pytest
 from confidenceinterval.delong import delong_roc_variance
 from scipy.stats import bootstrap
 from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
 
 from tests.evaluation.statistics.drawn import CLASSES, draw
 from vipbench.harness.evaluation.metrics import Predicted, squared_distances
@@ -81,6 +82,15 @@ def test_delong_is_that_of_another_implementation() -> None:
     assert again[0] == pytest.approx(areas[0]) and clustered[0, 0] == pytest.approx(covariance[0, 0])
 
 
+def test_delong_over_patients_of_both_classes_is_close_to_the_jackknife() -> None:
+    rng = np.random.default_rng(15)
+    positive, clusters = rng.random(600) < 0.5, np.repeat(np.arange(200), 3)
+    scores = positive + 2 * rng.normal(size=200)[clusters] + 0.5 * rng.normal(size=600)
+    _, covariance = delong([scores], positive, clusters)
+    left = [roc_auc_score(positive[kept], scores[kept]) for kept in (clusters != patient for patient in range(200))]
+    assert covariance[0, 0] == pytest.approx(199 / 200 * np.square(left - np.mean(left)).sum(), rel=0.03)
+
+
 def test_delongs_interval_is_on_the_logit_scale() -> None:
     of, _ = draw(np.random.default_rng(3), 150, classes=2)
     area, variance = delong_roc_variance(of.labels, of.log_odds[:, 1])
@@ -123,6 +133,14 @@ def test_what_does_not_vary_has_no_interval() -> None:
     found = intervals(one_class)
     assert found["auroc"] is None and found["sensitivity"]["b"] is None  # type: ignore[index]
     assert interval("auroc", one_class) is None and interval("samples", one_class) is None
+
+
+def test_one_patient_shows_nothing_of_others() -> None:
+    of, _ = draw(np.random.default_rng(14), 30)
+    found = intervals(of, np.zeros(30, np.int64))
+    assert found["mcc"] is None and found["brier"] is None
+    low, high = ends(found["accuracy"])  # type: ignore[arg-type]
+    assert high - low > 0.7, "as of one sample"
 
 
 def test_intervals_of_a_run_are_the_same_each_time_and_survive_json() -> None:
