@@ -156,7 +156,10 @@ def read_whole(path: Path, most: int = MOST_FILE_BYTES) -> bytes:
         OSError: it cannot be read; errno.EFBIG where it holds more than `most` bytes.
     """
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(min(most, size) + 1)  # Python reserves as many bytes as it is asked for
+        if len(content) > size:  # it grew, or is no regular file
+            content += file.read(most + 1 - len(content))
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
     return content

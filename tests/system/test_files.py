@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,16 @@ def test_a_file_of_just_the_size_is_whole(tmp_path: Path) -> None:
     assert read_whole(tmp_path / "a", most=8) == b"12345678"
     with pytest.raises(OSError, match="larger than"):
         read_whole(tmp_path / "a", most=7)
+
+
+def test_read_whole_reads_what_has_no_size(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 100_000,))
+    writer.start()
+    assert read_whole(pipe) == b"x" * 100_000
+    writer.join()
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_whole(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than"):
+        read_whole(tmp_path / "file", 4)

@@ -125,10 +125,10 @@ def _defined(cell: Cell | None) -> bool:
 
 
 def _ends(cell: Cell) -> tuple[float, float]:
-    """The ends of its interval, else one standard deviation about the mean."""
+    """The ends of its interval, else one standard deviation about the mean, within the fractions."""
     if cell.interval:
         return cell.interval.low, cell.interval.high
-    return cell.mean - (cell.deviation or 0), cell.mean + (cell.deviation or 0)
+    return max(0.0, cell.mean - (cell.deviation or 0)), min(1.0, cell.mean + (cell.deviation or 0))
 
 
 def _spread_note(found: dict[Key, dict[Key, Cell | None]], shown: Sequence[Key]) -> str:

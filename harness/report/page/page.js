@@ -16,10 +16,12 @@ function sortKey(cell) {
   return { number: parseFloat(text.replace(/,/g, "")), text }; // the mean in front of "81.50 ± 0.20 (3)"
 }
 
+const collator = new Intl.Collator(undefined, { numeric: true });
+
 function compare(a, b) {
   const noA = Number.isNaN(a.number), noB = Number.isNaN(b.number);
   if (noA !== noB) return noA ? 1 : -1;
-  return noA ? a.text.localeCompare(b.text, undefined, { numeric: true }) : a.number - b.number;
+  return noA ? collator.compare(a.text, b.text) : a.number - b.number;
 }
 
 function sortTable(table, place, header) {

@@ -60,8 +60,9 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
     for key, group in groups.items():
         row, column = key[: len(row_names)], key[len(row_names) :]
         _refuse_mixture(group, key, bound)
+        behind = [(str(result_folder(run)), _seeds(run)) for run in group]
         for metric, name in values.items():
-            cells[row, (metric, *column)] = _cell(group, metric, name)
+            cells[row, (metric, *column)] = _cell(group, behind, metric, name)
     lacking = Counter[tuple[Key, Key]]()
     placed = missing.dropna(subset=keys) if set(keys) <= set(missing) else missing.iloc[:0]  # configs that can be read
     for key in map(tuple, placed[keys].to_numpy().tolist() if len(placed) else []):
@@ -112,10 +113,14 @@ def _labelled(runs: pd.DataFrame, missing: pd.DataFrame, keys: Sequence[str]) ->
     return runs, pd.concat([readable, unreadable]) if len(unreadable) else readable
 
 
-def _cell(group: Sequence[Run], metric: str, column: str) -> Cell:
+def _seeds(run: Run) -> dict[str, str]:
+    return {short_name(name): show(run[name]) for name in SEEDS if pd.notna(run.get(name))}
+
+
+def _cell(group: Sequence[Run], behind: Sequence[tuple[str, dict[str, str]]], metric: str, column: str) -> Cell:
+    """The cell of runs, each with its folder and its seeds."""
     figures: list[float | None] = [None if pd.isna(run[column]) else float(run[column]) for run in group]
-    seeds = [{short_name(name): show(run[name]) for name in SEEDS if pd.notna(run.get(name))} for run in group]
-    values = map(Value, (str(result_folder(run)) for run in group), seeds, figures)
+    values = [Value(folder, seeds, value) for (folder, seeds), value in zip(behind, figures, strict=True)]
     defined = [one for one in figures if one is not None]
     mean = float(np.mean(defined)) if defined else math.nan
     deviation = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
