@@ -55,7 +55,8 @@ def _read_dicom(path: Path) -> Image.Image:
     """The first frame: rescaled and windowed as the file asks (DICOM PS3.3, C.11), else from its own minimum to its maximum."""
     try:
         from pydicom import dcmread
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.utils import pixel_array
     except ImportError as error:
         raise UserError(f"{path}: is a DICOM file, and pydicom is not installed: pip install pydicom") from error
     try:
