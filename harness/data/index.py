@@ -166,6 +166,8 @@ class PreparedRows:
         row = self._rows.setdefault(key, {"key": key, "patient": None})
         if extension == "json":
             meta = parse_json(data)
+            if not isinstance(meta, dict):
+                raise TypeError(f"{member.name} holds no JSON object")
             metadata = dict(meta.get("metadata", {}))
             if self._metadata is None:
                 self._metadata = list(metadata)

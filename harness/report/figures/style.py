@@ -5,21 +5,17 @@ is for text.
 """
 
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from vipbench.harness.system.files import read_yaml
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, DARK = "#E69F00", "#56B4E9", "#404040"
 PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, DARK)
 BLACK, GREY, LIGHT_GREY = "#000000", "#6B6B6B", "#D9D9D9"
 MARKERS, DASHES = ("o", "s", "^", "D", "v"), ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-# Methods whose look is settled: a method's place gives its colour, its marker, and its dashes, by how often the palette was gone
-# through. The look of other methods follows from a hash of their name.
-SETTLED = (
-    *("vip", "coop", "cocoop", "kgcoop", "linear_probe", "tip_adapter", "zero_shot"),
-    *("prograd", "biomedcoop", "clip_adapter", "lp_plus_plus", "maple", "promptsrc", "clip_lora"),
-    *("vpt", "taskres", "gda", "clap", "ss_text", "cupl", "dclip"),
-    *("waffle", "xplainer", "tip_adapter_f", "clip_svd", "finetune", "ss_text_plus"),
-)
+SETTLED = tuple(read_yaml(Path(__file__).with_name("looks.yaml"))["methods"])  # names of methods
 COLUMN, PAGE = 3.5, 7.2  # inches: one column of a paper, and its whole width
 NOTE_SIZE = 6.5
 RC: Any = {
