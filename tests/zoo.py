@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vpt": {"depth": 2},
 }
 # Adam divides gradients by their size; with its own eps of 1e-8 those that are nearly rounding errors would move values as far.
-RECIPES: dict[str, dict[str, Any]] = {"clip_svd": {"eps": 1e-4}}
+RECIPES: dict[str, dict[str, Any]] = {"clip_svd": {"eps": 1e-3}}
 
 
 def backbone_of(base: dict[str, Any], name: str) -> str:
