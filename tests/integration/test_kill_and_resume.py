@@ -215,7 +215,7 @@ def test_several_processes_stop_at_one_step_and_one_process_goes_on(
     again = launch([*PYTHON, *RUN, "config.yaml"], tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"training goes on after step {found.step} of 450" in again.stderr
-    assert_same_run(only_run(tmp_path), whole_run)
+    assert_same_run(only_run(tmp_path), whole_run, within=3e-5)  # sums of two ranks, over 450 steps
 
 
 def kill_workers(folder: Path) -> None:
