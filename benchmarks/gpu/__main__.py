@@ -81,7 +81,7 @@ def main(
     if unknown := [name for name in names if name not in SUITE]:
         raise typer.BadParameter(f"{unknown[0]!r}: choose from {', '.join(SUITE)}")
     head = {"small": small, "context": context()}
-    before = read_json(out) if out.is_file() else head | {"results": {}}
+    before: dict[str, Any] = read_json(out) if out.is_file() else {**head, "results": {}}
     if differing := [key for key in head if before[key] != head[key]]:
         raise typer.BadParameter(f"{out} has figures of another {differing[0]}; name another file", param_hint="--out")
     found: dict[str, Any] = before["results"]
