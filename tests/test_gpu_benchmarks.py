@@ -86,10 +86,10 @@ def test_matrices_cast_once_give_the_bits_of_autocast(model_folder: Path, monkey
     towers = tower.Towers(backbone, FEW, "cpu")
     pixels = towers.pixels(3)
     once = towers.tower(tower.MATRICES, torch.bfloat16)
-    found = towers._features(once, pixels, tower.MATRICES, torch.bfloat16)
+    found = towers.features(once, pixels, tower.MATRICES, torch.bfloat16)
     assert once is not backbone.image
-    assert torch.equal(found, towers._features(backbone.image, pixels, tower.AS_RUN, torch.bfloat16))
-    rounded = towers._features(towers.tower(tower.ALL, torch.bfloat16), pixels.bfloat16(), tower.ALL, torch.bfloat16)
+    assert torch.equal(found, towers.features(backbone.image, pixels, tower.AS_RUN, torch.bfloat16))
+    rounded = towers.features(towers.tower(tower.ALL, torch.bfloat16), pixels.bfloat16(), tower.ALL, torch.bfloat16)
     assert F.cosine_similarity(found, rounded).min() > 0.99
 
 
@@ -144,6 +144,14 @@ def test_what_fails_or_takes_too_long_is_on_record(tmp_path: Path, monkeypatch: 
     found = json.loads(out.read_text())["results"]
     assert found["packed"]["error"] == found["memory"]["error"] == "not run: the time was up"
     assert list(found) == names, "the others are still in the file"
+
+    result = CliRunner().invoke(app, ["memory", "--small", "--out", str(out)])
+    assert result.exit_code == 2 and "another small" in result.output
+    other = {**json.loads(out.read_text()), "context": {"device": "another"}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    result = CliRunner().invoke(app, ["memory", "--out", str(tmp_path / "other.json")])
+    assert result.exit_code == 2 and "another context" in result.output
+    assert json.loads((tmp_path / "other.json").read_text()) == other, "the figures of two machines are not mixed"
 
     tables = CliRunner().invoke(_markdown(), [str(out)]).output
     assert "| a | b | error |" in tables and "|  | x/y | made up |" in tables

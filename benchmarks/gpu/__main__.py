@@ -69,7 +69,10 @@ class Process:
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"which of {', '.join(SUITE)}; default: all")] = None,
-    out: Annotated[Path, typer.Option(help="where the figures go; those of other benchmarks in it stay")] = OUT,
+    out: Annotated[
+        Path,
+        typer.Option(help="where the figures go; those of other benchmarks here stay in it"),
+    ] = OUT,
     seconds: Annotated[float, typer.Option(help="after which no other benchmark begins")] = 230,
     small: Annotated[bool, typer.Option(help="try the code with a tiny model; a CPU will do")] = False,
 ) -> None:
@@ -77,7 +80,11 @@ def main(
     names = names or list(SUITE)
     if unknown := [name for name in names if name not in SUITE]:
         raise typer.BadParameter(f"{unknown[0]!r}: choose from {', '.join(SUITE)}")
-    found: dict[str, Any] = read_json(out)["results"] if out.is_file() else {}
+    head = {"small": small, "context": context()}
+    before: dict[str, Any] = read_json(out) if out.is_file() else {**head, "results": {}}
+    if differing := [key for key in head if before[key] != head[key]]:
+        raise typer.BadParameter(f"{out} has figures of another {differing[0]}; name another file", param_hint="--out")
+    found: dict[str, Any] = before["results"]
     until = time.monotonic() + seconds * (PATIENCE if small else 1)
     with tempfile.TemporaryDirectory() as folder:
         ahead: Process | None = Process(names[0], Path(folder), small)
@@ -87,7 +94,7 @@ def main(
                 process, ahead = ahead, Process(following, Path(folder), small) if following else None
                 limit = SUITE[name].seconds * (PATIENCE if small else 1)
                 found[name] = process.measure(min(limit, until - time.monotonic()))
-                write_json(out, {"small": small, "context": context(), "results": found})
+                write_json(out, head | {"results": found})
                 _show(name, found[name])
         finally:
             if ahead is not None:

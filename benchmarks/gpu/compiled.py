@@ -18,8 +18,7 @@ def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iter
     with workspace(setting, precision, begin) as place:
         towers = Towers(place.inputs.backbone, setting, place.device)
         for weights in (ALL, AS_RUN):
-            for batch in setting.batches[:1]:
-                yield _tower(towers, setting, place.precision, weights, batch)
+            yield _tower(towers, setting, place.precision, weights, setting.batches[0])
         training = place.job("vip").training
         assert training is not None
         engine, parts = training.engine(), training.parts(next(training.batches()), None)
@@ -39,7 +38,7 @@ def _tower(towers: Towers, setting: Setting, precision: str, weights: str, batch
     pixels = towers.pixels(batch).to(dtype if weights == ALL else torch.float32)
 
     def encode() -> Any:
-        return towers._features(tower, pixels, weights, dtype)
+        return towers.features(tower, pixels, weights, dtype)
 
     eager = median_seconds(encode, setting.repeats)
     blocks: Any = tower.transformer

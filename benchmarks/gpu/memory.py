@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.kernels import peak_mib
-from benchmarks.gpu.setting import Row, Setting, Workspace, needs_images, workspace
+from benchmarks.gpu.setting import Row, Setting, Workspace, workspace
 from benchmarks.measure import median_seconds
 from vipbench.harness.methods.base import Task
 from vipbench.harness.methods.registry import method_class
@@ -28,7 +28,7 @@ def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iter
         batch, classes = (32 if not setting.small else 2), len(place.inputs.dataset.classes)
         row = {"what": "plain PyTorch, both towers", "precision": place.precision, "batch": batch, "classes": classes}
         yield place.attempt(row, partial(_plain, place, setting, batch))
-        for name in filter(needs_images, setting.trained()):
+        for name in (name for name in setting.trained() if method_class(name).needs == "images"):
             row = {"what": name, "precision": place.precision, "batch": batch, "classes": classes}
             yield place.attempt(row, partial(_step, place, setting, name, batch))
 
@@ -77,7 +77,7 @@ def _plain(place: Workspace, setting: Setting, batch: int) -> Row:
 
 
 def _step(place: Workspace, setting: Setting, name: str, batch: int) -> Row:
-    training = place.job(name, train={"batch_size": batch, "views": 1, "augmentation_seed": 0}).training
+    training = place.job(name, train={"batch_size": batch}).training
     assert training is not None
     (part,) = training.parts(next(training.batches()), None)
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.kernels import peak_mib
-from benchmarks.gpu.setting import Row, Setting, Workspace, packable, workspace
+from benchmarks.gpu.setting import Row, Setting, Workspace, workspace
 from benchmarks.measure import median_seconds
 from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import method_class
@@ -20,7 +20,7 @@ def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iter
             cls = method_class(name)
             if cls.combine is not Method.combine or cls.statistics is not Method.statistics:
                 continue
-            if packable(name, place.job(name)):
+            if not cls.not_packed(place.job(name).config.method):
                 yield place.attempt({"method": name, "precision": place.precision}, partial(_row, place, setting, name))
 
 

@@ -20,7 +20,6 @@ from vipbench.harness.data.importers import folder as folder_importer
 from vipbench.harness.data.reader import Dataset
 from vipbench.harness.data.shards import write_dataset
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import method_class, method_names
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.runs.inputs import Inputs, make_task
@@ -194,17 +193,6 @@ def workspace(setting: Setting, precision: str, begin: Callable[[], None]) -> It
             yield Workspace(folder, inputs, topology, topology.precision)
         finally:
             topology.close()
-
-
-def packable(name: str, job: Job) -> bool:
-    """Return True for a method whose runs train together in one process."""
-    return type(job.method).trains and not method_class(name).not_packed(job.config.method)
-
-
-def needs_images(name: str) -> bool:
-    """Return True for a method that trains inside the image tower."""
-    cls: type[Method] = method_class(name)
-    return cls.needs == "images"
 
 
 def _write_data(folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """The image tower that fills the bank: images/s and FLOP/s against the card's measured matrix peak.
 
 In every precision as runs compute it (fp32 weights under autocast), and in half precision with the weights cast once: the
-matrices alone, which gives the same bits, or all of the tower, whose residual stream is then rounded too.
+matrices alone, which gives the same bits, or all of the tower, norms too. open_clip's residual stream is in half precision in
+each of them, since its norms give back the dtype that they are given.
 """
 
 import copy
@@ -70,7 +71,7 @@ class Towers:
         tower = copy.deepcopy(self.backbone.image)
         return tower.to(dtype) if weights == ALL else cast_matrices(tower, dtype)
 
-    def row(self, precision: str, weights: str, batch: int, channels_last: bool = False, compiled: str = "") -> Row:
+    def row(self, precision: str, weights: str, batch: int, channels_last: bool = False) -> Row:
         """Images/s and what part of the peak they are; and the largest difference of a unit feature from fp32."""
         choose_device("auto", precision=precision if self.device == "cuda" else "fp32")
         dtype = DTYPES[precision]
@@ -79,7 +80,7 @@ class Towers:
         if channels_last:
             tower, pixels = tower.to(memory_format=torch.channels_last), pixels.to(memory_format=torch.channels_last)
         inputs = pixels.to(dtype) if weights == ALL else pixels
-        compute = partial(self._features, tower, inputs, weights, dtype)
+        compute = partial(self.features, tower, inputs, weights, dtype)
         seconds = median_seconds(compute, self.setting.repeats)
         rate = self.flops * batch / seconds
         found = {"precision": precision, "weights": weights, "channels_last": channels_last, "batch": batch}
@@ -89,10 +90,11 @@ class Towers:
 
     def _exact_features(self, batch: int, pixels: Tensor) -> Tensor:
         if batch not in self._exact:
-            self._exact = {batch: self._features(self.backbone.image, pixels, AS_RUN, torch.float32)}
+            self._exact = {batch: self.features(self.backbone.image, pixels, AS_RUN, torch.float32)}
         return self._exact[batch]
 
-    def _features(self, tower: nn.Module, pixels: Tensor, weights: str, dtype: torch.dtype) -> Tensor:
+    def features(self, tower: nn.Module, pixels: Tensor, weights: str, dtype: torch.dtype) -> Tensor:
+        """Unit features [batch, d] float32 of a tower that `tower` gave for these weights and dtype."""
         mixed = weights != ALL and dtype != torch.float32
         autocast: AbstractContextManager[Any] = torch.autocast(self.device, dtype) if mixed else nullcontext()
         with torch.no_grad(), autocast:

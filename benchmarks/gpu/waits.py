@@ -1,10 +1,12 @@
 """Count how often the host waits for the GPU, and where: in a training step and in a batch of evaluation of every method."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks.gpu.kernels import synchronisations
 from benchmarks.gpu.setting import Row, Setting, Workspace, workspace
+from vipbench.harness.training.loop import Training
 
 TRAIN = {
     "epochs": 2,
@@ -25,24 +27,33 @@ def measure(setting: Setting, begin: Callable[[], None], precision: str) -> Iter
             yield place.attempt({"method": name, "precision": place.precision}, partial(_row, place, name, setting))
 
 
+def train_counting(training: Training, waits: Counter[str]) -> int:
+    """Train to the end; returns the steps after the first epoch, whose waits are left in `waits`.
+
+    The first epoch prepares what the others use again.
+    """
+    engine, per_epoch = training.engine(), training.data.steps_per_epoch
+    for batch in training.batches():
+        training.advance(engine.step(training.parts(batch, None)))
+        if training.step == per_epoch:
+            waits.clear()
+    return training.steps - per_epoch
+
+
 def _row(place: Workspace, name: str, setting: Setting) -> Row:
     trains = name in setting.trained()
     job = place.job(name, run={"eval_batch_size": BATCH}, train=TRAIN if trains else {})
     found: Row = {"steps": None, "waits_a_step": None, "batches": None, "waits_a_batch": None, "where": ""}
     where: list[str] = []
     if training := job.training:
-        engine, per_epoch = training.engine(), training.data.steps_per_epoch
         with synchronisations() as waits:
-            for batch in training.batches():
-                training.advance(engine.step(training.parts(batch, None)))
-                if training.step == per_epoch:
-                    waits.clear()  # the first epoch prepares what the others use again
-        found |= {"steps": per_epoch, "waits_a_step": waits.total() / per_epoch}
-        where += [f"{place} {count}" for place, count in waits.most_common(3)]
+            steps = train_counting(training, waits)
+        found |= {"steps": steps, "waits_a_step": waits.total() / steps}
+        where += [f"{line} {count}" for line, count in waits.most_common(3)]
     test = job.data.test_set()
     test.predict(job.method)  # encodes the images
     with synchronisations() as waits:
         test.predict(job.method)
     batches = -(-len(test.source.samples) // BATCH)
-    where += [f"evaluation: {place} {count}" for place, count in waits.most_common(2)]
+    where += [f"evaluation: {line} {count}" for line, count in waits.most_common(2)]
     return found | {"batches": batches, "waits_a_batch": waits.total() / batches, "where": "; ".join(where)}

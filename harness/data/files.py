@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vipbench.harness.data.images import MAX_FILE_BYTES, SUFFIXES, BadImage, open_image, upright_rgb
+from vipbench.harness.data.names import is_clutter
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import read_whole
 
@@ -17,13 +18,17 @@ DICOM_MAGIC, MAGIC_PLACE = b"DICM", 128
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files among paths, and of the folders among them the images, below them too, in the order of their names.
 
+    What file managers leave in folders, and what is hidden, is passed over.
+
     Raises:
         UserError: a path is not there, or a folder has no image.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES))
+            suffixes = (*SUFFIXES, *DICOM_SUFFIXES)
+            inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in suffixes and own.is_file())
+            inside = [own for own in inside if not is_clutter(own.relative_to(path).as_posix())]
             if not inside:
                 raise UserError(f"{path}: no image in this folder; files end in {', '.join(sorted(SUFFIXES))} or .dcm")
             found += inside

@@ -29,7 +29,6 @@ HEADER_TYPES = (
 )
 MAX_PADDING_BYTES = 1 << 26  # after a tar's end
 MAX_READS_AT_END = 16
-MAX_METADATA = 100  # columns
 MAX_ROWS = 20_000_000  # of a shard's index
 SCHEMA = pa.schema(
     [
@@ -140,7 +139,7 @@ def index_shard(shard: Path) -> pa.Table:
     Raises:
         UserError: not a tar of pairs of an image and a JSON member, or cut off.
     """
-    rows = PreparedRows()
+    rows = PreparedRows(shard)
     try:
         with shard.open("rb") as file:
             for member, data in read_members(HashedFile(file), lambda member: True):
@@ -153,7 +152,8 @@ def index_shard(shard: Path) -> pa.Table:
 class PreparedRows:
     """Rows of the index of a shard that `prepare` wrote, from its members one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, shard: str | Path) -> None:
+        self._shard = shard
         self._rows: dict[str, dict[str, Any]] = {}
         self._metadata: list[str] | None = None
 
@@ -171,7 +171,7 @@ class PreparedRows:
             metadata = dict(meta.get("metadata", {}))
             if self._metadata is None:
                 self._metadata = list(metadata)
-                check_columns(self._metadata, f"metadata of sample {key!r}")
+                check_columns(self._metadata, f"{self._shard}: metadata of sample {key!r}")
             if list(metadata) != self._metadata:
                 raise ValueError(f"sample {key!r} has other metadata than the samples before")
             row |= {"label": meta["label"], "patient": meta.get("patient"), **metadata}
@@ -200,7 +200,7 @@ def read_index(path: str | Path) -> pa.Table:
         file = pq.ParquetFile(pa.BufferReader(content))
         names = file.schema_arrow.names
         are_text = all(file.schema_arrow.field(place).type == pa.string() for place in range(len(SCHEMA), len(names)))
-        if names[: len(SCHEMA)] != SCHEMA.names or len(names) > len(SCHEMA) + MAX_METADATA or not are_text:
+        if names[: len(SCHEMA)] != SCHEMA.names or not are_text:
             raise UserError(
                 f"{path}: its columns are {names[:20]}; an index has {SCHEMA.names}, and then text as metadata"
             )

@@ -13,6 +13,7 @@ MAX_NAME = 200  # characters of a class's or dataset's name
 SHA256_HEX = r"[0-9a-f]{64}"
 SHA256 = f"^{SHA256_HEX}$"
 COLUMN = re.compile(r"[^\W\d][\w.-]{0,63}")
+MAX_METADATA = 100  # columns
 RESERVED = (  # columns of an index and of predictions
     *("key", "label", "patient", "extension", "offset", "size", "sha256"),
     *("id", "class", "predicted", "logits", "probabilities"),
@@ -82,7 +83,12 @@ def column_names(names: str | None) -> list[str]:
 
 
 def check_columns(names: Sequence[str], where: str) -> None:
-    """Raise UserError unless each may be a metadata column: of word signs, dots and hyphens, no column of ours, none twice."""
+    """Raise UserError unless each may be a metadata column: of word signs, dots and hyphens, no column of ours, none twice.
+
+    There may be `MAX_METADATA` of them.
+    """
+    if len(names) > MAX_METADATA:
+        raise UserError(f"{where}: {len(names)} metadata columns; there may be {MAX_METADATA}")
     for name in names:
         if not COLUMN.fullmatch(name) or name in RESERVED or names.count(name) > 1:
             wanted = f"letters, digits, '_', '.' and '-', distinct, and none of {', '.join(RESERVED)}"

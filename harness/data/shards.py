@@ -129,7 +129,7 @@ def _verify_shard(folder: str | Path, info: ShardInfo, classes: int) -> None:
     rows = {row["offset"]: row for row in table.to_pylist()}
     digests: dict[int, str] = {}
     differing: list[str] = []
-    ours, problem = PreparedRows(), ""
+    ours, problem = PreparedRows(path), ""
     with open_binary(path) as opened:
         file = HashedFile(opened)
         try:

@@ -68,7 +68,7 @@ def test_without_pydicom_one_line_names_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_folders_give_their_images_in_order(tmp_path: Path) -> None:
-    for name in ("b.png", "a/c.JPG", "a/notes.txt", "z.dcm"):
+    for name in ("b.png", "a/c.JPG", "a/notes.txt", "z.dcm", "._b.png", "__MACOSX/c.png", "scan.dcm/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     names = [str(path.relative_to(tmp_path)) for path in image_files([tmp_path, tmp_path / "a" / "notes.txt"])]

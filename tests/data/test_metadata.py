@@ -14,7 +14,7 @@ from vipbench.harness.cli import app
 from vipbench.harness.data.external import index_shards
 from vipbench.harness.data.index import SCHEMA, index_shard
 from vipbench.harness.data.members import Reading
-from vipbench.harness.data.names import RESERVED
+from vipbench.harness.data.names import MAX_METADATA, RESERVED
 from vipbench.harness.data.reader import Dataset
 from vipbench.harness.data.shards import verify
 from vipbench.harness.errors import UserError
@@ -68,13 +68,20 @@ def test_an_index_that_gives_other_metadata_than_its_shard_is_refused(tmp_path: 
         pq.write_table(table.rename_columns([*SCHEMA.names, name]), path)
         with pytest.raises(UserError, match="cannot be a metadata column"):
             Dataset(tmp_path / "data")
+    for number in range(MAX_METADATA):
+        table = table.append_column(f"more{number}", pa.array(["f"] * 6))
+    pq.write_table(table, path)
+    with pytest.raises(UserError, match=r"index\.parquet: 101 metadata columns; there may be 100"):
+        Dataset(tmp_path / "data")
 
 
 @pytest.mark.parametrize("metadata", [{"offset": "1"}, {"sex": 3}, ["sex"], "sex"])
 def test_a_shard_with_metadata_that_cannot_be_is_refused(metadata: object, tmp_path: Path) -> None:
     member = json.dumps({"label": 0, "class": "x", "metadata": metadata}).encode()
     shard = write(tmp_path / "train-000000.tar", {"a": {"png": png("a"), "json": member}})
-    with pytest.raises(UserError, match=r"cannot be a metadata column|not a whole shard"):
+    with pytest.raises(
+        UserError, match=r"train-000000\.tar: (metadata of .* cannot be a metadata column|not a whole shard)"
+    ):
         index_shard(shard)
 
 
@@ -83,6 +90,10 @@ def test_a_shard_with_metadata_that_cannot_be_is_refused(metadata: object, tmp_p
     [
         (["--metadata", "sexx"], "no column 'sexx'; did you mean"),
         (["--metadata", "sex,sex"], "'sex' cannot be a metadata column"),
+        (
+            ["--metadata", ",".join(f"a{number}" for number in range(101))],
+            "--metadata: 101 metadata columns; there may be",
+        ),
         (["--metadata", "patient"], "'patient' cannot be a metadata column"),
         (["--ordinal"], "--ordinal: give the grades"),
     ],

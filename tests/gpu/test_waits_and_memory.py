@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.kernels import peak_mib, synchronisations
+from benchmarks.gpu.waits import train_counting
 from tests.gpu import GPU
 from tests.zoo import small_config
 from vipbench.harness.config.schema import BackboneConfig
@@ -35,17 +36,13 @@ def test_a_training_step_seldom_waits(
     try:
         training = Job(config, load_inputs(config, topology), topology, None).training
         assert training is not None
-        engine, per_epoch = training.engine(), training.data.steps_per_epoch
         with synchronisations() as waits:
-            for batch in training.batches():
-                training.advance(engine.step(training.parts(batch, None)))
-                if training.step == per_epoch:
-                    waits.clear()
+            steps = train_counting(training, waits)
     finally:
         topology.close()
     record_property("waits", dict(waits))
     looks_at_batches = method_class(name).statistics is not Method.statistics
-    assert waits.total() <= 1 + per_epoch * looks_at_batches, waits
+    assert waits.total() <= 1 + steps * looks_at_batches, waits
 
 
 def test_waits_are_counted() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.waits import train_counting
 from tests.pretended_gpu import Waits, pretended_gpu
 from tests.zoo import small_config
 from vipbench.harness.distributed.topology import Topology
@@ -25,15 +26,9 @@ SETTINGS = [
 
 
 def waits_of_an_epoch(job: Job, waits: Waits) -> tuple[int, Waits]:
-    """Steps of the second epoch of a training, and the waits in it; the first one may prepare what later ones use again."""
-    training = job.training
-    assert training is not None
-    engine, per_epoch = training.engine(), training.data.steps_per_epoch
-    for batch in training.batches():
-        training.advance(engine.step(training.parts(batch, None)))
-        if training.step == per_epoch:
-            waits.clear()
-    return training.steps - per_epoch, waits
+    """Steps of the second epoch of a training, and the waits in it."""
+    assert job.training is not None
+    return train_counting(job.training, waits), waits
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class PlainEngine:
         # which takes as long as a small step.
         self.optimizer = scaling if self.accelerator.scaler else optimizer
         trained = list(self.parameters.values())
-        self.graphed = GraphedPasses(self.model, self.accelerator.backward, trained) if cuda_graph else None
+        self.graphed = GraphedPasses(self.model, self._backward, trained) if cuda_graph else None
 
     @collective()
     def step(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -59,9 +59,13 @@ class PlainEngine:
             last = len(losses) == len(parts) - 1  # gradients go over the ranks once
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(*part)
-                (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
+                self._backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def _backward(self, loss: Tensor) -> None:
+        scaler = self.accelerator.scaler
+        (scaler.scale(loss) if scaler else loss).backward()
 
     def _combined_gradients(self, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """Combine the K gradients of the global batch, each reduced over the ranks first; returns the sum of all losses."""

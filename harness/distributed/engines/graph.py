@@ -1,6 +1,6 @@
 """The passes of a training step as a CUDA graph, which launches all kernels of the step at once.
 
-A step of prompt learning is more than a thousand small kernels: to launch them one by one takes longer than they do. What a
+A step of prompt learning is about a thousand small kernels: to launch them one by one takes longer than they do. What a
 graph holds is the same in every step but for the values of inputs and parameters.
 """
 
