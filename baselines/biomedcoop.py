@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from vipbench.baselines.coop import CoOp, CoOpConfig
 from vipbench.harness.config.schema import NonNegative, Rate, Words
-from vipbench.harness.methods.base import Output, Task, cosine_logits, symptom_names
+from vipbench.harness.methods.base import Output, Task, cosine_logits
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import as_sentence
 
 
 class BiomedCoOpConfig(CoOpConfig):
@@ -54,9 +53,7 @@ class BiomedCoOp(CoOp):
         super().__init__(config, task, backbone)
         assert task.symptoms is not None
         counts = [len(texts) for texts in task.symptoms]
-        words = [as_sentence(text) for texts in task.symptoms for text in texts]
-        names = symptom_names(task.classes, task.symptoms)
-        features = F.normalize(backbone.text.encode_texts(words, names), dim=-1).split(counts)
+        features = F.normalize(self.symptom_features(), dim=-1).split(counts)
         self.register_buffer("texts", nn.utils.rnn.pad_sequence(list(features), batch_first=True), persistent=False)
         present = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         self.register_buffer("present", present, persistent=False)

@@ -38,20 +38,16 @@ from vipbench.harness.models.backbone import Backbone
 VIEWS = SupportViews(20)
 
 
-class CLAPConfig(MethodConfig):
-    """CLAP has no options."""
-
-
 @register("clap")
 class CLAP(TextClassifier):
     """A linear probe on normalised weights, with a penalty per class."""
 
-    Config = CLAPConfig
+    Config = MethodConfig
     uses_templates = True
     text: Tensor  # t [C, d], un-normalised
     penalties: Tensor  # lambda [C]
 
-    def __init__(self, config: CLAPConfig, task: Task, backbone: Backbone) -> None:
+    def __init__(self, config: MethodConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)
         text = template_features(task, backbone, normalise=False).mean(dim=1)
         self.register_buffer("text", text, persistent=False)

@@ -24,6 +24,7 @@ from vipbench.harness.methods.base import Output, Task, TextClassifier
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.lora import add_lora
+from vipbench.harness.models.phrases import spoken
 from vipbench.harness.models.prompts import PromptBatch
 from vipbench.harness.models.stateless_dropout import split_keys
 from vipbench.harness.models.tower_view import TowerViews
@@ -54,7 +55,7 @@ class CLIPLoRA(TextClassifier):
         settings = (config.rank, config.alpha, config.dropout)
         image, text = add_lora(towers.image, *settings), add_lora(towers.text, *settings)
         self.lora = nn.ModuleDict({"image": image, "text": text})
-        texts = [task.templates[0].replace("{}", name.replace("_", " ")) for name in task.classes]
+        texts = [task.templates[0].replace("{}", spoken(name)) for name in task.classes]
         tokens = [backbone.text.tokenize(text) for text in texts]
         self.prompts = PromptBatch(backbone.text, tokens, [f"class {name!r}" for name in task.classes])
 

@@ -27,6 +27,7 @@ from vipbench.harness.config.schema import MethodConfig
 from vipbench.harness.methods.base import Output, Task, TextClassifier
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.phrases import spoken
 from vipbench.harness.models.prompts import PromptBatch
 from vipbench.harness.models.singular_values import add_singular_values
 from vipbench.harness.models.tower_view import TowerViews
@@ -45,7 +46,7 @@ class CLIPSVD(TextClassifier):
         self.towers = towers = TowerViews(backbone.image, backbone.text)
         image, text = add_singular_values(towers.image), add_singular_values(towers.text)
         self.singular = nn.ModuleDict({"image": image, "text": text})
-        texts = [task.templates[0].replace("{}", name.replace("_", " ")) for name in task.classes]
+        texts = [task.templates[0].replace("{}", spoken(name)) for name in task.classes]
         tokens = [backbone.text.tokenize(text) for text in texts]
         self.prompts = PromptBatch(backbone.text, tokens, [f"class {name!r}" for name in task.classes])
 

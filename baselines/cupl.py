@@ -17,10 +17,10 @@ from typing import Any
 
 from vipbench.harness.config.schema import MethodConfig, Templates
 from vipbench.harness.methods.base import Task
-from vipbench.harness.methods.fixed_texts import FixedTexts, spoken
+from vipbench.harness.methods.fixed_texts import FixedTexts
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import as_sentence
+from vipbench.harness.models.phrases import as_sentence, spoken
 
 
 class CuPLConfig(MethodConfig):

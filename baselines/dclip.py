@@ -19,10 +19,10 @@ from typing import Any
 
 from vipbench.harness.config.schema import MethodConfig, Template
 from vipbench.harness.methods.base import Task
-from vipbench.harness.methods.fixed_texts import FixedTexts, spoken
+from vipbench.harness.methods.fixed_texts import FixedTexts
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import without_full_stop
+from vipbench.harness.models.phrases import spoken, without_full_stop
 
 NOUN_PHRASES, VERB_PHRASES = {"a", "an", "used"}, {"has", "often", "typically", "may", "can"}
 

@@ -66,7 +66,7 @@ class Finetune(Method):
     def __init__(self, config: FinetuneConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)
         timm_tower = TimmTower(config.tower, config.weights, backbone) if config.tower else None
-        self.tower = trained_view(timm_tower or backbone.image, config.blocks)
+        self.tower = trained_view(timm_tower or backbone.image, config.blocks).eval()
         self.head = nn.Linear(timm_tower.dim if timm_tower else backbone.dim, len(task.classes), device="cpu")
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -89,8 +89,7 @@ class Finetune(Method):
         return True
 
     def train(self, mode: bool = True) -> "Finetune":
-        super().train(mode)
-        self.tower.eval()
+        self.training = mode  # not the tower's, whose hundreds of modules no step should visit; a head has no modes
         return self
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from vipbench.harness.methods.base import Output, Task, TextClassifier
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.deep_prompts import random_prompts
+from vipbench.harness.models.phrases import spoken
 from vipbench.harness.models.prompts import SLOT, PromptBatch, context_vectors
 from vipbench.harness.models.tower_view import TowerViews, check_depth
 
@@ -54,8 +55,7 @@ class MaPLe(TextClassifier):
         self.project = nn.Linear(tower.width, self.towers.image.width)
         start = nn.Linear(tower.width, self.towers.image.width)
         self.project_deep = nn.ModuleList(copy.deepcopy(start) for _ in self.deep)
-        names = [name.replace("_", " ") for name in task.classes]
-        prompts = [[SLOT] * LEARNED + words[LEARNED:] + tower.tokenize(f"{name}.") for name in names]
+        prompts = [[SLOT] * LEARNED + words[LEARNED:] + tower.tokenize(f"{spoken(name)}.") for name in task.classes]
         self.prompts = PromptBatch(tower, prompts, [f"class {name!r}" for name in task.classes])
 
     @classmethod

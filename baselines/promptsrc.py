@@ -33,7 +33,14 @@ from torch import Tensor, nn
 
 from vipbench.harness.config.schema import MethodConfig, NonNegative, Rate
 from vipbench.harness.errors import UserError
-from vipbench.harness.methods.base import DEFAULT_TEMPLATES, Output, Task, TextClassifier, cosine_logits
+from vipbench.harness.methods.base import (
+    DEFAULT_TEMPLATES,
+    Output,
+    Task,
+    TextClassifier,
+    cosine_logits,
+    template_features,
+)
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 from vipbench.harness.models.deep_prompts import random_prompts
@@ -52,9 +59,7 @@ class PromptSRCConfig(MethodConfig):
     image_weight: NonNegative = 10.0
     epoch_mean: NonNegative = 30.0  # of the Gaussian by which epochs are weighed, counted from 1
     epoch_std: Rate = 30.0
-    templates: Literal["imagenet", "task"] = (
-        "imagenet"  # of the frozen text features: the published ones, or the config's
-    )
+    templates: Literal["imagenet", "task"] = "imagenet"  # of the frozen text features: published, or the config's
 
 
 @register("promptsrc")
@@ -130,7 +135,4 @@ def _frozen_features(config: PromptSRCConfig, task: Task, backbone: Backbone) ->
             "add method.templates=task, or leave them out"
         )
     templates = IMAGENET_TEMPLATES if config.templates == "imagenet" else task.templates
-    names = [name.replace("_", " ") for name in task.classes]
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
-    return F.normalize(features.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
+    return F.normalize(template_features(task, backbone, templates, normalise=False).mean(dim=1), dim=-1)

@@ -27,21 +27,17 @@ from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
 
 
-class SSTextConfig(MethodConfig):
-    """SS-Text has no options."""
-
-
 @register("ss_text")
 class SSText(TextClassifier):
     """Text features plus the sum of each class's image features, fitted in `prepare`."""
 
-    Config = SSTextConfig
+    Config = MethodConfig
     trains = False
     uses_templates = True
     plus: ClassVar[bool] = False
     weight: Tensor  # w [C, d]
 
-    def __init__(self, config: SSTextConfig, task: Task, backbone: Backbone) -> None:
+    def __init__(self, config: MethodConfig, task: Task, backbone: Backbone) -> None:
         super().__init__(config, task, backbone)
         self.register_buffer("weight", template_features(task, backbone).mean(dim=1))  # t until `prepare`
 

@@ -19,6 +19,7 @@ number of characters up to a multiple of the chunks, one that is a multiple alre
 
 import math
 import string
+from collections.abc import Mapping
 from functools import cache
 from statistics import mean
 
@@ -29,9 +30,10 @@ from vipbench.baselines.dclip import DCLIPConfig, described
 from vipbench.harness.config.schema import Count, Template, Words
 from vipbench.harness.data.stateless_random import keyed_number
 from vipbench.harness.methods.base import Task
-from vipbench.harness.methods.fixed_texts import FixedTexts, Texts, spoken
+from vipbench.harness.methods.fixed_texts import FixedTexts, Texts
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
+from vipbench.harness.models.phrases import spoken
 
 WORDS = 4329
 CHARACTERS = string.ascii_letters + string.digits + "'()-/:"
@@ -94,6 +96,6 @@ class Waffle(FixedTexts):
             [config.template.replace("{}", concept + described(name, text)) for text in random] for name in task.classes
         ]
 
-    def load_learned(self, tensors: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_learned(tensors)
         self.set_texts(self.texts(self.config, self.task, int(self.key)))

@@ -26,10 +26,10 @@ from torch import Tensor
 from vipbench.harness.config.schema import MethodConfig, Rate
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.methods.base import Method, Output, Task
-from vipbench.harness.methods.fixed_texts import spoken, unit_features
+from vipbench.harness.methods.fixed_texts import unit_features
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import without_full_stop
+from vipbench.harness.models.phrases import spoken, without_full_stop
 
 
 class XplainerConfig(MethodConfig):

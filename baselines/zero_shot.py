@@ -6,16 +6,16 @@ Command: `python harness/run.py CONFIG.yaml method=zero_shot method.text=symptom
 Expected figure: none; it depends on the backbone and the task alone.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from vipbench.harness.config.schema import MethodConfig, one_place
+from vipbench.harness.config.schema import MethodConfig, Templates
 from vipbench.harness.methods.base import Task
-from vipbench.harness.methods.fixed_texts import FixedTexts, spoken
+from vipbench.harness.methods.fixed_texts import FixedTexts
 from vipbench.harness.methods.registry import register
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import without_full_stop
+from vipbench.harness.models.phrases import spoken, without_full_stop
 
 DEFAULT_TEMPLATES = {
     "class_names": ["a photo of a {}."],
@@ -32,15 +32,13 @@ DEFAULT_TEMPLATES = {
 
 
 class ZeroShotConfig(MethodConfig):
-    """Options of zero-shot classification; `templates` replaces the default ones and each holds {} once."""
+    """Options of zero-shot classification; `templates` replaces the default ones."""
 
     text: Literal["class_names", "templates", "symptoms"] = "class_names"
-    templates: Annotated[list[str], Field(min_length=1)] | None = None
+    templates: Templates = None
 
     @model_validator(mode="after")
-    def _templates_have_a_place(self) -> Self:
-        for template in self.templates or []:
-            one_place(template)
+    def _one_template_of_class_names(self) -> Self:
         if self.text == "class_names" and self.templates and len(self.templates) > 1:
             raise ValueError("text: class_names takes one template; use text: templates for several")
         return self

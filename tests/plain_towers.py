@@ -126,10 +126,8 @@ LEARNED_MAPS = {  # weights of a block whose singular values CLIP-SVD learns: op
 
 def learned_maps(model: Any, tower: str) -> list[str]:
     """Names of those weights in a model's "image" or "text" tower, block by block."""
-    found, names = (
-        [],
-        [name for name, _ in model.named_parameters() if name.startswith("visual.") == (tower == "image")],
-    )
+    found: list[str] = []
+    names = [name for name, _ in model.named_parameters() if name.startswith("visual.") == (tower == "image")]
     for blocks, own in LEARNED_MAPS.items():
         for number in range(100):
             prefixes = {name.partition(f".{blocks}.{number}.")[0] for name in names if f".{blocks}.{number}." in name}

@@ -22,9 +22,8 @@ from vipbench.harness.training.loop import fit
 
 # Options with which small towers and few texts show what a method does.
 SMALL: dict[str, dict[str, Any]] = {
-    "gda": {
-        "alpha": 0.001
-    },  # features of random towers lie so close together that their last bits are seen in its logits
+    # Features of random towers lie so close together that their last bits are seen in its logits.
+    "gda": {"alpha": 0.001},
     # A choice by validation accuracy, a step function, may fall otherwise for features rounded otherwise: it is made here.
     "linear_probe": {"c": 1.0},
     "biomedcoop": {"tau": 0.8},  # of three prompts more than 1.15 would keep all

@@ -16,7 +16,7 @@ from vipbench.harness.config.schema import MethodConfig
 from vipbench.harness.data.augment import Augmentation
 from vipbench.harness.errors import UserError
 from vipbench.harness.models.backbone import Backbone
-from vipbench.harness.models.phrases import as_sentence
+from vipbench.harness.models.phrases import as_sentence, spoken
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 Family = Literal["prompts", "adapters", "image_tower", "untrained"]
@@ -303,7 +303,7 @@ def template_features(
 ) -> Tensor:
     """Text features [C, T, d] of the classes in T templates, the task's by default; L2-normalised, or as the tower gave them."""
     templates = templates or task.templates
-    names = [name.replace("_", " ") for name in task.classes]
+    names = [spoken(name) for name in task.classes]
     texts = [template.replace("{}", name) for name in names for template in templates]
     features = backbone.text.encode_texts(texts, [f"class {name!r}" for name in names for _ in templates])
     return (F.normalize(features, dim=-1) if normalise else features).view(len(names), len(templates), -1)

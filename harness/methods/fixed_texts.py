@@ -20,11 +20,6 @@ def unit_features(backbone: Backbone, classes: Sequence[str], texts: Texts) -> t
     return F.normalize(backbone.text.encode_texts(every, names), dim=-1).split([len(own) for own in texts])
 
 
-def spoken(name: str) -> str:
-    """A class name as it stands in a sentence: underscores are spaces."""
-    return name.replace("_", " ")
-
-
 class FixedTexts(TextClassifier):
     """Classification by the texts of each class. The score of a class is the mean of the cosines with its texts.
 

@@ -56,9 +56,7 @@ class ViPConfig(MethodConfig):
     position: Literal["end", "middle", "front"] = "end"  # of the symptom among the context vectors
     merge: Literal["attention", "mean"] = "attention"
     attention_sink: Switch = None  # one more entry of the softmax, with score 0 and no feature
-    sets: Literal["ensemble"] | None = (
-        None  # a class feature of each symptom set; null: one, of the symptoms of all sets
-    )
+    sets: Literal["ensemble"] | None = None  # a class feature of each symptom set; null: one, of all symptoms
     logit_bias: Switch = None  # add the backbone's (SigLIP has one)
 
     @model_validator(mode="after")

@@ -14,10 +14,8 @@ Change = Callable[[Tensor], Tensor]
 
 def random_prompts(blocks: int, count: int, width: int) -> nn.ParameterList:
     """Learned vectors N(0, 0.02) for each of some blocks: so many times [count, width]."""
-    shape = (count, width)
-    return nn.ParameterList(
-        [torch.randn(shape, device="cpu") * CONTEXT_STD for _ in range(blocks)]
-    )  # the CPU's generator
+    drawn = [torch.randn(count, width, device="cpu") * CONTEXT_STD for _ in range(blocks)]  # the CPU's generator
+    return nn.ParameterList(drawn)
 
 
 @contextmanager

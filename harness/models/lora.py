@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vipbench.harness.errors import UserError
 from vipbench.harness.models.stateless_dropout import current_keys, keep_masks, split_keys
 from vipbench.harness.models.text_tower import TextTower
-from vipbench.harness.models.tower_view import ImageTowerView
+from vipbench.harness.models.tower_view import ImageTowerView, attend
 
 
 class LowRank(nn.Module):
@@ -73,9 +73,7 @@ class LoraAttention(nn.Module):
         return F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.update(x)
 
     def forward(self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+        return self.out_proj(attend(self.qkv(x), self.num_heads, attn_mask)), None
 
 
 def add_lora(tower: ImageTowerView | TextTower, rank: int, alpha: float, dropout: float) -> nn.ModuleList:

@@ -1,4 +1,9 @@
-"""Phrases with and without their full stop. Prompts end in one, whatever a symptom set holds; imports nothing heavy."""
+"""Phrases as prompts hold them: with one full stop at the end, whatever a symptom set holds; imports nothing heavy."""
+
+
+def spoken(name: str) -> str:
+    """Write a name as it stands in a sentence: underscores are spaces."""
+    return name.replace("_", " ")
 
 
 def without_full_stop(phrase: str) -> str:

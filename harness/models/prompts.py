@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.harness.errors import UserError
+from vipbench.harness.models.phrases import spoken
 from vipbench.harness.system.devices import to_device
 
 SLOT = -1  # stands for a context vector in a list of tokens
@@ -253,7 +254,7 @@ def context_prompt(tower: TokenEmbedding, name: str, context_length: int, positi
         context_length: M, the number of slots.
         position: where `name` stands: "end" (after the slots), "middle" (between two halves) or "front".
     """
-    text = name.replace("_", " ")
+    text = spoken(name)
     if position == "end":
         return [SLOT] * context_length + tower.tokenize(f"{text}.")
     body, stop = tower.tokenize(text), tower.tokenize(".")
@@ -272,7 +273,7 @@ def context_vectors(tower: TokenEmbedding, words: str | None, length: int | None
     if words is None:
         assert length is not None
         return nn.Parameter(torch.randn(copies, length, tower.width, device="cpu") * CONTEXT_STD)  # the CPU's generator
-    tokens = tower.tokenize(words.replace("_", " "))
+    tokens = tower.tokenize(spoken(words))
     front = 0 if length is None else length - len(tokens)
     if front < 0:
         raise UserError(

@@ -50,9 +50,8 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]  # the calls of a block alone
         self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any
     ) -> tuple[Tensor, None]:
-        return self.out_proj(
-            attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads, attn_mask)
-        ), None
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return self.out_proj(attend(qkv, self.num_heads, attn_mask)), None
 
 
 def attend(qkv: Tensor, heads: int, attn_mask: Tensor | None = None) -> Tensor:
@@ -173,4 +172,4 @@ class TowerViews(nn.Module):
         self.image, self.text = ImageTowerView(image), view(text)
 
     def train(self, mode: bool = True) -> "TowerViews":
-        return super().train(False)
+        return super().train(False) if self.training else self  # as Backbone.train

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests import plain, plain_towers
 from tests.conftest import MODELS, TEXT, VIT, Towers
@@ -150,10 +150,8 @@ def singular_values(entry: Towers, learned: dict[str, Tensor]) -> dict[str, Tens
 def test_clip_svd(changeable: dict[str, Towers], kind: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = changeable[kind]
     monkeypatch.setattr(entry.backbone.text, "memory_bytes", memory)
-    method, inputs = (
-        build(entry.backbone, "clip_svd"),
-        pixels(entry.backbone, 16),
-    )  # the tokens of 4 are few for a weight
+    # The tokens of 4 images are few for a weight.
+    method, inputs = build(entry.backbone, "clip_svd"), pixels(entry.backbone, 16)
     copies, texts = copies_of(method), [f"a photo of a {name}." for name in CLASSES]
     values = singular_values(entry, copies)
     expected = plain_towers.clip_svd(entry.model, entry.tokenizer, inputs, texts, values)
@@ -413,6 +411,28 @@ def test_activations_that_are_computed_again_are_the_same(
         found.append([logits, *torch.autograd.grad(logits.square().sum(), list(method.trainable().values()))])
     for other in found[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "finetune"])
+def test_a_step_does_not_visit_the_modules_of_a_tower(
+    changeable: dict[str, Towers], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They stay in evaluation mode; to set the mode of ViT-B/16's again takes about a millisecond."""
+    cls = method_class(name)
+    config = cls.Config(name=name, **OPTIONS.get(name, {}))
+    method = cls(config, Task(CLASSES), changeable["vit"].backbone).train()
+    visited: list[nn.Module] = []
+    train = nn.Module.train
+
+    def noted(module: nn.Module, mode: bool = True) -> nn.Module:
+        visited.append(module)
+        return train(module, mode)
+
+    monkeypatch.setattr(nn.Module, "train", noted)
+    assert not method.eval().training and method.train().training
+    inside = list(method.get_submodule("tower" if name == "finetune" else "towers").modules())
+    assert len(inside) > 20 and not any(module.training for module in inside)
+    assert not {id(module) for module in inside} & {id(module) for module in visited}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "vpt"])  # whose texts are encoded once
