@@ -94,7 +94,7 @@ class Run:
     def _predictions(self) -> Predictions:
         return read_predictions(self.path, len(self.classes))
 
-    @property
+    @cached_property
     def predicted(self) -> Predicted:
         """The predictions of the test split as `vipbench.harness.evaluation.statistics` takes them."""
         return self._predictions.predicted(self.classes, bool(self.provenance.get("ordinal")))

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 DOUBTFUL, SHARED = "doubtful", "shared"  # columns of `read_runs`
 COSTS = ("trained", "fitted", "train_seconds", "peak_gib")  # numbers of "cost" in provenance.json
+TOGETHER = "runs_together"  # there, too
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
@@ -70,9 +71,9 @@ def make_row(
     metrics = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
     cost = provenance.get("cost", {})  # runs of earlier versions have none
-    if not isinstance(cost, dict) or not all(isinstance(value, int | float | str) for value in cost.values()):
+    if not isinstance(cost, dict) or not all(isinstance(cost.get(name, 0), int | float) for name in (*COSTS, TOGETHER)):
         raise UserError(f"{run / PROVENANCE}: damaged: it does not tell what the run cost")
     row |= {f"metrics.cost.{name}": cost[name] for name in COSTS if name in cost}
     row["recipe"] = config.get("recipe", "published") if config.get("train") else None
-    row |= {DOUBTFUL: bool(provenance.get("selection")), SHARED: cost.get("runs_together", 1) > 1}
+    row |= {DOUBTFUL: bool(provenance.get("selection")), SHARED: cost.get(TOGETHER, 1) > 1}
     return row | {"dataset": provenance["dataset"], "run": str(run)}

@@ -15,7 +15,7 @@ from vipbench.harness.config.overrides import override
 from vipbench.harness.data import reader
 from vipbench.harness.data.reader import DamagedSample, Dataset
 from vipbench.harness.errors import UserError
-from vipbench.harness.runs.collect import read_runs
+from vipbench.harness.runs.collect import make_row, read_runs
 from vipbench.harness.runs.directory import FILES, check_run, read_prompts, write_digests
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.resolve import resolve_config
@@ -172,6 +172,14 @@ def test_a_file_of_another_form_is_named_although_its_digest_is_right(
     if name == "provenance.json":
         with pytest.raises(UserError, match=rf"{name}: damaged"):
             evaluate_run(copy, dataset, "test", None, "cpu")
+
+
+@pytest.mark.parametrize("cost", [3, {"train_seconds": "long"}, {"runs_together": None}])
+def test_a_cost_that_is_no_number_is_named(cost: Any) -> None:
+    good = {"dataset": "d", "digests": {}, "cost": {"train_seconds": 1.5, "peak_of": "memory"}}
+    assert make_row(Path("run"), {"seed": 1}, good, {})["metrics.cost.train_seconds"] == 1.5
+    with pytest.raises(UserError, match=r"^run/provenance\.json: damaged: .* cost$"):
+        make_row(Path("run"), {"seed": 1}, {**good, "cost": cost}, {})
 
 
 def test_an_evaluation_needs_the_classes_that_were_learned(finished: Path, dataset: Path, tmp_path: Path) -> None:

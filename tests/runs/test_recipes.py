@@ -18,6 +18,7 @@ from vipbench.harness.cli import app
 from vipbench.harness.config.identity import Digests, run_name
 from vipbench.harness.config.overrides import override
 from vipbench.harness.config.schema import Config
+from vipbench.harness.data.reader import Dataset
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.predict import EvaluationSet, Predictions
@@ -31,7 +32,7 @@ from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.packed import execute_together
 from vipbench.harness.runs.resolve import load_config, resolve_config
-from vipbench.harness.runs.tuning import Candidate, choose
+from vipbench.harness.runs.tuning import Candidate, check_validation, choose
 from vipbench.harness.system.files import read_json
 from vipbench.harness.training.loop import Training
 from vipbench.sweeps.grid import read_grid
@@ -273,6 +274,9 @@ def test_validation_that_is_missing_or_shared_is_refused(small: dict[str, Any], 
         ) as told:
             execute(tuned(small, tmp_path / "runs", f"data.path={json.dumps(str(data))}"))
         assert "--leaks drop-train" in str(told.value) and "\n" not in str(told.value)
+    (data / "leaks.csv").write_text("nothing")
+    with pytest.raises(UserError, match=r"leaks\.csv: damaged: it has no findings by split; prepare the data again$"):
+        check_validation(Dataset(str(data)), str(data))
     data = prepare(images, tmp_path / "dropped", "--leaks", "drop-train")
     assert execute(tuned(small, tmp_path / "runs", f"data.path={data}")).is_dir()
     shutil.rmtree(images / "val")

@@ -11,11 +11,11 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.weighted import Resampled, weighted_metric
+from vipbench.harness.evaluation.statistics.weighted import Clustered, Resampled, weighted_metric
 
 RESAMPLES = 1000
 JACKKNIFE_GROUPS = 200  # of clusters, at most; the acceleration of more is within 0.01
-CELLS = 1 << 20  # of counts at a time, which bounds memory
+CELLS = 1 << 17  # of counts at a time; they and what is computed from them stay in the cache
 FEWEST = 64  # resamples at a time
 LEAST_DEFINED = 0.5  # of resamples, for an interval
 
@@ -33,6 +33,11 @@ def cluster_codes(names: Sequence[str | None] | np.ndarray | None) -> np.ndarray
 def independent(clusters: np.ndarray | None) -> bool:
     """Check that no cluster has two samples."""
     return clusters is None or len(np.unique(clusters)) == len(clusters)
+
+
+def over_patients(clusters: np.ndarray | None) -> str:
+    """The end of a method's name: " over patients" where a cluster has two samples, else nothing."""
+    return "" if independent(clusters) else " over patients"
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,14 @@ def replicate_parts(
 ) -> dict[str, list[Replicates]]:
     """Replicates of metrics for each of several parts of the same N samples: predictions of the part, and its mask [N] bool."""
     codes = np.arange(len(parts[0][1])) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    number = int(codes.max()) + 1
+    clustered = [Clustered(of, codes[mask], number) for of, mask in parts]
     values: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in parts] for name in names}
-    for counts in _counts(int(codes.max()) + 1, seed, resamples):
-        for place, (of, mask) in enumerate(parts):
-            resampled = Resampled(of, codes[mask], counts)
+    for counts in _counts(number, seed, resamples):
+        for place, own in enumerate(clustered):
+            resampled = Resampled(own, counts)
             for name in names:
-                weighted = weighted_metric(name, of)
+                weighted = weighted_metric(name, own.of)
                 assert weighted is not None, f"{name} has no weighted form"
                 with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no sample of a part
                     values[name][place].append(weighted(resampled))
@@ -163,8 +170,7 @@ def _counts(clusters: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
         left_out = np.arange(first, min(first + size, groups))
         yield (group[:, None] != left_out).astype(np.float32)
     for first in range(0, resamples, size):
-        drawn = [
-            np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
-            for _ in range(min(size, resamples - first))
-        ]
-        yield np.ascontiguousarray(np.array(drawn, np.float32).T)
+        drawn = rng.integers(clusters, size=(min(size, resamples - first), clusters))
+        drawn += clusters * np.arange(len(drawn))[:, None]  # a resample's own range of codes
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        yield np.ascontiguousarray(counts.T, np.float32)

@@ -10,11 +10,10 @@ from scipy.stats import beta, binom
 from statsmodels.stats.multitest import multipletests
 
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.bootstrap import independent, replicate
+from vipbench.harness.evaluation.statistics.bootstrap import independent, over_patients, replicate
 from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.intervals import (
     BCA,
-    CLUSTERED,
     CONFIDENCE,
     OVER_SEEDS,
     Interval,
@@ -65,7 +64,7 @@ def compare(
         return _compare_areas(first, second, clusters)
     own, other = replicate([metric], [first, second], clusters, seed, RESAMPLES)[metric]
     difference = own - other
-    name = f"paired {BCA}" + ("" if independent(clusters) else CLUSTERED)
+    name = f"paired {BCA}" + over_patients(clusters)
     ends = difference.interval()
     interval = Interval(*ends, name) if ends else None
     if metric == "accuracy":
@@ -98,7 +97,7 @@ def compare_over_seeds(
     pairs = zip(replicates[: len(first)], replicates[len(first) :], strict=True)
     differences = [own - other for own, other in pairs]
     mean, samples = float(np.mean([own.estimate for own in differences])), len(first[0].labels)
-    name = OVER_SEEDS + ("" if independent(clusters) else CLUSTERED)
+    name = OVER_SEEDS + over_patients(clusters)
     spread = spread_over_seeds(differences, number_of_clusters(first[0], clusters))
     if spread is None:
         return Comparison(metric, mean, None, None, name, samples)
@@ -154,7 +153,7 @@ def _check_paired(first: Sequence[Predicted], second: Sequence[Predicted]) -> No
 
 def _compare_areas(first: Predicted, second: Predicted, clusters: np.ndarray | None) -> Comparison:
     positive, samples = first.labels == 1, len(first.labels)
-    test = DELONG + ("" if independent(clusters) else CLUSTERED)
+    test = DELONG + over_patients(clusters)
     if positive.all() or not positive.any():
         return Comparison("auroc", float("nan"), None, None, test, samples)
     areas, covariance = delong([first.log_odds[:, 1], second.log_odds[:, 1]], positive, clusters)

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.bootstrap import Replicates, independent, replicate
+from vipbench.harness.evaluation.statistics.bootstrap import Replicates, independent, over_patients, replicate
 from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.weighted import NOISE, OF_A_CLASS, WEIGHTED, noise_of, weighted_metric
 
@@ -27,7 +27,6 @@ BCA = "BCa bootstrap"
 DEVIATION = "normal bootstrap, bias taken off below"
 OVER_SEEDS = "t over seeds and bootstrapped samples"
 LEAST_P = 1e-9
-CLUSTERED = " over patients"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def interval_over_seeds(
     if spread is None:
         return None
     mean, reach = float(np.mean([own.estimate for own in replicates])), spread.reach(CONFIDENCE)
-    return Interval(*_bounded(metric, mean - reach, mean + reach), OVER_SEEDS + _suffix(clusters))
+    return Interval(*_bounded(metric, mean - reach, mean + reach), OVER_SEEDS + over_patients(clusters))
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,6 @@ def number_of_clusters(of: Predicted, clusters: np.ndarray | None) -> int:
     return len(of.labels) if clusters is None else len(np.unique(clusters))
 
 
-def _suffix(clusters: np.ndarray | None) -> str:
-    return "" if independent(clusters) else CLUSTERED
-
-
 def _bounded(metric: str, low: float, high: float) -> tuple[float, float]:
     """Cut an interval at the ends of a metric's range."""
     least = -1.0 if metric in ("mcc", "quadratic_kappa") else 0.0
@@ -189,14 +184,14 @@ def _bounded(metric: str, low: float, high: float) -> tuple[float, float]:
 def _bootstrapped(
     names: Sequence[str], of: Predicted, clusters: np.ndarray | None, seed: int
 ) -> dict[str, Interval | None]:
-    noise = [noise_of(name) for name in names if name in NOISE]
+    noise, suffix = [noise_of(name) for name in names if name in NOISE], over_patients(clusters)
     replicates = {name: own[0] for name, own in replicate([*names, *noise], [of], clusters, seed).items()}
     found: dict[str, Interval | None] = {}
     for name in names:
         deviation = name in NOISE
         own = replicates[name]
         ends = own.interval_of_deviation(replicates[noise_of(name)].resampled) if deviation else own.interval()
-        method = (DEVIATION if deviation else BCA) + _suffix(clusters)
+        method = (DEVIATION if deviation else BCA) + suffix
         found[name] = Interval(*_bounded(name, *ends), method) if ends else None
     return found
 
@@ -205,12 +200,12 @@ def wilson(right: np.ndarray, clusters: np.ndarray | None) -> Interval | None:
     """Wilson's interval (1927) of a share; with clusters, of the effective number of samples (Korn and Graubard 1998)."""
     if not len(right):
         return None
-    samples, share = float(len(right)), float(right.mean())
+    samples, share, method = float(len(right)), float(right.mean()), WILSON
     if not independent(clusters):
         assert clusters is not None
-        samples = effective_samples(right, clusters)
+        samples, method = effective_samples(right, clusters), f"{WILSON} of effective n{over_patients(clusters)}"
     low, high = proportion_confint(share * samples, samples, 1 - CONFIDENCE, method="wilson")
-    return Interval(float(low), float(high), WILSON + (" of effective n" + CLUSTERED if _suffix(clusters) else ""))
+    return Interval(float(low), float(high), method)
 
 
 def effective_samples(values: np.ndarray, clusters: np.ndarray) -> float:
@@ -251,4 +246,4 @@ def _delong(of: Predicted, clusters: np.ndarray | None) -> Interval | None:
         return None
     reach = ndtri((1 + CONFIDENCE) / 2) * np.sqrt(variance) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-reach, reach]))
-    return Interval(float(low), float(high), DELONG + _suffix(clusters))
+    return Interval(float(low), float(high), DELONG + over_patients(clusters))

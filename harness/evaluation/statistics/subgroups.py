@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
-from vipbench.harness.evaluation.statistics.bootstrap import Replicates, independent, replicate_parts
-from vipbench.harness.evaluation.statistics.intervals import CLUSTERED, DEVIATION, Interval, interval
+from vipbench.harness.evaluation.statistics.bootstrap import Replicates, over_patients, replicate_parts
+from vipbench.harness.evaluation.statistics.intervals import DEVIATION, Interval, interval
 from vipbench.harness.evaluation.statistics.weighted import weighted_metric
 
 UNKNOWN = "unknown"
@@ -72,8 +72,8 @@ def subgroups(
     defined = [own for own in replicates if not np.isnan(own.estimate)]
     gap, noise = _gap(defined)
     ends = gap.interval_of_deviation(noise)
-    suffix = "" if independent(clusters) else CLUSTERED
-    return Subgroups(metric, groups, worst, gap.estimate, Interval(*ends, DEVIATION + suffix) if ends else None)
+    found = Interval(*ends, DEVIATION + over_patients(clusters)) if ends else None
+    return Subgroups(metric, groups, worst, gap.estimate, found)
 
 
 def _gap(groups: Sequence[Replicates]) -> tuple[Replicates, np.ndarray]:

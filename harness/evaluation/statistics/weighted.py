@@ -7,6 +7,7 @@ cluster, and a metric a few sums per class. It gives exactly the metric of the r
 import re
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -23,68 +24,128 @@ OF_A_CLASS = re.compile(r"(sensitivity|specificity)\[(.+)\]", re.DOTALL)
 OF_CALIBRATED = " of a calibrated model"
 
 
-class Resampled:
-    """Predictions under resampling of their clusters.
+class Clustered:
+    """Predictions of N samples, each in one of M clusters, as sparse matrices [groups, M] whose products with counts are sums.
+
+    Each matrix is made once, for all resamples; those that no metric asks for are never made.
 
     Args:
-        clusters: [N] int, each sample's cluster of M. counts: [M, B] float32, times that a resample holds a cluster.
+        clusters: [N] int, each sample's. number: M.
     """
 
-    def __init__(self, of: Predicted, clusters: np.ndarray, counts: np.ndarray) -> None:
-        self.of, self.clusters, self.counts = of, clusters, counts
-        self.samples = self.sum(np.zeros(len(clusters), np.int64), 1)[0]  # [B]
+    def __init__(self, of: Predicted, clusters: np.ndarray, number: int) -> None:
+        self.of, self.clusters, self.number = of, clusters, number
 
-    def sum(
-        self, groups: np.ndarray, size: int, values: np.ndarray | None = None, chosen: np.ndarray | slice = slice(None)
-    ) -> np.ndarray:
-        """Sums [size, B] of values (ones by default), by group, over the chosen samples; float32, in which counts are exact.
+    def _matrix(
+        self,
+        groups: np.ndarray,
+        size: int,
+        values: np.ndarray | None = None,
+        chosen: np.ndarray | slice = slice(None),
+    ) -> sparse.csr_matrix:
+        """The matrix [size, M] float32, in which counts are exact, of values (ones by default) by group and cluster.
 
         Args:
             groups, values: [n] of the n chosen samples.
         """
         cells = np.ones(len(groups), np.float32) if values is None else values.astype(np.float32)
-        matrix = sparse.csr_matrix((cells, (groups, self.clusters[chosen])), (size, len(self.counts)))
-        return matrix @ self.counts
+        return sparse.csr_matrix((cells, (groups, self.clusters[chosen])), (size, self.number))
 
-    @property
-    def correct(self) -> np.ndarray:
-        """[N] bool."""
-        return self.of.predicted == self.of.labels
+    @cached_property
+    def samples(self) -> sparse.csr_matrix:
+        return self._matrix(np.zeros(len(self.clusters), np.int64), 1)
+
+    @cached_property
+    def classes(self) -> list[sparse.csr_matrix]:
+        """Matrices of true positives, labels and predictions by class, [C, M] each."""
+        of, size = self.of, len(self.of.classes)
+        right = self._matrix(of.labels, size, of.predicted == of.labels)
+        return [right, self._matrix(of.labels, size), self._matrix(of.predicted, size)]
+
+    @cached_property
+    def rankings(self) -> list[tuple[sparse.csr_matrix, ...]]:
+        """Matrices of positives [K, M], lower negatives [K + 1, M] and tied negatives [K, M], for each class that has both.
+
+        Groups are the K distinct scores of positives, from the lowest, and for negatives the place above them all: all that
+        AUROC and average precision need.
+        """
+        found = []
+        for label in distinguishable(self.of):
+            scores, positive = self.of.log_odds[:, label], self.of.labels == label
+            levels, level = np.unique(scores[positive], return_inverse=True)
+            place = np.searchsorted(levels, scores[~positive])
+            tied = np.append(levels, np.nan)[place] == scores[~positive]
+            positives = self._matrix(level, len(levels), chosen=positive)
+            negatives = self._matrix(place + tied, len(levels) + 1, chosen=~positive)
+            ties = self._matrix(place[tied], len(levels), chosen=np.flatnonzero(~positive)[tied])
+            found.append((positives, negatives, ties))
+        return found
+
+    @cached_property
+    def top_gaps(self) -> list[sparse.csr_matrix]:
+        """The matrix of correctness less confidence, by bin of the confidence."""
+        return [self._gaps(self.of.predicted == self.of.labels, self.of.probabilities.max(axis=1))]
+
+    @cached_property
+    def class_gaps(self) -> list[sparse.csr_matrix]:
+        """The matrix of each class: whether it is the label, less its probability, by bin of the latter."""
+        return [self._gaps(self.of.labels == label, own) for label, own in enumerate(self.of.probabilities.T)]
+
+    def _gaps(self, true: np.ndarray, confidence: np.ndarray) -> sparse.csr_matrix:
+        return self._matrix(calibration_bins(confidence), CALIBRATION_BINS, true - confidence)
+
+    @cached_property
+    def distances(self) -> sparse.csr_matrix:
+        """The matrix [3, M] of three distances of samples: that of `brier`, and the absolute and the squared one in classes."""
+        off = self.of.predicted - self.of.labels
+        values = np.concatenate([squared_distances(self.of), np.abs(off), np.square(off)])
+        return self._matrix(np.repeat(np.arange(3), len(off)), 3, values, np.tile(np.arange(len(off)), 3))
+
+
+class Resampled:
+    """Predictions under resampling of their clusters.
+
+    Args:
+        counts: [M, B] float32, times that a resample holds a cluster.
+    """
+
+    def __init__(self, clustered: Clustered, counts: np.ndarray) -> None:
+        self.clustered, self.counts = clustered, counts
+        self.samples = (clustered.samples @ counts)[0]  # [B]
 
     @cached_property
     def counts_of_classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True positives, labels and predictions of each class, [C, B] each, float64."""
-        classes = len(self.of.classes)
-        right = self.sum(self.of.labels, classes, self.correct)
-        by_label, by_prediction = (self.sum(groups, classes) for groups in (self.of.labels, self.of.predicted))
-        return right.astype(np.float64), by_label.astype(np.float64), by_prediction.astype(np.float64)
+        right, by_label, by_prediction = ((own @ self.counts).astype(np.float64) for own in self.clustered.classes)
+        return right, by_label, by_prediction
+
+    @cached_property
+    def distances(self) -> np.ndarray:
+        """The means [3, B] float64 of `Clustered.distances`."""
+        return ((self.clustered.distances @ self.counts) / self.samples).astype(np.float64)
 
     @cached_property
     def rankings(self) -> tuple[np.ndarray, np.ndarray]:
         """Macro one-vs-rest AUROC and average precision [B] each."""
-        found = [self._ranking(label) for label in distinguishable(self.of)]
+        found = [self._ranking(*(own @ self.counts for own in matrices)) for matrices in self.clustered.rankings]
         if not found:
             nothing = np.full(len(self.samples), np.nan)
             return nothing, nothing
         return nan_mean(np.stack([areas for areas, _ in found])), nan_mean(np.stack([precise for _, precise in found]))
 
-    def _ranking(self, label: int) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def _ranking(positives: np.ndarray, negatives: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision [B] each of a class against the rest; NaN where a resample lacks either.
 
-        Negatives are summed between the K distinct scores of positives, which is all that both need.
+        Args:
+            positives, ties: [K, B]. negatives: [K + 1, B].
         """
-        scores, positive = self.of.log_odds[:, label], self.of.labels == label
-        levels, level = np.unique(scores[positive], return_inverse=True)
-        place = np.searchsorted(levels, scores[~positive])
-        ties = levels[np.minimum(place, len(levels) - 1)] == scores[~positive]
-        positives = self.sum(level, len(levels), chosen=positive)
-        negatives = self.sum(2 * place + ties, 2 * len(levels) + 1, chosen=~positive)
-        below = np.cumsum(negatives, axis=0)[0:-1:2]
         every_positive = positives.sum(axis=0, dtype=np.float64)
         every_negative = negatives.sum(axis=0, dtype=np.float64)
-        wins = (positives * (below + 0.5 * negatives[1::2])).sum(axis=0, dtype=np.float64)
-        found = np.cumsum(positives[::-1], axis=0)[::-1]  # positives of at least the level's score
-        shown = found + (negatives.sum(axis=0) - below)
+        below = _running_sums(negatives)[:-1]
+        wins = (positives * (below + 0.5 * ties)).sum(axis=0, dtype=np.float64)
+        found = _running_sums(positives[::-1].copy())[::-1]  # positives of at least the level's score
+        shown = found + (negatives[-1] - below)
         precision = np.divide(found, shown, out=np.zeros_like(found), where=shown > 0)
         precise = (positives * precision).sum(axis=0, dtype=np.float64)
         return _ratio(wins, every_positive * every_negative), _ratio(
@@ -119,6 +180,13 @@ def nan_mean(values: np.ndarray) -> np.ndarray:
     """The mean of a first axis over what is no NaN; NaN where there is nothing."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0).sum(axis=0), there.sum(axis=0))
+
+
+def _running_sums(values: np.ndarray) -> np.ndarray:
+    """Running sums [K, B] over the first axis, in place; row by row, as memory lies, several times as fast as `np.cumsum`."""
+    for before, row in pairwise(values):
+        row += before
+    return values
 
 
 def _ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
@@ -173,25 +241,14 @@ def _calibration(of_calibrated: bool, by_class: bool) -> WeightedMetric:
     """
 
     def weighted(resampled: Resampled) -> np.ndarray:
-        of, total = resampled.of, np.zeros(len(resampled.samples))
-        confidences = of.probabilities.T if by_class else [of.probabilities.max(axis=1)]
-        for label, confidence in enumerate(confidences):
-            off = ((of.labels == label) if by_class else resampled.correct) - confidence
-            bins = calibration_bins(confidence)
-            gaps = resampled.sum(bins, CALIBRATION_BINS, off) / resampled.samples
+        clustered, total = resampled.clustered, np.zeros(len(resampled.samples))
+        matrices = clustered.class_gaps if by_class else clustered.top_gaps
+        for matrix in matrices:
+            gaps = (matrix @ resampled.counts) / resampled.samples
             if of_calibrated:
-                gaps = gaps - (np.bincount(bins, off, CALIBRATION_BINS) / len(off))[:, None]
+                gaps = gaps - matrix @ np.ones((clustered.number, 1)) / len(clustered.clusters)
             total += np.abs(gaps).sum(axis=0)
-        return total / len(confidences)
-
-    return weighted
-
-
-def _mean_of(values: Callable[[Predicted], np.ndarray]) -> WeightedMetric:
-    def weighted(resampled: Resampled) -> np.ndarray:
-        of_samples = values(resampled.of)
-        total = resampled.sum(np.zeros(len(of_samples), np.int64), 1, of_samples)[0]
-        return np.asarray(total / resampled.samples, np.float64)
+        return total / len(matrices)
 
     return weighted
 
@@ -203,8 +260,7 @@ def _quadratic_kappa(resampled: Resampled) -> np.ndarray:
     first = [grades @ counts / n for counts in (by_label, by_prediction)]
     second = [grades**2 @ counts / n for counts in (by_label, by_prediction)]
     expected = second[0] + second[1] - 2 * first[0] * first[1]
-    observed = _mean_of(lambda of: np.square(of.predicted - of.labels))(resampled)
-    return 1 - _ratio(observed, expected)
+    return 1 - _ratio(resampled.distances[2], expected)
 
 
 WEIGHTED: dict[str, WeightedMetric] = {
@@ -216,9 +272,9 @@ WEIGHTED: dict[str, WeightedMetric] = {
     "mcc": _mcc,
     "ece": _calibration(of_calibrated=False, by_class=False),
     "classwise_ece": _calibration(of_calibrated=False, by_class=True),
-    "brier": _mean_of(squared_distances),
+    "brier": lambda resampled: resampled.distances[0],
     "quadratic_kappa": _quadratic_kappa,
-    "mae": _mean_of(lambda of: np.abs(of.predicted - of.labels)),
+    "mae": lambda resampled: resampled.distances[1],
 }
 NOISE = {
     "ece": _calibration(of_calibrated=True, by_class=False),

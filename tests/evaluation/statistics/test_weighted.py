@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.statistics.drawn import draw
 from vipbench.harness.evaluation.metrics import METRICS, Predicted, compute_metrics
 from vipbench.harness.evaluation.statistics.bootstrap import cluster_codes, replicate
-from vipbench.harness.evaluation.statistics.weighted import WEIGHTED, Resampled, weighted_metric
+from vipbench.harness.evaluation.statistics.weighted import WEIGHTED, Clustered, Resampled, weighted_metric
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -15,7 +15,7 @@ def test_a_resample_has_the_metrics_of_its_samples(classes: int) -> None:
     rounded = Predicted(of.labels, np.round(of.logits), of.classes, ordinal=True)  # with ties
     counts = np.random.default_rng(4).integers(0, 4, (60, 5)).astype(np.float32)
     for predicted in (of, rounded):
-        resampled = Resampled(predicted, clusters, counts)
+        resampled = Resampled(Clustered(predicted, clusters, 60), counts)
         for column in range(5):
             repeated = predicted.select(np.repeat(np.arange(len(clusters)), counts[clusters, column].astype(int)))
             expected = compute_metrics(repeated.labels, repeated.logits, repeated.classes, ordinal=True)
@@ -34,7 +34,7 @@ def test_every_metric_of_a_run_has_a_weighted_form_or_is_known_to_need_none() ->
 def test_a_class_that_a_resample_lacks_is_left_out_of_it() -> None:
     of = Predicted(np.array([0, 0, 1]), np.array([[1.0, 0], [0, 1], [0, 1]]), ["a", "b"])
     counts = np.array([[1], [1], [0]], np.float32)
-    resampled = Resampled(of, np.arange(3), counts)
+    resampled = Resampled(Clustered(of, np.arange(3), 3), counts)
     assert WEIGHTED["balanced_accuracy"](resampled)[0] == 0.5
     assert np.isnan(WEIGHTED["auroc"](resampled)[0]) and np.isnan(WEIGHTED["average_precision"](resampled)[0])
 
