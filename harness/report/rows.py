@@ -229,6 +229,18 @@ def resolve_name(name: str, runs: pd.DataFrame, ours: Sequence[str] = ()) -> str
     raise UserError(f"the runs have no {name!r}; {did_you_mean(name, [*ours, *columns, *map(short_name, columns)])}")
 
 
+def resolve_filter(text: str, runs: pd.DataFrame) -> tuple[str, str]:
+    """The column and the value of a filter "NAME=VALUE" of a config value, whole or short.
+
+    Raises:
+        UserError: it has no such form, or the runs have no such column.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r}: a filter is NAME=VALUE, such as method=vip or shots=16")
+    return resolve_name(name, runs), value
+
+
 def short_name(name: str) -> str:
     """The last part of a dotted name that distinguishes it: "shots" of data.shots, "backbone" of backbone.name."""
     return name.removesuffix(".name").rpartition(".")[2]
