@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vipbench.harness.commands import backbone, bank, data, demo, figures, methods, page, report, serve, sweep, symptoms
-from vipbench.harness.commands.options import Plugins
+from vipbench.harness.commands.options import MovedPlugins, Plugins
 from vipbench.harness.data.choices import OnError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
 
@@ -95,9 +95,7 @@ def evaluate(
     symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
     device: Annotated[Device, typer.Option(help="where to compute; auto is a GPU where there is one")] = Device.auto,
     on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(help="the run's plugin, where it lies elsewhere now; repeatable")
-    ] = None,
+    plugin: MovedPlugins = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
     from vipbench.harness.runs.transfer import evaluate_run

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vipbench.harness.commands.options import check_output
+from vipbench.harness.commands.options import MovedPlugins, check_output, listed_names
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import output_errors
 
@@ -37,7 +37,6 @@ class Kind(StrEnum):
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a finished run directory")]
 Data = Annotated[str | None, typer.Option(help="where the run's dataset lies now; default: where it lay then")]
-PlugIn = Annotated[list[Path] | None, typer.Option(help="the run's plugin, where it lies elsewhere now; repeatable")]
 
 
 def plot(
@@ -46,7 +45,7 @@ def plot(
         Path, typer.Argument(metavar="DIR", help="a sweep's --out, a directory of run directories, or one run")
     ],
     filters: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="draw only such runs: method=vip shots=16")
+        list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="draw only such runs: method=vip shots=16")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="the file, .svg or .png; default: KIND.svg")] = None,
     metric: Annotated[str | None, typer.Option(help="a metric of the runs; default: accuracy")] = None,
@@ -68,7 +67,7 @@ def plot(
     from vipbench.harness.report.figures.registry import Query, kinds, render
     from vipbench.harness.system.files import atomic_path, disk_errors
 
-    asked: dict[str, Any] = {"metric": metric, "rows": _names(rows), "columns": _names(columns), "by": by}
+    asked: dict[str, Any] = {"metric": metric, "rows": listed_names(rows), "columns": listed_names(columns), "by": by}
     asked |= {"image": image, "images": images, "data": data}
     given = {name: value for name, value in asked.items() if value is not None}
     if unread := sorted(set(given) - kinds()[kind.value].options):
@@ -85,7 +84,7 @@ def explain(
     worth: Annotated[bool, typer.Option(help="measure each symptom's worth, which reads the dataset")] = True,
     split: Annotated[str, typer.Option(help="the split to measure it on")] = "test",
     data: Data = None,
-    plugin: PlugIn = None,
+    plugin: MovedPlugins = None,
 ) -> None:
     """Print the weight of each symptom in a run's merge prompt, and its worth on images."""
     from vipbench.harness.report.explain import explain_run, show
@@ -99,7 +98,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files, DICOM files, folders of them")],
     out: Annotated[Path | None, typer.Option(help="a JSON file to write; default: print it")] = None,
     card: Annotated[Path | None, typer.Option(help="a folder for a diagnosis card (SVG) of each image")] = None,
-    plugin: PlugIn = None,
+    plugin: MovedPlugins = None,
 ) -> None:
     """Predict single images, with the cosine of each symptom as evidence: JSON, and a card."""
     if out:
@@ -138,7 +137,3 @@ def _write_card(case: "Case", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

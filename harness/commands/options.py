@@ -1,5 +1,6 @@
 """Options that several verbs share: declare, read and check them."""
 
+import csv
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file a
 
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="a Python file that registers a method; repeatable")
+]
+MovedPlugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="the run's plugin, where it lies elsewhere now; repeatable"),
 ]
 
 
@@ -44,6 +49,13 @@ def class_names(data: str | None, classes: str | None) -> list[str] | None:
     if data:
         return DatasetInfo.load(data).classes
     return listed_classes(classes, None)
+
+
+def listed_names(text: str | None) -> tuple[str, ...] | None:
+    """Split names at commas; one that holds a comma stands in quotes."""
+    if text is None:
+        return None
+    return tuple(name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip())
 
 
 def load(name: str, pretrained: str | None, device: str = "auto") -> "Backbone":

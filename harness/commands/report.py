@@ -1,6 +1,5 @@
 """The report verbs: `vipbench table DIR`, `vipbench compare A B` and `vipbench runs DIR`."""
 
-import csv
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vipbench.harness.commands.options import listed_names
 from vipbench.harness.errors import UserError
 
 
@@ -95,7 +95,11 @@ def table(
         with disk_errors(directories[0]):
             runs = add_groups(load_runs(*(source.folder for source in sources)), sources)
         query = PRESETS[preset.value](runs) if preset else Query()
-        asked: dict[str, Any] = {"rows": _names(rows), "columns": _names(columns), "metrics": _names(metric)}
+        asked: dict[str, Any] = {
+            "rows": listed_names(rows),
+            "columns": listed_names(columns),
+            "metrics": listed_names(metric),
+        }
         asked |= {"references": references, "average": average, "evaluations": evaluations}
         asked |= {"intervals": intervals, "tests": tests}
         query = replace(query, **{name: value for name, value in asked.items() if value is not None})
@@ -155,12 +159,5 @@ def runs(
     with disk_errors(directory):
         states = sweep_status(directory) if (directory / PLAN).is_file() else []
         found = list_runs(directory, filters or [], {state.name: (state.state, state.reason) for state in states})
-    for line in found["run"] if paths else listing(found, _names(metric)):
+    for line in found["run"] if paths else listing(found, listed_names(metric)):
         typer.echo(line)
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Split names at commas; one that holds a comma stands in quotes."""
-    if text is None:
-        return None
-    return [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip()]

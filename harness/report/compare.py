@@ -87,7 +87,8 @@ def compare_runs(first: Path, second: Path) -> ComparedRuns:
 
 def _run_of(path: Path) -> Path:
     """The run directory of a run or of an evaluation. Raises UserError where it is neither, or the run damaged."""
-    run = path.parent.parent if path.absolute().parent.name == EVALUATIONS else path
+    folder = path.absolute().parent
+    run = folder.parent if folder.name == EVALUATIONS else path
     check_run(run)
     return run
 

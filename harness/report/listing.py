@@ -10,8 +10,8 @@ import pandas as pd
 from vipbench.harness.errors import UserError
 from vipbench.harness.report.rows import (
     planned,
+    resolve_filter,
     resolve_metric,
-    resolve_name,
     run_folder,
     short_name,
     unfinished,
@@ -61,11 +61,8 @@ def list_runs(
 
 def _filtered(runs: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     for text in filters:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"{text!r}: a filter is NAME=VALUE, such as method=vip or shots=16")
-        column = resolve_name(name, runs)
-        runs = runs[[show(one) == value for one in runs[column]]]
+        column, value = resolve_filter(text, runs)
+        runs = runs[runs[column].map(show) == value]
     return runs.reset_index(drop=True)
 
 
@@ -75,18 +72,16 @@ def listing(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[st
     Args:
         metrics: names; None: accuracy and macro F1, where the runs have them.
     """
-    done = runs[runs[STATE] == "done"] if STATE in runs else runs
-    counts = Counter(runs[STATE]) if STATE in runs else Counter[str]()
-    total = f"{len(runs)} run{'' if len(runs) == 1 else 's'}: " if len(runs) else "no run"
-    summary = total + ", ".join(f"{count} {state}" for state, count in counts.items())
     if runs.empty:
-        return [summary]
+        return ["no run"]
+    done = runs[runs[STATE] == "done"]
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(runs[STATE]).items())
+    summary = f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {counts}"
     if metrics is None:
         metrics = [name for name in METRICS if f"metrics.{name}" in runs]
     elif not done.empty:
-        for name in metrics:
-            done = with_class_metrics(done, [name])
-            runs = runs.assign(**{f"metrics.{name}": done[resolve_metric(name, done)]})
+        done = with_class_metrics(done, metrics)
+        runs = runs.assign(**{f"metrics.{name}": done[resolve_metric(name, done)] for name in metrics})
     settings = _settings(runs)
     header = [STATE, *map(short_name, settings), *metrics, "path"]
     rows = [header]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from vipbench.harness.errors import UserError, did_you_mean
+from vipbench.harness.data.names import is_safe_name
+from vipbench.harness.errors import UserError, did_you_mean, shortened
 from vipbench.harness.runs.collect import read_runs
 from vipbench.harness.runs.directory import (
     CONFIG,
@@ -79,8 +80,8 @@ def planned(directory: Path) -> list[str]:
     try:
         content = read_json(plan)
         names = [name for part in content.get("plans", [content]) for name in part["runs"]]
-        if not all(isinstance(name, str) and name == Path(name).name for name in names):
-            raise TypeError("a run's name is text")
+        if not all(isinstance(name, str) and is_safe_name(name) for name in names):
+            raise TypeError("a run's name is that of a folder")
         return list(dict.fromkeys(names))
     except (UserError, AttributeError, KeyError, TypeError):
         log.warning("%s: damaged; runs come in the order of their names", plan)
@@ -177,9 +178,17 @@ def _evaluation(run: Path, path: Path) -> dict[str, Any]:
 
 
 def result_folder(run: Any) -> Path:
-    """The folder with the metrics and predictions of a row: the run directory, or that of the evaluation."""
-    evaluation = run.get(EVALUATION)
-    return Path(run["run"]) / EVALUATIONS / evaluation if evaluation else Path(run["run"])
+    """The folder with the metrics and predictions of a row: the run directory, or that of the evaluation.
+
+    Raises:
+        UserError: the evaluation, which a config may hold as a key of its own, is no folder's name.
+    """
+    folder, evaluation = Path(run["run"]), run.get(EVALUATION)
+    if not isinstance(evaluation, str) or not evaluation:
+        return folder
+    if not is_safe_name(evaluation):
+        raise UserError(f"{folder}: {shortened(evaluation)} cannot be the name of an evaluation; remove or rename it")
+    return folder / EVALUATIONS / evaluation
 
 
 def with_class_metrics(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -227,6 +236,18 @@ def resolve_name(name: str, runs: pd.DataFrame, ours: Sequence[str] = ()) -> str
     if ends:
         raise UserError(f"{name!r} may be {' or '.join(ends)}; give the whole name")
     raise UserError(f"the runs have no {name!r}; {did_you_mean(name, [*ours, *columns, *map(short_name, columns)])}")
+
+
+def resolve_filter(text: str, runs: pd.DataFrame) -> tuple[str, str]:
+    """The column and the value of a filter "NAME=VALUE" of a config value, whole or short.
+
+    Raises:
+        UserError: it has no such form, or the runs have no such column.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r}: a filter is NAME=VALUE, such as method=vip or shots=16")
+    return resolve_name(name, runs), value
 
 
 def short_name(name: str) -> str:

@@ -221,21 +221,26 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, as `parse_yaml` does.
+    """Read a YAML file that holds a mapping. Raises UserError as `read_any_yaml` does, or where it holds something else."""
+    mapping = read_any_yaml(path)
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: should be a mapping of keys; found {type(mapping).__name__}")
+    return mapping
+
+
+def read_any_yaml(path: Path, most: int = MOST_YAML_BYTES) -> Any:
+    """Read a YAML file as `parse_yaml` does.
 
     Raises:
-        UserError: the file cannot be read, is larger than 16 MiB, is not such YAML, or holds something else.
+        UserError: the file cannot be read, is larger than `most` bytes, or is not such YAML.
     """
     try:
-        text = read_whole(path, MOST_YAML_BYTES).decode("utf-8-sig")
+        text = read_whole(path, most).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
-    mapping = parse_yaml(text, str(path))
-    if not isinstance(mapping, dict):
-        raise UserError(f"{path}: should be a mapping of keys; found {type(mapping).__name__}")
-    return mapping
+    return parse_yaml(text, str(path))
 
 
 def digest_json(value: Any) -> str:

@@ -90,7 +90,7 @@ def test_other_data_is_not_paired(tmp_path: Path, runs: tuple[Path, Path]) -> No
     assert "paired test" not in text and "accuracy" in text
 
 
-def test_evaluations_are_paired_whatever_the_order_of_classes(tmp_path: Path) -> None:
+def test_evaluations_are_paired_whatever_the_order_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (write_run(tmp_path, "vip", 16, seed, share(80)) for seed in (1, 2))
     ours, theirs = first / "evaluations" / "x", second / "evaluations" / "x"
     write_results(ours, share(7, 12), "x", ("a", "b", "c"), {"dataset": "x"}, {})
@@ -101,6 +101,8 @@ def test_evaluations_are_paired_whatever_the_order_of_classes(tmp_path: Path) ->
     assert straight.samples and turned.samples
     assert turned.samples.disagreements.equals(straight.samples.disagreements)
     assert turned.tests[0] == straight.tests[0] and turned.samples.only_second == 2
+    monkeypatch.chdir(ours.parent)
+    assert compare_runs(Path("x"), theirs).tests == turned.tests
 
 
 def reorder(path: Path, order: tuple[str, ...]) -> None:

@@ -350,7 +350,7 @@ def test_mistakes_are_one_line(directory: Path, run_paths: Paths, tmp_path: Path
     assert refused("roc", runs, "--image", "a") == "--image has no effect on roc; leave it out"
     assert refused("roc", runs, "shots=3") == "shots=3: no run has it; the runs have 1, 4, 0"
     assert "the runs have no 'shot'" in refused("roc", runs, "shot=3")
-    assert "form key=value" in refused("roc", runs, "vip")
+    assert "a filter is NAME=VALUE" in refused("roc", runs, "vip")
     assert "there is no metric 'acuracy'" in refused("bars", runs, "--metric", "acuracy")
     assert "no finished run here" in refused("bars", str(tmp_path))
     mixed = refused("few_shot", runs, "--rows", "backbone")

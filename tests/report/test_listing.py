@@ -37,7 +37,8 @@ def test_filters_and_paths(sweep: Path) -> None:
     write_run(sweep / "runs", "coop", 4, 1, share(70))
     paths = listed(sweep, "method=coop", "shots=16", "state=done", "--paths")
     assert paths == [str(sweep / "runs" / f"coop_16shot_seed{seed}_data") for seed in (1, 2)]
-    assert listed(sweep, "seed=9") == ["no run"]
+    assert listed(sweep, "seed=9") == listed(sweep, "seed=9", "shots=16", "method=vip") == ["no run"]
+    assert listed(sweep, "seed=9", "shots=16", "--paths") == []
     for words, message in (
         ("metod=vip", "the runs have no 'metod'"),
         ("vip", "'vip': a filter is NAME=VALUE, such as method=vip or shots=16"),

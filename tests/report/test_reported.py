@@ -68,3 +68,20 @@ def test_reported_rows_are_set_apart(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_rows(tmp_path, text)
+
+
+def test_a_figure_that_does_not_name_its_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reported.yaml"
+    path.write_text("[{row: {method: a}, source: b, cells: [{metric: accuracy, at: {dataset: demo}, mean: 1}]}]")
+    table = make_table(RUNS, ["method"], ["dataset", "shots"], ["accuracy"])
+    with pytest.raises(UserError, match="no column 'accuracy, dataset=demo'; a column is a metric and shots"):
+        add_reported(table, read_reported(path))
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "reported.yaml"
+    with pytest.raises(UserError, match=r"reported\.yaml: cannot be read"):
+        read_reported(path)
+    path.write_bytes("- source: Müller".encode("latin-1"))
+    with pytest.raises(UserError, match=r"reported\.yaml: not YAML"):
+        read_reported(path)

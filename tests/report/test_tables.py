@@ -151,6 +151,7 @@ def test_latex_and_markdown_signs_are_escaped() -> None:
     runs = RUNS[RUNS["method.name"] == "zero_shot"].assign(**{"method.text": ["a|b", r"c:\d_e~100%"]})
     table = make_table(runs, ["method"], ["shots"], ["accuracy"])
     assert r"| zero_shot (text=a\|b) |" in to_markdown(table)
+    assert r"| backbone | accuracy, text=a\|b |" in to_markdown(make_table(runs, ["backbone"], ["text"], ["accuracy"]))
     assert r"zero\_shot (text=c:\textbackslash{}d\_e\textasciitilde{}100\%) &" in to_latex(table)
 
 
@@ -254,7 +255,8 @@ def test_the_order_of_a_sweep_is_its_plan(tmp_path: Path, caplog: pytest.LogCapt
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["c", "b", "a"]
     (tmp_path / "sweep.json").write_text(json.dumps({"plans": [{"runs": ["b"]}, {"runs": ["c", "a"]}]}))
     assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["b", "c", "a"]
-    for damaged in ("", "[]", "{}", '{"runs": 1}', '{"plans": [1]}', '{"runs": [["a"]]}'):
+    for damaged in ("", "[]", "{}", '{"runs": 1}', '{"plans": [1]}', '{"runs": [["a"]]}', '{"runs": [".."]}'):
+        caplog.clear()
         (tmp_path / "sweep.json").write_text(damaged)
         assert [Path(path).name for path in load_runs(tmp_path)["run"]] == ["a", "b", "c"]
         assert f"{tmp_path / 'sweep.json'}: damaged" in caplog.text
@@ -276,6 +278,13 @@ def test_runs_of_other_content_are_not_mixed(tmp_path: Path, symptoms: str, dige
     else:
         with pytest.raises(UserError, match=message):
             make_table(load_runs(tmp_path), ["method"], [], ["accuracy"])
+
+
+def test_a_config_leads_to_no_folder_outside_its_run(tmp_path: Path) -> None:
+    with (write_run(tmp_path, "a", 1, 0.5) / "config.yaml").open("a") as file:
+        file.write("evaluation: ../../b\n")
+    with pytest.raises(UserError, match=r"a: \.\./\.\./b cannot be the name of an evaluation"):
+        make_table(load_runs(tmp_path), ["method"], [], ["accuracy"])
 
 
 def test_the_command_writes_a_file(tmp_path: Path) -> None:

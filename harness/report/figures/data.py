@@ -15,7 +15,7 @@ from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
 from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.figures.registry import Query
-from vipbench.harness.report.rows import resolve_name, with_class_metrics
+from vipbench.harness.report.rows import resolve_filter, resolve_name, with_class_metrics
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
 from vipbench.harness.report.tables.make import METHOD
@@ -90,7 +90,7 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
     """The runs of a sweep, of a directory of runs, or the one run that the directory is, as rows.
 
     Args:
-        filters: "key=value", such as "method=vip", of config values.
+        filters: "NAME=VALUE", such as "method=vip", of config values.
 
     Raises:
         UserError: there is none, or none that the filters leave.
@@ -99,10 +99,7 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
     if runs.empty:
         raise UserError(f"{directory}: a damaged run; remove it, or run it again with --force")
     for text in filters:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"{text!r}: a filter has the form key=value, such as method=vip")
-        column = resolve_name(name, runs)
+        column, value = resolve_filter(text, runs)
         values = [shown(own) for own in runs[column]]
         if value not in values:
             raise UserError(f"{text}: no run has it; the runs have {', '.join(list(dict.fromkeys(values))[:12])}")

@@ -6,7 +6,6 @@ caption: Test accuracy on drawn lesions.
 label: tab:lesions
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +38,7 @@ class Layout(Section):
     def place(self, shown: Sequence[str]) -> int:
         """The place of a row in the order, by the first of its values that is named there; those that are not come last."""
         for place, name in enumerate(self.order):
-            if any(re.fullmatch(rf"{re.escape(name)}( \(.*\))?", value) for value in shown):
+            if any(_stands_for(name, value) for value in shown):
                 return place
         return len(self.order)
 
@@ -47,8 +46,13 @@ class Layout(Section):
         """Raise UserError where the order names a row that the table does not have."""
         values = {value for row in rows for value in row}
         for name in self.order:
-            if not any(value == name or value.startswith(f"{name} (") for value in values):
+            if not any(_stands_for(name, value) for value in values):
                 raise UserError(f"order: the table has no row {name!r}; {did_you_mean(name, values)}")
+
+
+def _stands_for(name: str, value: str) -> bool:
+    """Check that a value is called that, with or without a method's options behind it."""
+    return value == name or value.startswith(f"{name} (")
 
 
 def read_layout(path: Path) -> Layout:

@@ -20,7 +20,7 @@ SIGNS = Signs(best="**{}**")
 def to_markdown(table: Table, show_runs: bool = False) -> str:
     """A Markdown table with a note on how to read it, and below it the runs of each cell."""
     lines = [
-        [*row_header(table), *(column_title(table, column) for column in table.columns)],
+        [*map(_escape, row_header(table)), *(_escape(column_title(table, column)) for column in table.columns)],
         ["---"] * len(table.row_names) + ["---:"] * len(table.columns),
     ]
     for row in table.rows:
@@ -43,4 +43,4 @@ def to_markdown(table: Table, show_runs: bool = False) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", r"\|")
+    return " ".join(text.splitlines()).replace("|", r"\|")

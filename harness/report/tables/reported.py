@@ -18,7 +18,7 @@ from vipbench.harness.errors import UserError, did_you_mean, shortened
 from vipbench.harness.report.tables.cells import Cell, Key, ReportedRow, Table
 from vipbench.harness.report.tables.layout import Words
 from vipbench.harness.report.tables.values import NO_VALUE, PLAIN, show
-from vipbench.harness.system.files import parse_yaml, read_whole
+from vipbench.harness.system.files import read_any_yaml
 
 MOST_BYTES = 1 << 20
 Scalar = str | int | float
@@ -44,7 +44,7 @@ class Reported(Section):
 
 def read_reported(path: Path) -> list[Reported]:
     """Read a file of reported rows. Raises UserError where it is none."""
-    content = parse_yaml(read_whole(path, MOST_BYTES).decode("utf-8"), str(path))
+    content = read_any_yaml(path, MOST_BYTES)
     if not isinstance(content, list):
         raise UserError(f"{path}: should be a list of rows with row, source and cells; found {shortened(content)}")
     return [validate(Reported, row, where=f"{path}: row {number}") for number, row in enumerate(content, start=1)]
@@ -68,22 +68,23 @@ def _row(table: Table, row: Reported, where: str) -> ReportedRow:
 
 
 def _cell(table: Table, cell: ReportedCell, where: str) -> tuple[Key, Cell]:
-    wanted = (cell.metric, *(show(cell.at[name]) for name in table.column_names if name in cell.at))
-    for column in table.columns:
-        given = zip(table.column_names, column[1:], strict=True)
-        if (column[0], *(show(value) for name, value in given if name in cell.at)) == wanted:
-            break
-    else:
-        column = ()
-    if not column or not set(cell.at) <= set(table.column_names) or len(cell.at) < len(_ambiguous(table, cell.metric)):
-        shown = ", ".join([cell.metric, *(f"{name}={value}" for name, value in cell.at.items())])
-        named = f"a metric and {', '.join(_ambiguous(table, cell.metric))}" if table.column_names else "a metric"
+    at = {name: show(value) for name, value in cell.at.items()}
+    needed = _ambiguous(table, cell.metric)
+    found = [
+        column
+        for column in table.columns
+        if column[0] == cell.metric
+        and at.items() <= dict(zip(table.column_names, map(show, column[1:]), strict=True)).items()
+    ]
+    if not found or not set(needed) <= set(at):
+        shown = ", ".join([cell.metric, *(f"{name}={value}" for name, value in at.items())])
+        named = f"a metric and {', '.join(needed)}" if needed else "a metric"
         raise UserError(f"{where}: the table has no column {shown!r}; a column is {named}")
     if cell.metric not in PLAIN and not 0 <= cell.mean <= 100:
         raise UserError(f"{where}: {cell.metric} {cell.mean} is no percentage")
     scale = 1 if cell.metric in PLAIN else 100
     deviation = None if cell.deviation is None else cell.deviation / scale
-    return column, Cell(cell.mean / scale, deviation, cell.runs or 0)
+    return found[0], Cell(cell.mean / scale, deviation, cell.runs or 0)
 
 
 def _ambiguous(table: Table, metric: str) -> list[str]:
