@@ -59,7 +59,7 @@ def _draw(sweep: Path, out: Path) -> list[Path]:
     from vipbench.harness.errors import UserError
     from vipbench.harness.report.figures.data import load
     from vipbench.harness.report.figures.registry import Query, render
-    from vipbench.harness.system.files import atomic_path
+    from vipbench.harness.system.files import write_bytes
 
     written = []
     for kind, filters in FIGURES.items():
@@ -68,7 +68,6 @@ def _draw(sweep: Path, out: Path) -> list[Path]:
         except UserError as error:  # of runs that failed, or that the overrides left out
             typer.echo(f"{kind} is not drawn: {error}", err=True)
             continue
-        with atomic_path(out / f"{kind}.svg") as temporary:
-            temporary.write_bytes(content)
+        write_bytes(out / f"{kind}.svg", content)
         written.append(out / f"{kind}.svg")
     return written

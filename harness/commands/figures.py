@@ -65,7 +65,7 @@ def plot(
     check_output(out)
     from vipbench.harness.report.figures.data import load
     from vipbench.harness.report.figures.registry import Query, kinds, render
-    from vipbench.harness.system.files import atomic_path, disk_errors
+    from vipbench.harness.system.files import disk_errors, write_bytes
 
     asked: dict[str, Any] = {"metric": metric, "rows": listed_names(rows), "columns": listed_names(columns), "by": by}
     asked |= {"image": image, "images": images, "data": data}
@@ -74,8 +74,8 @@ def plot(
         raise UserError(f"--{unread[0]} has no effect on {kind.value}; leave it out")
     with disk_errors(directory):
         content = render(kind.value, Query(load(directory, filters or []), **given), out.suffix.lower()[1:])
-    with output_errors(out), atomic_path(out) as temporary:
-        temporary.write_bytes(content)
+    with output_errors(out):
+        write_bytes(out, content)
     typer.echo(f"{out}")
 
 
@@ -130,10 +130,8 @@ def _write_card(case: "Case", path: Path) -> None:
 
     from vipbench.harness.report.figures.cards import draw_card
     from vipbench.harness.report.figures.registry import finished, rendered
-    from vipbench.harness.system.files import atomic_path
+    from vipbench.harness.system.files import write_bytes
 
     content = rendered(finished(partial(draw_card, case)), "svg")
     with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(path, content)

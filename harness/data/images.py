@@ -132,12 +132,17 @@ def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise BadImage(f"is not an image of a known format ({', '.join(formats)})") from error
     except DECODE_ERRORS as error:
         raise BadImage(f"cannot be decoded: {error}") from error
-    if image.width * image.height > max_pixels():
+    check_size(image.width, image.height)
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise BadImage for an image of too many pixels, before they are decoded."""
+    if width * height > max_pixels():
         raise BadImage(
-            f"has {image.width} x {image.height} pixels, more than the {max_pixels()} that are taken for no decompression bomb; "
+            f"has {width} x {height} pixels, more than the {max_pixels()} that are taken for no decompression bomb; "
             f"{MAX_PIXELS} raises the limit"
         )
-    return image
 
 
 def orientation(image: Image.Image) -> int:

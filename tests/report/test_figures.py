@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.metrics import auc
 from typer.testing import CliRunner
 
 from tests.conftest import CLASSES, COUNTS
+from tests.report.written_runs import share, write_run
 from vipbench.harness.cli import app
 from vipbench.harness.commands.figures import Kind
 from vipbench.harness.errors import UserError
@@ -24,19 +26,18 @@ from vipbench.harness.evaluation.statistics.selective import risk_coverage
 from vipbench.harness.report.figures.critical_difference import complete
 from vipbench.harness.report.figures.data import load, read_tested
 from vipbench.harness.report.figures.registry import FORMATS, Chart, Query, draw, finished, kinds, render, rendered
-from vipbench.harness.report.figures.style import BLUE, VERMILLION, look
+from vipbench.harness.report.figures.style import VERMILLION, look
 from vipbench.harness.report.figures.training import read_curve
 from vipbench.harness.runs.directory import write_digests
 
 TESTED = COUNTS["test"] * len(CLASSES)
 FILTERS: dict[str, list[str]] = {
     "ablation": ["method=vip", "shots=4"],
-    "confusion": ["method=vip", "shots=4"],
+    "confusion": ["method=vip", "shots=4", "merge=attention"],
     "attention": ["method=vip", "shots=4", "merge=attention"],
     "card": ["method=vip", "shots=4", "merge=attention"],
     "gallery": ["method=coop", "shots=4"],
 }
-FILTERS["confusion"] = FILTERS["attention"]
 Paths = dict[str, Path]
 
 
@@ -124,7 +125,12 @@ def test_methods_without_training_are_level_lines_and_look_the_same_everywhere(d
     level = line(ax, "zero_shot")
     assert len(set(level.get_ydata())) == 1 and level.get_color() == look("zero_shot").color
     bars = axes_of(chart_of(directory, "bars").figure)
-    assert line(ax, "coop").get_color() == bars[1].patches[0].get_facecolor() or look("coop").color == BLUE
+    places = [
+        (own, place) for own in bars for place, row in enumerate(own.get_yticklabels()) if row.get_text() == "coop"
+    ]
+    assert {to_hex(own.patches[place].get_facecolor()) for own, place in places} == {
+        line(ax, "coop").get_color().lower()
+    }
     assert {line(ax, name).get_color() for name in ("vip (merge=attention)", "vip (merge=mean)")} == {VERMILLION}
 
 
@@ -297,8 +303,8 @@ def test_a_card_of_an_image(directory: Path, run_paths: Paths) -> None:
     assert own["id"] in written and f"predicted: {own['predicted']}" in written
     verdict = "right" if own["predicted"] == own["class"] else "wrong"
     assert f"truth: {own['class']} ({verdict})" in written
-    for name, share in zip(CLASSES, own["probabilities"], strict=True):
-        assert any(text.startswith(f"{name}: {100 * share:.1f}%") for text in written)
+    for name, probability in zip(CLASSES, own["probabilities"], strict=True):
+        assert any(text.startswith(f"{name}: {100 * probability:.1f}%") for text in written)
     assert b"<image " in rendered(chart, "svg") and "each of n = 6 symptoms" in chart.note
     with pytest.raises(UserError, match="no sample 'nothing' in this split"):
         chart_of(directory, "card", image="nothing")
@@ -364,3 +370,57 @@ def test_a_damaged_run_is_counted_in_the_note(directory: Path, run_paths: Paths,
     (tmp_path / run_paths["coop 4 2"].name / "metrics.json").write_text("{}")
     chart = draw("bars", Query(load(tmp_path)))
     assert "Left out: 1 damaged runs." in chart.note and "1 run each" in chart.note
+
+
+def drawn_twice(folder: Path) -> pd.DataFrame:
+    """Runs on datasets "a" and "b": a lone variant of vip on the one, two on the other."""
+    for data, merge in (("a", "mean"), ("b", "attention"), ("b", "mean")):
+        cost = {"cost": {"train_seconds": 12.5, "trained": 8}, "kept_epoch": 1}
+        run = write_run(folder, "vip", 4, 1, share(70), data=data, method__merge=merge, provenance=cost)
+        (run / "steps.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.0}\n')
+        write_digests(run)
+    return load(folder)
+
+
+@pytest.mark.parametrize("kind", ["few_shot", "roc", "risk_coverage", "cost", "subgroups"])
+def test_a_variant_looks_the_same_in_every_panel(kind: str, tmp_path: Path) -> None:
+    axes = axes_of(draw(kind, Query(drawn_twice(tmp_path))).figure)
+    assert len(axes) == 2
+    for variant, count in (("mean", 2), ("attention", 1)):
+        lines = [own for ax in axes for own in ax.lines if f"merge={variant}" in str(own.get_label())]
+        assert (
+            len(lines) == count
+            and len({(own.get_color(), own.get_linestyle(), own.get_marker()) for own in lines}) == 1
+        )
+
+
+def test_training_curves_of_several_datasets_have_names_and_colours_of_their_own(tmp_path: Path) -> None:
+    (ax,) = axes_of(draw("training", Query(drawn_twice(tmp_path))).figure)
+    means = [own for own in ax.lines if "vip" in str(own.get_label())]
+    assert {own.get_label() for own in means} == {
+        f"vip (merge={m}) / {d}" for m, d in (("mean", "a"), ("attention", "b"), ("mean", "b"))
+    }
+    assert {own.get_color() for own in means} == {VERMILLION} and len({own.get_linestyle() for own in means}) == 3
+
+
+def test_costs_and_coefficients_are_no_shares(tmp_path: Path) -> None:
+    runs = drawn_twice(tmp_path)
+    for name, text in (("cost.train_seconds", "12.5"), ("cost.trained", "8"), ("mcc", "0.400")):
+        chart = draw("bars", Query(runs, metric=name))
+        assert all(f"  {text}" in {own.get_text() for own in ax.texts} for ax in axes_of(chart.figure))
+        assert "%" not in "".join(ax.get_xlabel() for ax in axes_of(chart.figure))
+        assert ("no Whiskers" in chart.note) == name.startswith("cost")
+    differences = draw("ablation", Query(runs, metric="mcc"))
+    assert any("+0.000" in own.get_text() for ax in axes_of(differences.figure) for own in ax.texts)
+
+
+def test_subgroups_need_the_column_in_every_run(run_paths: Paths, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = tmp_path / run_paths[f"coop 4 {seed}"].name
+        shutil.copytree(run_paths[f"coop 4 {seed}"], run)
+        if seed == 1:
+            frame = pd.read_parquet(run / "predictions.parquet")
+            frame.assign(scanner="A").to_parquet(run / "predictions.parquet", index=False)
+            write_digests(run)
+    with pytest.raises(UserError, match=r"no column 'scanner'; they have class"):
+        draw("subgroups", Query(load(tmp_path), by="scanner"))

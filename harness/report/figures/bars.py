@@ -9,7 +9,6 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.statistics.comparisons import compare_over_seeds, holm
 from vipbench.harness.evaluation.statistics.intervals import Interval
 from vipbench.harness.report.figures.data import (
-    NOT_IN_PERCENT,
     Group,
     damage_note,
     groups,
@@ -18,11 +17,13 @@ from vipbench.harness.report.figures.data import (
     percent,
     same_samples,
     sample_note,
+    written,
 )
 from vipbench.harness.report.figures.panels import make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import BLACK, look, shortened_text
 from vipbench.harness.report.tables.evidence import statistic
+from vipbench.harness.report.tables.values import COSTS, PLAIN
 
 PANELS = ("dataset", "backbone", "shots")
 BAR = 0.24  # inches
@@ -55,7 +56,7 @@ def ablation(query: Query) -> Chart:
         adjusted = holm([p for _, p in compared])
         for group, (difference, _), p in zip(own[1:], compared, adjusted, strict=True):
             shown_p = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
-            texts[id(group)] = f"{percent(query.metric, difference):+.1f}{shown_p}"
+            texts[id(group)] = f"{'' if difference < 0 else '+'}{written(query.metric, difference)}{shown_p}"
     chart = _chart(query, names, found, texts)
     note = " Signed numbers: difference from the first variant, with Holm-adjusted p-values of the paired comparison."
     return Chart(chart.figure, chart.note + note)
@@ -64,12 +65,12 @@ def ablation(query: Query) -> Chart:
 def _difference(metric: str, own: Group, first: Group) -> tuple[float, float | None]:
     """The difference of two groups and its p-value; None where they share neither samples nor seeds."""
     pair = [
-        {run["seed"]: tested for run, tested in zip(group.runs, group.tested(), strict=True)} for group in (own, first)
+        {run["seed"]: tested for run, tested in zip(group.runs, group.tested, strict=True)} for group in (own, first)
     ]
     seeds = [seed for seed in pair[0] if seed in pair[1]]
     tested = [[of_group[seed] for seed in seeds] for of_group in pair]
     difference = own.mean(metric) - first.mean(metric)
-    if not seeds or not same_samples([*tested[0], *tested[1]]):
+    if metric in COSTS or not seeds or not same_samples([*tested[0], *tested[1]]):
         return difference, None
     mine, others = ([one.of for one in of_group] for of_group in tested)
     found = compare_over_seeds(statistic(metric), mine, others, tested[0][0].stored.clusters)
@@ -103,13 +104,13 @@ def _bars(
             for color, width in (("white", 2.2), (BLACK, 1.0)):  # seen on bars of any colour
                 ax.plot([low, right], [place, place], color=color, linewidth=width, solid_capstyle="butt")
             top = max(top, right)
-        text = "undefined" if math.isnan(value) else f"{value:.1f}"
+        text = "undefined" if math.isnan(value) else written(metric, group.mean(metric))
         beside = f"  {text}" + (f"   {texts[id(group)]}" if id(group) in texts else "")
         ax.text(0 if math.isnan(right) else right, place, beside, va="center", fontsize=7)
     ax.set_yticks(places, [shortened_text(group.label, 42) for group in own])
     limits = (min(0, *values), top * (1.45 if texts else 1.2) or 1)
     ax.set_xlim(limits)
-    if metric not in NOT_IN_PERCENT:
+    if metric not in PLAIN:
         ax.set_xticks([tick for tick in ax.get_xticks() if limits[0] <= tick <= min(100, limits[1])])
     ax.set_xlabel(metric_label(metric))
     ax.grid(axis="y", visible=False)

@@ -1,6 +1,7 @@
 """Confusion matrix: test images by class and prediction, in per cent of the class."""
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from vipbench.harness.report.figures.data import damage_note, one_group, sample_note
 from vipbench.harness.report.figures.panels import place_note
@@ -13,10 +14,8 @@ NUMBERED = 20  # classes, at most, whose cells have numbers
 @figure("confusion")
 def confusion(query: Query) -> Chart:
     """Draw the matrix of one method, the sum over its runs."""
-    from matplotlib.figure import Figure
-
     group = one_group(query, "confusion")
-    tested = group.tested()
+    tested = group.tested
     counts = np.sum([own.of.confusion for own in tested], axis=0)
     classes, rows = tested[0].of.classes, counts.sum(axis=1, keepdims=True)
     shares = np.divide(100 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)

@@ -13,7 +13,7 @@ from vipbench.harness.report.figures.data import (
 )
 from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
-from vipbench.harness.report.figures.style import looks
+from vipbench.harness.report.figures.style import looks_by_label
 
 PANELS = ("dataset", "backbone", "shots")
 COST = "cost.train_seconds"
@@ -30,10 +30,9 @@ def cost(query: Query) -> Chart:
     least = min([value for value in seconds if value > 0], default=1.0) / 3
     drawn, axes = make_panels(names, found, 2.8)
     intervals = [group.interval(query.metric) for group in found]
-    labels = list(dict.fromkeys(group.label for group in found))
-    own_look = dict(zip(labels, looks(labels), strict=True))
+    styles = looks_by_label(group.label for group in found)
     for group, value, end in zip(found, seconds, intervals, strict=True):
-        ax, style, y = axes[group.column], own_look[group.label], percent(query.metric, group.mean(query.metric))
+        ax, style, y = axes[group.column], styles[group.label], percent(query.metric, group.mean(query.metric))
         x = max(value, least)
         if end:
             ax.plot(

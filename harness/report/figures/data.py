@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from vipbench.harness.report.rows import resolve_filter, resolve_name, with_clas
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
 from vipbench.harness.report.tables.make import METHOD
+from vipbench.harness.report.tables.values import COSTS, PLAIN, show
 from vipbench.harness.runs.collect import rows_of
 from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.predictions import read_intervals, read_predicted
 
-NOT_IN_PERCENT = ("mae",)
 NAMES = {
     "auroc": "AUROC",
     "ece": "ECE",
@@ -63,8 +63,9 @@ class Group:
     def label(self) -> str:
         return " / ".join(shown(value) for value in self.row)
 
+    @cached_property
     def tested(self) -> list[Tested]:
-        """The predictions of each run."""
+        """The predictions of each run, read once."""
         return [read_tested(Path(run["run"])) for run in self.runs]
 
     def values(self, metric: str) -> np.ndarray:
@@ -80,10 +81,10 @@ class Group:
         """The 95% interval of the mean; None where the metric has none, or the runs were not tested on the same samples."""
         if len(self.runs) == 1 and isinstance(found := read_intervals(Path(self.runs[0]["run"])).get(metric), Interval):
             return found
-        tested = self.tested()
-        if len(self.values(metric)) < len(tested) or not same_samples(tested):
+        if metric in COSTS or len(self.values(metric)) < len(self.runs) or not same_samples(self.tested):
             return None
-        return interval_over_seeds(statistic(metric), [own.of for own in tested], tested[0].stored.clusters)
+        runs, clusters = [own.of for own in self.tested], self.tested[0].stored.clusters
+        return interval_over_seeds(statistic(metric), runs, clusters)
 
 
 def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
@@ -138,7 +139,6 @@ def one_group(query: Query, kind: str) -> Group:
     return found[0]
 
 
-@lru_cache(maxsize=4096)
 def read_tested(run: Path) -> Tested:
     """Read the predictions of a run. Raises UserError where they are damaged."""
     return Tested(*read_predicted(run))
@@ -151,33 +151,41 @@ def same_samples(tested: Sequence[Tested]) -> bool:
 
 def shown(value: Any) -> str:
     """A config value in words; a path is its last part."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "none"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    text = str(value)
+    text = show(value)
     return Path(text).name if "/" in text and Path(text).is_absolute() else text
 
 
 def percent(metric: str, value: Any) -> Any:
     """A value of a metric as charts show it: a fraction in per cent."""
-    return value if metric in NOT_IN_PERCENT else 100 * value
+    return value if metric in PLAIN else 100 * value
+
+
+def written(metric: str, value: float) -> str:
+    """A value of a metric as charts write it: with one decimal where it is in per cent."""
+    return PLAIN[metric].format(value) if metric in PLAIN else f"{100 * value:.1f}"
 
 
 def metric_label(metric: str) -> str:
     """The name of a metric on an axis."""
     name = NAMES.get(metric, metric.replace("_", " ").replace(".", " of "))
-    unit = "" if metric in NOT_IN_PERCENT else " (%)"
+    unit = "" if metric in PLAIN else " (%)"
     return f"{name}{unit}" + (", lower is better" if metric in LOWER_IS_BETTER else "")
 
 
 def sample_note(found: Sequence[Group]) -> str:
     """The n of a chart: test images, and seeds per point."""
-    samples = sorted({len(own.of.labels) for group in found for own in group.tested()})
-    images = "–".join(dict.fromkeys([f"{samples[0]:,}", f"{samples[-1]:,}"]))
-    counts = sorted({len(group.runs) for group in found})
-    seeds = "–".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
-    return f"n = {images} test images, {seeds} {'run' if seeds == '1' else 'runs (seeds)'} each"
+    images = _range([len(own.of.labels) for group in found for own in group.tested])
+    return f"n = {images} test images, {runs_note(found)} each"
+
+
+def runs_note(found: Sequence[Group]) -> str:
+    """The number of runs in each group: "1 run", "2–3 runs (seeds)"."""
+    counts = _range([len(group.runs) for group in found])
+    return f"{counts} {'run' if counts == '1' else 'runs (seeds)'}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return "–".join(dict.fromkeys([f"{min(counts):,}", f"{max(counts):,}"]))
 
 
 def interval_note(intervals: Sequence[Interval | None], what: str) -> str:

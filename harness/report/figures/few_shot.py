@@ -17,7 +17,7 @@ from vipbench.harness.report.figures.data import (
 )
 from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
-from vipbench.harness.report.figures.style import Look, looks
+from vipbench.harness.report.figures.style import Look, looks_by_label
 from vipbench.harness.report.tables.values import sort_key
 
 PANELS = ("dataset", "backbone")
@@ -32,13 +32,12 @@ def few_shot(query: Query) -> Chart:
     if not shots:
         raise UserError("few_shot: no run here has training images; draw bars of them instead")
     drawn, axes = make_panels(names, found, 2.6, width=len(names))
-    labels = list(dict.fromkeys(group.label for group in found))
-    own_look = dict(zip(labels, looks(labels), strict=True))
+    styles = looks_by_label(group.label for group in found)
     intervals = {id(group): group.interval(query.metric) for group in found}
     for column, ax in axes.items():
-        for label in labels:
+        for label, style in styles.items():
             own = [group for group in found if group.label == label and group.column[:-1] == column]
-            _line(ax, own, shots, query.metric, own_look[label], intervals)
+            _line(ax, own, shots, query.metric, style, intervals)
         ax.set_xticks(range(len(shots)), [shown(value) for value in shots])
         ax.set_xlim(-0.3, len(shots) - 0.7)
         ax.set_xlabel("training images per class")

@@ -37,10 +37,15 @@ def make_panels(
     down = -(-len(columns) // across)
     figure = Figure(figsize=(PAGE if wide or len(columns) > 1 else COLUMN, height * down))
     axes = [figure.add_subplot(down, across, place + 1) for place in range(len(columns))]
-    varying = [place for place in range(len(columns[0])) if len({column[place] for column in columns}) > 1]
+    differing = varying(columns)
     for column, ax in zip(columns, axes, strict=True):
-        ax.set_title(", ".join(title_part(names[place], column[place]) for place in varying))
+        ax.set_title(", ".join(title_part(names[place], column[place]) for place in differing))
     return figure, dict(zip(columns, axes, strict=True))
+
+
+def varying(columns: Sequence[Sequence[Any]]) -> list[int]:
+    """The places of columns at which their values differ."""
+    return [place for place, values in enumerate(zip(*columns, strict=True)) if len(set(values)) > 1]
 
 
 def free_figure(width: float, height: float) -> Figure:
@@ -58,11 +63,8 @@ def title_part(name: str, value: Any) -> str:
 def place_note(names: Sequence[str], found: Sequence[Group], width: int | None = None) -> str:
     """A sentence with the values that all groups share."""
     columns = [group.column[:width] for group in found]
-    shared = [
-        title_part(names[place], columns[0][place])
-        for place in range(len(columns[0]))
-        if len({column[place] for column in columns}) == 1
-    ]
+    differing = varying(columns)
+    shared = [title_part(names[place], value) for place, value in enumerate(columns[0]) if place not in differing]
     return f"{', '.join(shared)}; " if shared else ""
 
 

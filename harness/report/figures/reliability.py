@@ -1,5 +1,7 @@
 """Reliability diagrams: accuracy against confidence in bins, and how many images each bin holds."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from vipbench.harness.evaluation.metrics import CALIBRATION_BINS, Predicted, calibration_bins
@@ -15,11 +17,11 @@ NAMES = ("dataset", "backbone", "shots", "method")
 def reliability(query: Query) -> Chart:
     """Draw a panel per method, dataset, backbone and shots, of the top label's confidence (Guo et al., arXiv 1706.04599)."""
     found = groups(query, ["dataset", "backbone", "shots"])
-    panels = [type(group)(group.row, (*group.column, group.label), group.runs) for group in found]
+    panels = [replace(group, column=(*group.column, group.label)) for group in found]
     drawn, axes = make_panels(NAMES, panels, 2.8)
     for group in panels:
         ax = axes[group.column]
-        confidence, share, accuracy = bins([tested.of for tested in group.tested()])
+        confidence, share, accuracy = bins([tested.of for tested in group.tested])
         width = 100 / CALIBRATION_BINS
         left = width * np.arange(CALIBRATION_BINS)
         ax.bar(left, 100 * share, width, align="edge", color=LIGHT_GREY, linewidth=0, label="share of images")

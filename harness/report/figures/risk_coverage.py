@@ -6,7 +6,7 @@ from vipbench.harness.evaluation.statistics.selective import risk_coverage as cu
 from vipbench.harness.report.figures.data import damage_note, groups, sample_note
 from vipbench.harness.report.figures.panels import legends_of_panels, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
-from vipbench.harness.report.figures.style import looks
+from vipbench.harness.report.figures.style import looks_by_label
 
 PANELS = ("dataset", "backbone", "shots")
 GRID = np.linspace(0.02, 1, 99)  # coverages
@@ -18,10 +18,11 @@ def risk_coverage(query: Query) -> Chart:
     names = query.panels(PANELS)
     found = groups(query, names)
     drawn, axes = make_panels(names, found, 2.6)
+    styles = looks_by_label(group.label for group in found)
     for column, ax in axes.items():
-        own = [group for group in found if group.column == column]
-        for group, style in zip(own, looks([group.label for group in own]), strict=True):
-            curves = [curve_of(tested.of) for tested in group.tested()]
+        for group in [group for group in found if group.column == column]:
+            style = styles[group.label]
+            curves = [curve_of(tested.of) for tested in group.tested]
             risk = np.mean([np.interp(GRID, curve.coverage, curve.risk) for curve in curves], axis=0)
             area = np.mean([curve.aurc for curve in curves])
             label = f"{group.label}: AURC {area:.3f}"

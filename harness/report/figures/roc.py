@@ -11,7 +11,7 @@ from vipbench.harness.evaluation.metrics import Predicted, distinguishable
 from vipbench.harness.report.figures.data import Group, damage_note, groups, interval_note, sample_note
 from vipbench.harness.report.figures.panels import legends_of_panels, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
-from vipbench.harness.report.figures.style import GREY, class_color, looks, shortened_text
+from vipbench.harness.report.figures.style import GREY, class_color, looks_by_label, shortened_text
 
 PANELS = ("dataset", "backbone", "shots")
 GRID = np.linspace(0, 1, 201)  # false positive rates
@@ -23,17 +23,17 @@ def roc(query: Query) -> Chart:
     names = query.panels(PANELS)
     found = groups(query, names)
     drawn, axes = make_panels(names, found, 3.0)
-    intervals = []
+    intervals, styles = [], looks_by_label(group.label for group in found)
     for column, ax in axes.items():
         own = [group for group in found if group.column == column]
         ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.6, linestyle=":")
-        if len(found) == 1 and len(own[0].tested()[0].of.classes) > 2:
+        if len(found) == 1 and len(own[0].tested[0].of.classes) > 2:
             _by_class(ax, own[0])
-        for group, style in zip(own, looks([group.label for group in own]), strict=True):
-            end = group.interval("auroc")
+        for group in own:
+            style, end = styles[group.label], group.interval("auroc")
             intervals.append(end)
             interval = f" [{end.low:.3f}, {end.high:.3f}]" if end else ""
-            curve = mean_curve([tested.of for tested in group.tested()])
+            curve = mean_curve([tested.of for tested in group.tested])
             label = f"{group.label}: AUROC {group.mean('auroc'):.3f}{interval}"
             _draw(ax, curve, label, color=style.color, linestyle=style.dashes, linewidth=2.0)
         ax.set_xlim(-1, 101)
@@ -60,7 +60,7 @@ def mean_curve(several: Sequence[Predicted]) -> np.ndarray:
 
 
 def _by_class(ax: Axes, group: Group) -> None:
-    several = [tested.of for tested in group.tested()]
+    several = [tested.of for tested in group.tested]
     for label in range(len(several[0].classes)):
         told = [of for of in several if label in distinguishable(of)]
         if told:

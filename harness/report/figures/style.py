@@ -5,6 +5,7 @@ is for text.
 """
 
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,12 @@ def looks(labels: list[str]) -> list[Look]:
         found.append(look(label, seen.get(method, 0)))
         seen[method] = seen.get(method, 0) + 1
     return found
+
+
+def looks_by_label(labels: Iterable[str]) -> dict[str, Look]:
+    """The look of each label of a chart, the same in all its panels."""
+    distinct = list(dict.fromkeys(labels))
+    return dict(zip(distinct, looks(distinct), strict=True))
 
 
 def class_color(place: int) -> str:

@@ -19,10 +19,11 @@ from vipbench.harness.report.figures.data import (
     percent,
     same_samples,
     sample_note,
+    written,
 )
 from vipbench.harness.report.figures.panels import legend_below, make_panels, place_note
 from vipbench.harness.report.figures.registry import Chart, Query, figure
-from vipbench.harness.report.figures.style import GREY, looks, shortened_text
+from vipbench.harness.report.figures.style import GREY, looks_by_label, shortened_text
 
 PANELS = ("dataset", "backbone", "shots")
 
@@ -49,13 +50,13 @@ def subgroups(query: Query) -> Chart:
     most = max(len(own) for own in dots.values())
     methods = max(sum(group.column == other.column for other in found) for group in found)
     drawn, axes = make_panels(names, found, 0.9 + most * max(0.2, 0.13 * methods))
-    gaps = []
+    gaps, styles = [], looks_by_label(group.label for group in found)
     for column, ax in axes.items():
         own = [group for group in found if group.column == column]
         rows = list(dict.fromkeys(dot.name for group in own for dot in dots[id(group)]))
         counts = {dot.name: dot.samples for group in own for dot in dots[id(group)]}
-        for place, (group, style) in enumerate(zip(own, looks([group.label for group in own]), strict=True)):
-            offset = 0.7 * ((place + 0.5) / len(own) - 0.5)
+        for place, group in enumerate(own):
+            style, offset = styles[group.label], 0.7 * ((place + 0.5) / len(own) - 0.5)
             ys = [rows.index(dot.name) + offset for dot in dots[id(group)]]
             _dots(ax, dots[id(group)], ys, query.metric, style.color, style.marker, group.label)
             ax.axvline(percent(query.metric, group.mean(query.metric)), color=style.color, linewidth=0.8, linestyle=":")
@@ -74,10 +75,10 @@ def subgroups(query: Query) -> Chart:
 
 def by_column(group: Group, metric: str, column: str) -> list[Dot]:
     """A metric by the values of a column, `UNKNOWN` last. Raises UserError where the predictions lack the column."""
-    tested = group.tested()
-    if column not in tested[0].columns:
-        known = ", ".join(sorted(tested[0].columns))
-        raise UserError(f"--by: the predictions have no column {column!r}; they have {known}")
+    tested = group.tested
+    known = set.intersection(*(set(own.columns) for own in tested))
+    if column not in known:
+        raise UserError(f"--by: the predictions have no column {column!r}; they have {', '.join(sorted(known))}")
     every = [np.array([UNKNOWN if value is None else value for value in own.columns[column]]) for own in tested]
     dots = []
     for name in sorted(set(every[0]), key=lambda name: (name == UNKNOWN, name)):
@@ -107,5 +108,5 @@ def _gap(group: Group, dots: list[Dot], metric: str) -> str:
     if len(known) < 2:
         return ""
     order = sorted(known, key=lambda dot: dot.value, reverse=metric in LOWER_IS_BETTER)
-    gap = percent(metric, abs(order[0].value - order[-1].value))
-    return f"{group.label}: worst {order[0].name}, {gap:.1f} from the best."
+    gap = written(metric, abs(order[0].value - order[-1].value))
+    return f"{group.label}: worst {order[0].name}, {gap} from the best."

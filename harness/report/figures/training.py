@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from vipbench.harness.errors import UserError
-from vipbench.harness.report.figures.data import Group, damage_note, groups, shown
-from vipbench.harness.report.figures.panels import legend_below, place_note
+from vipbench.harness.report.figures.data import Group, damage_note, groups, runs_note
+from vipbench.harness.report.figures.panels import legend_below, place_note, title_part, varying
 from vipbench.harness.report.figures.registry import Chart, Query, figure
 from vipbench.harness.report.figures.style import COLUMN, PAGE, Look, looks
 from vipbench.harness.runs.directory import MOST_LOG_BYTES, STEPS, read_provenance
 from vipbench.harness.system.files import parse_json, read_whole
 
-PANELS = ("dataset", "backbone")
+PLACE = ("dataset", "backbone", "shots")
 QUANTITIES = {"loss": "training loss", "validation_accuracy": "validation accuracy (%)"}
 
 
@@ -26,11 +26,14 @@ def training(query: Query) -> Chart:
     trained = [Path(run, STEPS).is_file() for run in query.runs["run"]]
     if not any(trained):
         raise UserError(f"training: no run here has a log of steps ({STEPS}); its methods have no training loop")
-    found = groups(Query(query.runs[trained].reset_index(drop=True), rows=query.rows), [*PANELS, "shots"])
+    found = groups(Query(query.runs[trained].reset_index(drop=True), rows=query.rows), PLACE)
     curves = {id(group): [read_curve(Path(run["run"])) for run in group.runs] for group in found}
     shown_quantities = [name for name in QUANTITIES if any(name in curve for own in curves.values() for curve in own)]
-    several = len({group.column[-1] for group in found}) > 1
-    labels = [f"{group.label}, {shown(group.column[-1])} shots" if several else group.label for group in found]
+    differing = varying([group.column for group in found])
+    labels = [
+        " / ".join([group.label, *(title_part(PLACE[place], group.column[place]) for place in differing)])
+        for group in found
+    ]
     drawn = Figure(figsize=(PAGE if len(shown_quantities) > 1 else COLUMN, 2.7))
     axes = [drawn.add_subplot(1, len(shown_quantities), place + 1) for place in range(len(shown_quantities))]
     for ax, name in zip(axes, shown_quantities, strict=True):
@@ -45,9 +48,7 @@ def training(query: Query) -> Chart:
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter("")
     legend_below(drawn, axes)
-    runs = [len(group.runs) for group in found]
-    counts = "–".join(dict.fromkeys([str(min(runs)), str(max(runs))]))
-    note = f"{place_note((*PANELS, 'shots'), found)}n = {counts} runs (seeds) each. "
+    note = f"{place_note(PLACE, found)}n = {runs_note(found)} each. "
     note += "Thin: a run; thick: their mean; dot: the epoch that was kept."
     return Chart(drawn, note + damage_note(query))
 
