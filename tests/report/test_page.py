@@ -82,6 +82,7 @@ def test_numbers_lead_to_their_runs(sweep: Path) -> None:
     text = "".join(document.texts)
     links = [attrs for attrs in document.all("a") if "data-r" in attrs]
     assert "72.00 ± 1.00" in text
+    assert text.count("n = 100 test images, 3 runs (seeds) each.") == len(document.all("svg", role="img")) == 2
     ids = {attrs["id"] for _, attrs in document.tags if attrs.get("id")}
     assert len(ids) == sum(1 for _, attrs in document.tags if attrs.get("id")), "no id twice"
     for attrs in document.all("a"):

@@ -19,6 +19,7 @@ from vipbench.harness.report.rows import resolve_name, with_class_metrics
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
 from vipbench.harness.report.tables.make import METHOD
+from vipbench.harness.report.tables.values import sample_words
 from vipbench.harness.runs.collect import rows_of
 from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.predictions import read_intervals, read_predicted
@@ -176,11 +177,8 @@ def metric_label(metric: str) -> str:
 
 def sample_note(found: Sequence[Group]) -> str:
     """The n of a chart: test images, and seeds per point."""
-    samples = sorted({len(own.of.labels) for group in found for own in group.tested()})
-    images = "–".join(dict.fromkeys([f"{samples[0]:,}", f"{samples[-1]:,}"]))
-    counts = sorted({len(group.runs) for group in found})
-    seeds = "–".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
-    return f"n = {images} test images, {seeds} {'run' if seeds == '1' else 'runs (seeds)'} each"
+    samples = (len(own.of.labels) for group in found for own in group.tested())
+    return sample_words(samples, (len(group.runs) for group in found))
 
 
 def interval_note(intervals: Sequence[Interval | None], what: str) -> str:

@@ -174,6 +174,7 @@ def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[i
     """Each run in detail, as HTML."""
     found = []
     for entry in entries:
+        steps = _steps(entry) if detailed else []
         found.append(
             template.render(
                 run=entry,
@@ -186,7 +187,8 @@ def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[i
                 environment=[
                     (name, _plain(entry.provenance[name])) for name in ENVIRONMENT if name in entry.provenance
                 ],
-                curve=training_chart(_steps(entry)) if detailed else "",
+                steps=len(steps),
+                curve=training_chart(steps),
                 log=log_tail(entry) if detailed or entry.state != DONE else "",
                 confusion=confusions.get(entry.number),
             )

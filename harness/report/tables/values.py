@@ -1,6 +1,7 @@
 """Values of tables as text, and metrics: their unit, and which way is better."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,14 @@ def show(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "none"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def sample_words(samples: Iterable[int], runs: Iterable[int]) -> str:
+    """The n of a chart, from the test images of its runs and the runs of its points; there is one of each at least."""
+    images, seeds = (sorted(set(counts)) for counts in (samples, runs))
+    each = "–".join(dict.fromkeys([str(seeds[0]), str(seeds[-1])]))
+    tested = "–".join(dict.fromkeys([f"{images[0]:,}", f"{images[-1]:,}"]))
+    return f"n = {tested} test images, {each} {'run' if each == '1' else 'runs (seeds)'} each"
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
