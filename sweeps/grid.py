@@ -24,9 +24,9 @@ from vipbench.harness.config.overrides import override, read_assignments, set_ke
 from vipbench.harness.config.schema import Config
 from vipbench.harness.config.validation import Section, validate
 from vipbench.harness.errors import UserError, did_you_mean, shortened
-from vipbench.harness.runs.directory import flatten
 from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.system.files import read_yaml
+from vipbench.harness.system.plain_values import flatten
 
 MOST_COMBINATIONS = 100_000
 VARS = "vars"  # a section that runs of a grid may have beside those of a config

@@ -11,6 +11,7 @@ A bundle unpacked is a directory of runs. Of predictions it has ids as digests, 
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ import yaml
 from vipbench.harness.errors import UserError
 from vipbench.harness.report.leaderboard import leaderboard_line
 from vipbench.harness.report.rows import planned, run_folder
-from vipbench.harness.report.sources import FORMAT, LEADERBOARD, MANIFEST
+from vipbench.harness.report.sources import FORMAT, LEADERBOARD, MANIFEST, RUN
 from vipbench.harness.runs.directory import (
     CONFIG,
     FILES,
@@ -50,7 +51,8 @@ FACTS = (
 HARDWARE = ("launcher", "engine", "processes", "devices", "cpu", "cores")  # of its facts
 LEFT_OUT = ("run",)  # sections of a config: how and where it ran
 FILE_ENDINGS = (".json", ".yaml", ".yml", ".txt", ".csv", ".py", ".pt", ".safetensors", ".parquet", ".npz", ".bin")
-IN_TEXT = re.compile(r"(?<![\w.{}/:])(?:~|[A-Za-z]:)?(?:/[^\s/:,;'\"]+){2,}|\b[a-z][a-z0-9+]*://\S+")
+URL = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
+IN_TEXT = re.compile(rf"\b{URL}\S+|\b[A-Za-z]:\\[^\s,;'\"]+|(?<![\w.{{}}/])(?:~|[A-Za-z]:)?(?:/[^\s/:,;'\"]+){{2,}}")
 
 
 def write_bundle(directory: Path, out: Path) -> int:
@@ -64,7 +66,12 @@ def write_bundle(directory: Path, out: Path) -> int:
         if not folder.is_dir():
             raise UserError(f"{directory}: no such directory of runs")
         order = {name: place for place, name in enumerate(planned(directory))}
-        runs = [directory] if is_finished(directory) else [run for run in folder.iterdir() if is_finished(run)]
+        runs = (
+            [directory.resolve()] if is_finished(directory) else [run for run in folder.iterdir() if is_finished(run)]
+        )
+        for run in runs:
+            if not RUN.fullmatch(run.name):
+                raise UserError(f"{run}: a bundle takes runs whose names have letters, digits and ._+- only; rename it")
         runs.sort(key=lambda run: (order.get(run.name, len(order)), run.name))
     if not runs:
         raise UserError(f"{directory}: no finished run here")
@@ -74,9 +81,8 @@ def write_bundle(directory: Path, out: Path) -> int:
 
         def add(name: str, content: bytes) -> None:
             digests[name] = hashlib.sha256(content).hexdigest()
-            file.writestr(
-                zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED
-            )  # 1980: the same runs give the same bytes
+            member = zipfile.ZipInfo(name)  # of 1980: the same runs give the same bytes
+            file.writestr(member, content, zipfile.ZIP_DEFLATED)
 
         for run in runs:
             check_run(run)
@@ -128,10 +134,8 @@ def is_place(text: str) -> bool:
     if "\n" in text or ("/" not in text and "\\" not in text):
         return False
     path = text.strip()
-    outright = path.startswith(("/", "~", "./", "../", "\\\\")) or re.match(r"[A-Za-z]:[\\/]|[a-z][a-z0-9+]*://", path)
-    return (
-        bool(outright) or path.endswith(FILE_ENDINGS) or (len(path) < 4096 and " " not in path and Path(path).exists())
-    )
+    outright = path.startswith(("/", "~", "./", "../", "\\\\")) or re.match(rf"[A-Za-z]:[\\/]|{URL}", path)
+    return bool(outright) or path.endswith(FILE_ENDINGS) or (" " not in path and os.path.exists(path))
 
 
 def _last_name(place: str) -> str:

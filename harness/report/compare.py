@@ -14,8 +14,9 @@ from vipbench.harness.evaluation.statistics.comparisons import Comparison, compa
 from vipbench.harness.report.listing import aligned
 from vipbench.harness.report.rows import EVALUATIONS
 from vipbench.harness.report.tables.values import NO_VALUE, figure, show
-from vipbench.harness.runs.directory import check_run, flatten, read_config, read_metrics, read_provenance
+from vipbench.harness.runs.directory import check_run, read_config, read_metrics, read_provenance
 from vipbench.harness.runs.predictions import read_predicted
+from vipbench.harness.system.plain_values import flatten
 
 TESTED = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 LISTED = 20  # samples

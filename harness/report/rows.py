@@ -16,7 +16,6 @@ from vipbench.harness.runs.directory import (
     PARTIAL,
     PREDICTIONS,
     failure,
-    flatten,
     is_finished,
     is_running,
     read_classes,
@@ -24,6 +23,7 @@ from vipbench.harness.runs.directory import (
     read_provenance,
 )
 from vipbench.harness.system.files import read_json, read_yaml
+from vipbench.harness.system.plain_values import flatten
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,11 @@
 """Sources of runs: directories, and bundles (harness/report/bundle.py), which are checked as they are unpacked."""
 
 import hashlib
+import lzma
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from vipbench.harness.system.files import parse_json
 
 FORMAT, MANIFEST, LEADERBOARD = "vipbench-bundle/1", "bundle.json", "leaderboard.jsonl"
 MEMBERS = (CONFIG, PROVENANCE, METRICS, INTERVALS, PREDICTIONS, FILES)
-NAME = re.compile(rf"runs/[A-Za-z0-9_][A-Za-z0-9._+-]{{0,200}}/({'|'.join(map(re.escape, MEMBERS))})")
+RUN = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._+-]{0,200}")  # the name of a run's directory
+NAME = re.compile(rf"runs/{RUN.pattern}/({'|'.join(map(re.escape, MEMBERS))})")
 MOST_MEMBERS, MOST_BYTES, MOST_MEMBER_BYTES = 200_000, 8 << 30, 256 << 20
 GROUP = "group"  # a column of runs, where they are of several groups
 
@@ -52,7 +55,7 @@ def open_sources(places: Sequence[Path]) -> Iterator[list[Source]]:
         sources: list[Source] = []
         for place in places:
             if place.suffix == ".zip" and place.is_file():
-                folder = Path(temporary) / str(len(sources))
+                folder = Path(temporary) / f"{len(sources):06}"  # none begins the name of another; see `shown`
                 unpack(place, folder)
                 sources.append(Source(place, folder, bundle=True))
             else:
@@ -105,7 +108,15 @@ def unpack(bundle: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(bundle) as file:
             _unpack(bundle, file, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+    ) as error:
         raise UserError(f"{bundle}: no bundle, or damaged: {' '.join(str(error).split())[:200]}") from error
     except OSError as error:
         raise UserError(f"{bundle}: cannot be unpacked: {error.strerror or error}") from error
@@ -119,7 +130,7 @@ def _unpack(bundle: Path, file: zipfile.ZipFile, folder: Path) -> None:
     if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > MOST_BYTES:
         raise UserError(f"{bundle}: more than {MOST_MEMBERS:,} files or {MOST_BYTES >> 30} GiB unpacked")
     for name in names:
-        if name not in (MANIFEST, LEADERBOARD) and (not NAME.fullmatch(name) or ".." in name):
+        if name not in (MANIFEST, LEADERBOARD) and not NAME.fullmatch(name):
             raise UserError(f"{bundle}: holds {name[:80]!r}, which no bundle has")
     if len(set(names)) < len(names):
         raise UserError(f"{bundle}: damaged: a name stands in it twice")

@@ -9,12 +9,12 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.runs.directory import (
     PROVENANCE,
     check_run,
-    flatten,
     is_finished,
     read_config,
     read_metrics,
     read_provenance,
 )
+from vipbench.harness.system.plain_values import flatten, is_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DOUBTFUL, SHARED = "doubtful", "shared"  # columns of `read_runs`
+TOGETHER = "runs_together"  # in "cost" of provenance.json
 COSTS = ("trained", "fitted", "train_seconds", "peak_gib")  # numbers of "cost" in provenance.json
-TOGETHER = "runs_together"  # there, too
 
 
 def read_runs(directory: Path) -> "pd.DataFrame":
@@ -71,7 +71,7 @@ def make_row(
     metrics = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     row = flatten(config) | flatten({"metrics": metrics, "digests": provenance["digests"]})
     cost = provenance.get("cost", {})  # runs of earlier versions have none
-    if not isinstance(cost, dict) or not all(isinstance(cost.get(name, 0), int | float) for name in (*COSTS, TOGETHER)):
+    if not isinstance(cost, dict) or not all(is_number(cost.get(name, 1)) for name in (*COSTS, TOGETHER)):
         raise UserError(f"{run / PROVENANCE}: damaged: it does not tell what the run cost")
     row |= {f"metrics.cost.{name}": cost[name] for name in COSTS if name in cost}
     row["recipe"] = config.get("recipe", "published") if config.get("train") else None

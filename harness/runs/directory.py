@@ -42,6 +42,7 @@ from vipbench.harness.system.files import (
     write_json,
     write_text,
 )
+from vipbench.harness.system.plain_values import MOST_NUMBER, is_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -323,21 +324,22 @@ def read_classes(run: Path) -> list[str]:
 
 
 def read_metrics(run: Path, content: Any = None) -> dict[str, Any]:
-    """The metrics of a run, `content` if that was read. Raises UserError where one is no fraction."""
+    """The metrics of a run, `content` if that was read. Raises UserError where one is no fraction, or no number."""
     metrics = content or read_json(run / METRICS)
     if not isinstance(metrics, dict):
         raise UserError(f"{run / METRICS}: damaged: it holds no metrics")
     for name, value in metrics.items():
-        fraction = isinstance(value, int | float) and -1 <= value <= 1  # correlations may be negative
-        if name not in NOT_FRACTIONS and not (fraction or value is None or isinstance(value, dict)):
-            raise UserError(f"{run / METRICS}: damaged: {name} is {shortened(value, 40)}, where a fraction is expected")
+        kind, most = ("number", MOST_NUMBER) if name in NOT_FRACTIONS else ("fraction", 1)
+        if not (is_number(value, most) or value is None or isinstance(value, dict)):
+            raise UserError(f"{run / METRICS}: damaged: {name} is {shortened(value, 40)}, where a {kind} is expected")
     return metrics
 
 
 def read_config(run: Path, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The config of a run, `content` if that was read. Raises UserError where it has no method or data."""
+    """The config of a run, `content` if that was read. Raises UserError where it names no method, or has no data."""
     config = content or read_yaml(run / CONFIG)
-    if not isinstance(config.get("method"), dict) or not isinstance(config.get("data"), dict):
+    method, data = config.get("method"), config.get("data")
+    if not (isinstance(method, dict) and isinstance(method.get("name"), str) and isinstance(data, dict)):
         raise UserError(f"{run / CONFIG}: damaged: it is not the config of a run")
     return config
 
@@ -383,14 +385,3 @@ def read_prompts(run: Path) -> "dict[str, Tensor]":
         return load_file(path) if path.is_file() else {}
     except SafetensorError as error:
         raise UserError(f"{path}: damaged: {error}; {AGAIN}") from error
-
-
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists become tuples, so that rows can be compared and grouped."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat

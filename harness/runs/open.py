@@ -8,11 +8,12 @@ from pathlib import Path
 
 from vipbench.harness.config.schema import Config
 from vipbench.harness.distributed.topology import Topology
-from vipbench.harness.runs.directory import RunDirectory, flatten, log_file, new_run
+from vipbench.harness.runs.directory import RunDirectory, log_file, new_run
 from vipbench.harness.runs.tracking import FOLDER as TRACKING
 from vipbench.harness.runs.tracking import tracking
 from vipbench.harness.system.console import log_to
 from vipbench.harness.system.files import disk_errors
+from vipbench.harness.system.plain_values import flatten
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,14 @@ from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.registry import method_class
 from vipbench.harness.models.text_tower import TextTower
-from vipbench.harness.runs.directory import PARTIAL, flatten, is_finished, log_file
+from vipbench.harness.runs.directory import PARTIAL, is_finished, log_file
 from vipbench.harness.runs.inputs import Inputs, load_inputs
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.open import open_run
 from vipbench.harness.runs.tracking import ONE_RUN_PER_PROCESS
 from vipbench.harness.system.console import log_only_to, setup_logging
 from vipbench.harness.system.files import disk_errors
+from vipbench.harness.system.plain_values import flatten
 from vipbench.harness.system.progress import Progress
 from vipbench.harness.system.signals import Stopped
 from vipbench.harness.training.batches import Batch

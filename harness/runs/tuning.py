@@ -153,8 +153,10 @@ def check_validation(dataset: Dataset, path: str) -> None:
     try:
         for row in csv.DictReader(io.StringIO(read_bytes(report).decode("utf-8"))):
             splits.setdefault(row["finding"], set()).add(row["split"])
-    except (ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{report}: damaged: it has no findings by split; prepare the data again") from error
+    except (ValueError, KeyError, csv.Error):
+        splits = {}
+    if not splits:
+        raise UserError(f"{report}: damaged: it has no findings by split; prepare the data again")
     if count := sum("val" in found and len(found) > 1 for found in splits.values()):
         raise UserError(
             f"recipe: tuned: {count} groups of identical images or patients are in val and in another split of {path} "

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -93,6 +94,14 @@ def test_paths_in_texts() -> None:
     kept = ["hf-hub:laion/CLIP-ViT", "a photo of a {}.", "and/or", "1/2", "ViT-B/16", "either / or", "16/18 images"]
     assert scrub(kept) == kept
     assert scrub("kept /home/jane/runs/best at step 3") == "kept best at step 3"
+    texts = [
+        "read cfg:/home/jane/x",
+        "see C:\\Users\\jane\\x now",
+        "from HTTPS://host.example/a/x",
+        "file:/home/jane/x",
+    ]
+    assert scrub(texts) == ["read cfg:x", "see x now", "from x", "file:x"]
+    assert scrub("a" * 300 + "/b") == "a" * 300 + "/b", "longer than a file's name may be"
     assert scrub(["~/x/y.json", "C:\\data\\x.csv", "https://host.example/a/b.tar?key=1", "/only"]) == [
         "y.json",
         "x.csv",
@@ -156,6 +165,36 @@ def test_changed_members_are_refused(bundle: Path, tmp_path: Path) -> None:
         open_sources([changed]),
     ):
         pass
+
+
+def test_damaged_streams_are_refused(bundle: Path, tmp_path: Path) -> None:
+    content = bytearray(bundle.read_bytes())
+    with zipfile.ZipFile(bundle) as file:
+        start = file.getinfo("leaderboard.jsonl").header_offset + 30 + len("leaderboard.jsonl")
+    content[start : start + 3] = b"\xff\xff\xff"
+    (tmp_path / "damaged.zip").write_bytes(content)
+    with pytest.raises(UserError, match="no bundle, or damaged"), open_sources([tmp_path / "damaged.zip"]):
+        pass
+
+
+def test_many_bundles_keep_their_names(bundle: Path, tmp_path: Path) -> None:
+    places = [tmp_path / f"group{number}.zip" for number in range(11)]
+    for place in places:
+        shutil.copy(bundle, place)
+    with open_sources(places) as opened:
+        assert sources.shown(opened, f"{opened[10].folder}/runs") == f"{places[10]}/runs"
+
+
+def test_a_run_is_bundled_from_within(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "ours" / "runs" / "vip_16shot_seed1_0123"
+    monkeypatch.chdir(run)
+    assert write_bundle(Path(), tmp_path / "one.zip") == 1
+    with open_sources([tmp_path / "one.zip"]) as (source,):
+        assert (source.folder / "runs" / run.name / "metrics.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    run.rename(run.with_name("vip of Jane"))
+    with pytest.raises(UserError, match="vip of Jane: a bundle takes runs whose names"):
+        write_bundle(tmp_path / "ours", tmp_path / "named.zip")
 
 
 def test_bounds_of_size(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

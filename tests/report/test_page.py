@@ -5,6 +5,7 @@ import json
 import re
 import time
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +21,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.report.page.build import DETAILED, Options, build_page
 from vipbench.harness.report.page.entries import parse_config
 from vipbench.harness.runs.directory import write_digests
+from vipbench.harness.system.files import read_yaml
 
 HOSTILE = '</script><script>alert("x")</script>'
 
@@ -82,6 +84,7 @@ def test_numbers_lead_to_their_runs(sweep: Path) -> None:
     text = "".join(document.texts)
     links = [attrs for attrs in document.all("a") if "data-r" in attrs]
     assert "72.00 ± 1.00" in text
+    assert text.count("n = 100 test images, 3 runs (seeds) each.") == len(document.all("svg", role="img")) == 2
     ids = {attrs["id"] for _, attrs in document.tags if attrs.get("id")}
     assert len(ids) == sum(1 for _, attrs in document.tags if attrs.get("id")), "no id twice"
     for attrs in document.all("a"):
@@ -126,6 +129,52 @@ def test_mixed_content_is_told_and_runs_are_listed(tmp_path: Path) -> None:
     write_run(tmp_path, "vip", 16, 2, share(70), digests={"dataset": "another"})
     text = "".join(Document(build_page([tmp_path], Options(cards=0))).texts)
     assert "No table:" in text and "vip_16shot_seed2_data" in text
+
+
+def _no_name(run: dict[str, Any]) -> None:
+    run["config.yaml"]["method"] = {}
+
+
+def _nested(run: dict[str, Any]) -> None:
+    run["config.yaml"]["data"]["shots"] = [[1], {"a": 1}]
+
+
+def _no_samples(run: dict[str, Any]) -> None:
+    del run["metrics.json"]["samples"]
+
+
+def _huge(run: dict[str, Any]) -> None:
+    run["metrics.json"]["sensitivity"] = {"nevus": 10**400}
+
+
+def _no_ends(run: dict[str, Any]) -> None:
+    run["intervals.json"] = {"accuracy": {"low": "a", "high": 10**400, "method": [1]}}
+
+
+def _no_cost(run: dict[str, Any]) -> None:
+    run["provenance.json"]["cost"] = {"runs_together": "x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (_no_name, "it is not the config of a run"),
+        (_nested, "16shot"),
+        (_no_samples, "it does not count the samples"),
+        (_huge, "sensitivity"),
+        (_no_ends, "it holds no intervals"),
+        (_no_cost, "it does not tell what the run cost"),
+    ],
+)
+def test_files_of_any_form_give_a_page(tmp_path: Path, change: Callable[[dict[str, Any]], None], shown: str) -> None:
+    run = write_run(tmp_path, "vip", 16, 1, share(60))
+    files = {name: read_yaml(run / name) for name in ("config.yaml", "provenance.json", "metrics.json")}
+    change(files)
+    for name, content in files.items():
+        (run / name).write_text(json.dumps(content))
+    write_digests(run)
+    page = build_page([tmp_path], Options(cards=0))
+    assert shown in "".join(Document(page).texts)
 
 
 def test_directory_without_runs(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_page_has_every_part(folder: Path) -> None:
     sections = {attrs["id"] for attrs in Document(page).all("section")}
     assert sections == {"tables", "cards", "samples", "runs", "symptoms", "details"}
     assert page.count('src="data:image/webp') == 3 and 'id="packed-images"' in page
-    assert "Training loss by step" in page and "test: accuracy" in page
+    assert "Training loss by step, from 0 up; n = 1 run, " in page and "test: accuracy" in page
 
 
 def test_no_image_is_there_where_none_is_wanted(folder: Path) -> None:

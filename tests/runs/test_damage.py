@@ -156,8 +156,11 @@ def test_a_changed_file_of_a_run_is_named_by_all_that_read_it(
         ("provenance.json", {}),
         ("provenance.json", {"dataset": "d", "classes": ["a"], "digests": {"dataset": "0", "backbone": 7}}),
         ("metrics.json", {"samples": 21, "accuracy": 7}),
+        ("metrics.json", {"samples": 21, "accuracy": True}),
+        ("metrics.json", {"samples": 21, "mae": 10**400}),
         ("metrics.json", [0.5]),
         ("config.yaml", {"method": "coop"}),
+        ("config.yaml", {"method": {}, "data": {}}),
     ],
 )
 def test_a_file_of_another_form_is_named_although_its_digest_is_right(

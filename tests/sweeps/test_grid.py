@@ -114,7 +114,7 @@ def test_names_are_filled_in_before_overrides(tmp_path: Path) -> None:
     found = read_grid(path)
     assert [config.data.path for config in found] == ["data/skin", "data/lung"]
     assert [str(config.symptoms) for config in found] == ["sets/skin_clinical.json", "sets/lung_clinical.json"]
-    assert found[0].method.templates == ["$ {}."]  # type: ignore[attr-defined]
+    assert list(found[0].method.templates) == ["$ {}."]  # type: ignore[attr-defined]
     (one, other) = read_grid(path, ["data.path=a$task", "vars.task=eye", "vars.set=llm"])
     assert one == other
     assert (one.data.path, str(one.symptoms)) == ("a$task", "sets/eye_llm.json"), "an override is taken as it stands"

@@ -17,6 +17,7 @@ from vipbench.harness.evaluation.metrics import Predicted
 from vipbench.harness.evaluation.statistics.bootstrap import Replicates, independent, over_patients, replicate
 from vipbench.harness.evaluation.statistics.delong import delong
 from vipbench.harness.evaluation.statistics.weighted import NOISE, OF_A_CLASS, WEIGHTED, noise_of, weighted_metric
+from vipbench.harness.system.plain_values import is_number
 
 CONFIDENCE = 0.95
 DIGITS = 6  # of ends that are stored
@@ -97,11 +98,18 @@ def _rounded(found: Interval) -> dict[str, Any]:
 def from_json(described: dict[str, Any]) -> Intervals:
     """The inverse of `to_json`. Raises TypeError where it is not of that form."""
     return {
-        name: Interval(**value)
+        name: _read(value)
         if "low" in value and name not in BY_CLASS
-        else {k: Interval(**own) for k, own in value.items()}
+        else {label: _read(own) for label, own in value.items()}
         for name, value in described.items()
     }
+
+
+def _read(described: dict[str, Any]) -> Interval:
+    found = Interval(**described)
+    if not all(is_number(end) for end in (found.low, found.high)) or not isinstance(found.method, str):
+        raise TypeError(f"{described} is no interval")
+    return Interval(float(found.low), float(found.high), found.method)
 
 
 def interval_over_seeds(

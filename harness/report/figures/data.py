@@ -19,7 +19,7 @@ from vipbench.harness.report.rows import resolve_filter, resolve_name, with_clas
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
 from vipbench.harness.report.tables.make import METHOD
-from vipbench.harness.report.tables.values import COSTS, PLAIN, show
+from vipbench.harness.report.tables.values import COSTS, PLAIN, run_words, sample_words, show
 from vipbench.harness.runs.collect import rows_of
 from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.predictions import read_intervals, read_predicted
@@ -174,18 +174,13 @@ def metric_label(metric: str) -> str:
 
 def sample_note(found: Sequence[Group]) -> str:
     """The n of a chart: test images, and seeds per point."""
-    images = _range([len(own.of.labels) for group in found for own in group.tested])
-    return f"n = {images} test images, {runs_note(found)} each"
+    samples = (len(own.of.labels) for group in found for own in group.tested)
+    return sample_words(samples, (len(group.runs) for group in found))
 
 
 def runs_note(found: Sequence[Group]) -> str:
     """The number of runs in each group: "1 run", "2–3 runs (seeds)"."""
-    counts = _range([len(group.runs) for group in found])
-    return f"{counts} {'run' if counts == '1' else 'runs (seeds)'}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    return "–".join(dict.fromkeys([f"{min(counts):,}", f"{max(counts):,}"]))
+    return run_words(len(group.runs) for group in found)
 
 
 def interval_note(intervals: Sequence[Interval | None], what: str) -> str:

@@ -23,6 +23,7 @@ from vipbench.harness.report.sources import GROUP, open_sources
 from vipbench.harness.report.tables.values import NO_VALUE, PLAIN, figure, show
 from vipbench.harness.runs.directory import STEPS
 from vipbench.harness.system.files import parse_json, read_whole
+from vipbench.harness.system.plain_values import is_number
 
 FOLDER = Path(__file__).parent
 DETAILED = 300  # runs up to which predictions, curves and logs are read
@@ -167,13 +168,15 @@ def _figure(metric: str, value: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return round(float(value), 6) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A number that a file gives, None for anything else: what comes in a bundle may be any JSON."""
+    return round(float(value), 6) if is_number(value) else None
 
 
 def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[int, Any], detailed: bool) -> list[str]:
     """Each run in detail, as HTML."""
     found = []
     for entry in entries:
+        steps = _steps(entry) if detailed else []
         found.append(
             template.render(
                 run=entry,
@@ -186,7 +189,8 @@ def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[i
                 environment=[
                     (name, _plain(entry.provenance[name])) for name in ENVIRONMENT if name in entry.provenance
                 ],
-                curve=training_chart(_steps(entry)) if detailed else "",
+                steps=len(steps),
+                curve=training_chart(steps),
                 log=log_tail(entry) if detailed or entry.state != DONE else "",
                 confusion=confusions.get(entry.number),
             )

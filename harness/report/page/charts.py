@@ -1,13 +1,13 @@
 """Charts of the page as geometry: points in a view box, which the template draws as SVG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vipbench.harness.report.figures.style import DARK, looks
 from vipbench.harness.report.tables.cells import Cell, Key, Table
 from vipbench.harness.report.tables.text import row_values
-from vipbench.harness.report.tables.values import figure, show
+from vipbench.harness.report.tables.values import figure, sample_words, show
 
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 36, 8, 10, 42
@@ -63,8 +63,12 @@ class Chart:
     height: int = HEIGHT
 
 
-def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
-    """A chart of the columns of one metric: lines over numbers such as shots, else means side by side; None without a mean."""
+def chart_of(table: Table, columns: Sequence[Key], title: str, samples: Iterable[int]) -> Chart | None:
+    """A chart of the columns of one metric: lines over numbers such as shots, else means side by side; None without a mean.
+
+    Args:
+        samples: counts of test samples of the runs in it, for its note.
+    """
     metric = str(columns[0][0])
     rows = {
         row: {column: cell for column in columns if _defined(cell := table.cells.get((row, column)))}
@@ -96,7 +100,8 @@ def chart_of(table: Table, columns: Sequence[Key], title: str) -> Chart | None:
             y, lower, upper = (_y(value, low, high) for value in (cell.mean, down, up))
             points.append(Point(middle[column] + shift, y, lower, upper, words))
         series.append(Series(name, color, SHAPES.get(style.marker, "circle"), points))
-    left_out, note = len(found) - len(shown), _spread_note(found, shown)
+    left_out, drawn = len(found) - len(shown), [cell for row in shown for cell in found[row].values() if cell]
+    note = f"{sample_words(samples, (cell.count for cell in drawn))}. {_spread_note(drawn)}"
     return Chart(
         title,
         ", ".join(table.column_names) if columns[0][1:] else "",
@@ -131,8 +136,7 @@ def _ends(cell: Cell) -> tuple[float, float]:
     return max(0.0, cell.mean - (cell.deviation or 0)), min(1.0, cell.mean + (cell.deviation or 0))
 
 
-def _spread_note(found: dict[Key, dict[Key, Cell | None]], shown: Sequence[Key]) -> str:
-    cells = [cell for row in shown for cell in found[row].values() if cell]
+def _spread_note(cells: Sequence[Cell]) -> str:
     if all(cell.interval for cell in cells):
         return "Bands and bars: 95% intervals."
     if any(cell.interval for cell in cells):

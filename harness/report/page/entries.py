@@ -132,6 +132,8 @@ def _read_run(source: Source, run: Path) -> Entry:
         text = _content(run, CONFIG, digests).decode("utf-8-sig")
         config = read_config(run, parse_config(text, str(run / CONFIG)))
         metrics = read_metrics(run, parse_json(_content(run, METRICS, digests)))
+        if not isinstance(metrics.get("samples"), int):
+            raise UserError(f"{run / METRICS}: damaged: it does not count the samples; {AGAIN}")
         provenance = read_provenance(run, parse_json(_content(run, PROVENANCE, digests)))
         intervals = parse_json(_content(run, INTERVALS, digests)) if INTERVALS in {*digests, *there} else {}
         if not isinstance(intervals, dict):

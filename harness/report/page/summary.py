@@ -70,7 +70,11 @@ def summary_tables(
         columns = {
             name: [column for column in part.columns if column[0] == name] for name in CHARTED if name in metrics
         }
-        charts = [chart_of(part, own, f"{name} on {show(dataset)}".replace("_", " ")) for name, own in columns.items()]
+        samples = runs.loc[runs[DATASET] == dataset, "metrics.samples"].unique().tolist()
+        charts = [
+            chart_of(part, own, f"{name} on {show(dataset)}".replace("_", " "), samples)
+            for name, own in columns.items()
+        ]
         views.append(_view(part, str(show(dataset)), numbers, [chart for chart in charts if chart]))
     return views, []
 

@@ -1,6 +1,7 @@
 """Values of tables as text, and metrics: their unit, and which way is better."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,22 @@ def show(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "none"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def sample_words(samples: Iterable[int], runs: Iterable[int]) -> str:
+    """The n of a chart, from the test images of its runs and the runs of its points; there is one of each at least."""
+    return f"n = {_range(samples)} test images, {run_words(runs)} each"
+
+
+def run_words(runs: Iterable[int]) -> str:
+    """The number of runs of each point of a chart: "1 run", "2–3 runs (seeds)"."""
+    counts = _range(runs)
+    return f"{counts} {'run' if counts == '1' else 'runs (seeds)'}"
+
+
+def _range(counts: Iterable[int]) -> str:
+    ordered = sorted(set(counts))
+    return "–".join(dict.fromkeys([f"{ordered[0]:,}", f"{ordered[-1]:,}"]))
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
