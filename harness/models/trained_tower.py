@@ -1,8 +1,9 @@
 """An image tower whose own weights are learned: a view in which they are copies, while what stays frozen is the tower's own."""
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from timm.models._manipulate import group_with_matcher
+from timm.models import group_parameters
 from torch import nn
 
 from vipbench.harness.errors import UserError
@@ -47,6 +48,7 @@ def _from_last_block(tower: Any) -> list[str]:
         kind = type(tower).__name__
         raise UserError(f"method.blocks: the last block of a {kind} is not known; use method.blocks=all")
     # timm's groups from the stem on, a block each; "?" is in the group of all that timm counts to no block, which comes last.
-    groups = group_with_matcher(((name, name) for name in [*names, "?"]), tower.group_matcher(), return_values=True)
+    named = SimpleNamespace(named_parameters=lambda: [(name, None) for name in [*names, "?"]])
+    groups = group_parameters(named, tower.group_matcher())
     rest = next(number for number, group in groups.items() if "?" in group)
     return [name for name in [*groups[rest - 1], *groups[rest]] if name != "?"]

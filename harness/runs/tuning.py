@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from vipbench.harness.config.schema import Config
+from vipbench.harness.config.validation import parse
 from vipbench.harness.data.choices import Leaks
 from vipbench.harness.data.leaks import REPORT
 from vipbench.harness.data.reader import Dataset
@@ -22,6 +25,7 @@ from vipbench.harness.runs.inputs import Inputs
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.provenance import Provenance
 from vipbench.harness.system.files import read_json, write_json
+from vipbench.harness.training.cost import Cost
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,13 @@ class _Trained:
 
     candidate: Candidate
     cost: Mapping[str, Any]
+
+
+class _Result(BaseModel):
+    """The content of a `RESULT` file."""
+
+    candidate: Candidate
+    cost: Cost
 
 
 def tuned_job(config: Config, inputs: Inputs, topology: Topology, directory: RunDirectory | None) -> Job:
@@ -129,10 +140,17 @@ def _train(
 
 
 def _read(directory: RunDirectory | None, topology: Topology) -> _Trained | None:
-    """The recorded result of a candidate; None where it is still to be trained. All ranks call it together."""
+    """The recorded result of a candidate; None where it is still to be trained. All ranks call it together.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = directory.path / RESULT if directory else None
     content = topology.broadcast(read_json(path) if path and path.is_file() else None)
-    return None if content is None else _Trained(Candidate(**content["candidate"]), content["cost"])
+    if content is None:
+        return None
+    found = parse(_Result, content, f"{path or RESULT}: damaged")
+    return _Trained(found.candidate, found.cost.model_dump())
 
 
 def check_validation(dataset: Dataset, path: str) -> None:

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from vipbench.harness.distributed.topology import Topology
 
 STATUS = Path("/proc/self/status")  # of Linux
+
+
+class Cost(BaseModel):
+    """The cost of a training up to a point, as `Meter.state` gives it: seconds, and bytes at the peak."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    seconds: NonNegativeFloat = 0.0
+    peak_bytes: NonNegativeInt = 0
 
 
 class Meter:
@@ -64,9 +74,10 @@ class Meter:
         return {"seconds": self.elapsed(), "peak_bytes": self.peak()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Add an earlier session's `state`."""
-        self.seconds += float(state.get("seconds", 0.0))
-        self.earlier_peak = max(self.earlier_peak, int(state.get("peak_bytes", 0)))
+        """Add an earlier session's `state`. Raises pydantic.ValidationError where it is none."""
+        cost = Cost.model_validate(state)
+        self.seconds += cost.seconds
+        self.earlier_peak = max(self.earlier_peak, cost.peak_bytes)
 
     def _now(self) -> float:
         return time.monotonic() - self.filling()

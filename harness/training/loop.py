@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from vipbench.harness.config.schema import TrainConfig
+from vipbench.harness.config.validation import parse
 from vipbench.harness.data.stateless_random import keyed_number
 from vipbench.harness.distributed.engines.engine import Engine, make_engine
 from vipbench.harness.distributed.engines.zero import gathered_parameters
@@ -28,7 +29,7 @@ from vipbench.harness.system.progress import Progress
 from vipbench.harness.system.signals import Stopped
 from vipbench.harness.training.batches import Batch, TrainingBatches
 from vipbench.harness.training.checkpoint import Checkpoints
-from vipbench.harness.training.cost import Meter
+from vipbench.harness.training.cost import Cost, Meter
 from vipbench.harness.training.optimizer import make_optimizer, set_rate
 from vipbench.harness.training.schedule import step_rate
 
@@ -62,6 +63,16 @@ class BestEpoch:
         if not self.improved:
             found.append(f"validation accuracy never rose above that of epoch 1 ({self.validation_accuracy:.4f})")
         return found
+
+
+class Facts(BaseModel):
+    """The facts of a checkpoint, as `Training.state` gives them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kept: BestEpoch
+    to_select: bool = False
+    cost: Cost = Cost()
 
 
 class Training:
@@ -192,16 +203,21 @@ class Training:
         """Be where another training was after a step, given its `state`; before an engine is made.
 
         Raises:
-            UserError: the tensors are not those of this method on this task, or the facts are none.
+            UserError: the tensors are not those of this method on this task, or the facts are not those of such a training.
         """
-        try:
-            best = TypeAdapter(BestEpoch).validate_python(facts.get("kept"))
-        except ValidationError as error:
-            raise UserError(f"checkpoint of step {step}: damaged: it does not tell the epoch that is kept") from error
-        self.method.load_learned(_under(LEARNED, tensors))
-        self.step, self.best, self.best_tensors = step, best, _under(KEPT, tensors) or None
-        self.to_select = bool(facts.get("to_select"))
-        self.meter.resume(facts.get("cost", {}))
+        where = f"checkpoint of step {step}: damaged"
+        found, kept = parse(Facts, facts, where), _under(KEPT, tensors)
+        if not 0 <= step <= self.steps:
+            raise UserError(f"{where}: the training has {self.steps} steps")
+        if (found.kept.validation_accuracy is None) == bool(kept):
+            raise UserError(
+                f"{where}: it holds what an epoch had learned, or that epoch's validation accuracy, but not both"
+            )
+        for learned in (kept, _under(LEARNED, tensors)) if kept else (_under(LEARNED, tensors),):
+            self.method.load_learned(learned)
+        self.step, self.best, self.best_tensors = step, found.kept, kept or None
+        self.to_select = found.to_select
+        self.meter.resume(found.cost.model_dump())
 
     def finish(self) -> BestEpoch:
         """End with the parameters of the kept epoch."""

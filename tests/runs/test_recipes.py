@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,9 @@ from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.recipes import family_recipe
 from vipbench.harness.methods.registry import method_class, method_names
 from vipbench.harness.report.tables import make_table
+from vipbench.harness.runs import tuning
 from vipbench.harness.runs.collect import read_runs
-from vipbench.harness.runs.directory import read_prompts
+from vipbench.harness.runs.directory import RunDirectory, read_prompts
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.job import Job
 from vipbench.harness.runs.packed import execute_together
@@ -322,7 +325,7 @@ def test_every_method_can_be_tuned(base_config: dict[str, Any], model_folder: Pa
     base = {**base_config, "backbone": {"name": str(model_folder / "vit.json")}}
     for method in method_names():
         if method_class(method).trains:
-            train = {"epochs": 2, "steps": None, "warmup_epochs": 0, "batch_size": 5}
+            train = {"epochs": 1, "steps": None, "warmup_epochs": 0, "batch_size": 9}
             given = {**base, "method": {"name": method, **SMALL.get(method, {})}, "train": train, "recipe": "tuned"}
             config = resolve_config(override(given, [f"run.out={tmp_path}"]))
             run = execute(config)
@@ -345,6 +348,17 @@ def test_a_death_while_a_candidate_is_adopted_loses_nothing(
             execute(config)
     at_step(1, die, monkeypatch)
     assert (execute(config) / "prompts.safetensors").read_bytes() == (tuned_run / "prompts.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "place"), [("[]", "top level"), ('{"candidate": {}, "cost": {}}', "candidate.settings"),
+                           ('{"candidate": {"settings": {}}, "cost": {"seconds": "much"}}', "cost.seconds")],
+)  # fmt: skip
+def test_a_damaged_result_of_a_candidate_is_one_line(tmp_path: Path, content: str, place: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    one_process: Any = SimpleNamespace(broadcast=lambda value: value)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/result.json: damaged: {re.escape(place)}: .*$"):
+        tuning._read(RunDirectory(tmp_path), one_process)
 
 
 def test_deepspeed_is_refused(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

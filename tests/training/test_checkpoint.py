@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.dying import Death, at_step, die
 from tests.training.test_loop import Batches, Line, Validation
 from vipbench.harness.config.schema import RunConfig, TrainConfig
+from vipbench.harness.distributed.engines.optimizer_state import check_state
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.errors import UserError
 from vipbench.harness.methods.base import Output
@@ -161,6 +162,75 @@ def test_training_ends_with_the_same_bits_wherever_it_died(
         with pytest.raises(Death):
             train(str(step))
         assert train(str(step)) == (*expected[:3], (step - 1) // every * every)
+
+
+def only(prefix: str, tensors: dict[str, Tensor], present: bool = True) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) == present}
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensors", "message"),
+    [
+        ({"cost": "much"}, None, "checkpoint of step 5: damaged: cost: "),
+        ({"cost": {"seconds": "much"}}, None, "checkpoint of step 5: damaged: cost.seconds: "),
+        ({"cost": {"seconds": -1.0}}, None, "checkpoint of step 5: damaged: cost.seconds: "),
+        ({"cost": {"peak_bytes": 1.5}}, None, "checkpoint of step 5: damaged: cost.peak_bytes: "),
+        ({"kept": None}, None, "checkpoint of step 5: damaged: kept: "),
+        ({"kept": {"epoch": []}}, None, "checkpoint of step 5: damaged: kept.epoch: "),
+        ({"kept": {"epoch": 2}}, None, "checkpoint of step 5: damaged: it holds what an epoch had learned, or "),
+        ({"to_select": "perhaps"}, None, "checkpoint of step 5: damaged: to_select: "),
+        (
+            {},
+            lambda all: only("kept/", all, False),
+            "checkpoint of step 5: damaged: it holds what an epoch had learned",
+        ),
+        ({}, lambda all: {**all, "kept/weight": torch.zeros(3)}, "prompts: the file holds "),
+        ({}, lambda all: only("learned/", all, False), "prompts: the file holds "),
+        ({}, lambda all: {**all, "optimizer/other.step": torch.zeros(())}, "checkpoint: damaged: other.step "),
+        (
+            {},
+            lambda all: {**all, "optimizer/method.weight.exp_avg": torch.zeros(3)},
+            "checkpoint: damaged: method.weig",
+        ),
+    ],
+)
+def test_a_checkpoint_of_something_else_ends_in_one_line(
+    topology: Topology,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, Any],
+    tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+    message: str,
+) -> None:
+    """Its checksums are right, as those of a file that another program wrote are."""
+    run = RunDirectory(tmp_path)
+
+    def train() -> None:
+        training = small_training(topology, run, {"optimizer": "adamw"})
+        fit(training, Checkpoints(run, topology, RunConfig(checkpoint_steps=1)))
+
+    at_step(6, die, monkeypatch)
+    with pytest.raises(Death):
+        train()
+    found = latest(run.checkpoints)
+    assert found is not None and found.step == 5
+    Checkpoint(5, {**found.facts, **facts}, tensors(found.tensors) if tensors else found.tensors).write(run.checkpoints)
+    with pytest.raises(UserError) as error:
+        train()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_a_longer_training_is_refused(topology: Topology, tmp_path: Path) -> None:
+    training = small_training(topology, RunDirectory(tmp_path), {"optimizer": "sgd"})
+    with pytest.raises(UserError, match="checkpoint of step 9: damaged: the training has 8 steps"):
+        training.resume(9, *training.state())
+
+
+def test_the_optimizer_state_of_each_parameter_is_whole() -> None:
+    shapes, state = {"a": (3,), "b": (2,), "unused": (1,)}, {"a.m": torch.zeros(3), "a.step": torch.zeros(())}
+    check_state(shapes, {**state, "b.m": torch.zeros(2), "b.step": torch.zeros(())})
+    with pytest.raises(UserError, match="the optimizer's state of some parameter is not whole"):
+        check_state(shapes, {**state, "b.m": torch.zeros(2)})
 
 
 def test_a_log_of_steps_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:

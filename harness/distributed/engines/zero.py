@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vipbench.harness.distributed.engines.optimizer_state import check_state
 from vipbench.harness.distributed.failures import collective
 from vipbench.harness.distributed.topology import Topology
 
@@ -86,7 +87,8 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.topology.zero_stage < 3:
-            # DeepSpeed links states to parameters once the first group had its first step, before other groups have any (0.19).
+            # DeepSpeed links states to parameters once the first group had its first step, before other groups have any (0.19);
+            # no public function of it links them again.
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
         state: dict[str, Tensor] = {}
@@ -99,12 +101,13 @@ class ZeroEngine:
 
     @collective()
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        check_state({name: getattr(own, "ds_shape", own.shape) for name, own in self.parameters.items()}, state)
         sharded = self.topology.zero_stage == 3
         for piece in self.zero.fp32_partitioned_groups_flat if sharded else self.zero.single_partition_of_fp32_groups:
             for entry, value in state.items():
                 new = value.clone() if value.ndim == 0 else torch.zeros_like(piece)
                 self.base.state[piece].setdefault(entry.rpartition(".")[2], new)
-        if not sharded:
+        if not sharded:  # as in `optimizer_state`
             self.zero._lazy_init_hp_params_optimizer_state()
         for entry, value in state.items():
             name, _, key = entry.rpartition(".")
