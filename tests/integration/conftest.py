@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.launching import PYTHON, run
+from tests.integration.launching import run_on_ranks
 from tests.integration.slurm_cluster import missing, running_cluster
 
 
@@ -29,12 +29,12 @@ def cocoop_config(base_config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def vip_run(vip_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(PYTHON, vip_config, tmp_path_factory.mktemp("vip"))
+    return run_on_ranks(1, vip_config, tmp_path_factory.mktemp("vip"))
 
 
 @pytest.fixture(scope="session")
 def cocoop_run(cocoop_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(PYTHON, cocoop_config, tmp_path_factory.mktemp("cocoop"))
+    return run_on_ranks(1, cocoop_config, tmp_path_factory.mktemp("cocoop"))
 
 
 @pytest.fixture(scope="module")

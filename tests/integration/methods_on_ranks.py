@@ -1,4 +1,4 @@
-"""A worker that torchrun or accelerate launch starts: runs every method in one process group and writes what came out.
+"""A worker that accelerate launch starts, or a test: runs every method in one process group and writes what came out.
 
 python methods_on_ranks.py BASE.json OUT
 """

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import CLASSES
-from tests.integration.launching import run, torchrun
+from tests.integration.launching import run_on_ranks
 from vipbench.harness.cli import app
 from vipbench.harness.runs.execute import execute
 from vipbench.harness.runs.resolve import resolve_config
@@ -46,7 +46,7 @@ def test_a_rank_may_have_no_image(
     runs = {**base_config["run"], "bank": bank}
     config = {**base_config, "method": method, "data": {"path": str(small_dataset)}, "train": train, "run": runs}
     alone = execute(resolve_config({**config, "run": {**runs, "out": str(tmp_path / "alone")}}))
-    together = run(torchrun(3), config, tmp_path)
+    together = run_on_ranks(3, config, tmp_path)
     frames = [pd.read_parquet(path / "predictions.parquet") for path in (alone, together)]
     assert [len(frame) for frame in frames] == [2, 2], "each test image once"
     expected, found = (np.stack(frame["logits"].to_list()) for frame in frames)

@@ -1,7 +1,8 @@
 """Real processes: every registered method on two and three ranks, and under DeepSpeed's ZeRO, ends as in one process."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.integration.launching import ROOT, deepspeed, launch, torchrun
-from tests.integration.methods_on_ranks import REFUSALS, TENSORS, run_all
+from tests.integration.launching import ROOT, deepspeed, launch, on_ranks
+from tests.integration.methods_on_ranks import REFUSALS, TENSORS, main, run_all
 from vipbench.harness.distributed.topology import Topology
 from vipbench.harness.methods.base import Method
 from vipbench.harness.methods.registry import method_class, method_names
@@ -41,12 +42,15 @@ def one_process(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def assert_same(
-    launcher: Sequence[str], base: dict[str, Any], folder: Path, expected: dict[str, Tensor]
+    start: Callable[[Path, Path], None], base: dict[str, Any], folder: Path, expected: dict[str, Tensor]
 ) -> dict[str, str]:
-    """Compare what every method gave with one process; returns why methods were refused."""
+    """Compare what every method gave with one process; returns why methods were refused.
+
+    Args:
+        start: processes that do `methods_on_ranks.main`.
+    """
     (folder / "base.json").write_text(json.dumps(base))
-    result = launch([*launcher, WORKER, "base.json", str(folder)], folder, PYTHONPATH=str(ROOT))
-    assert result.returncode == 0, result.stderr
+    start(folder / "base.json", folder)
     refusals, tensors = read_json(folder / REFUSALS), load_file(folder / TENSORS)
     assert tensors.keys() == {name for name in expected if name.partition("/")[0] not in refusals}
     distances = {name: float((tensor - expected[name]).abs().max()) for name, tensor in tensors.items()}
@@ -58,7 +62,7 @@ def assert_same(
 def test_every_method_on_several_ranks(
     base: dict[str, Any], one_process: dict[str, Tensor], tmp_path: Path, processes: int
 ) -> None:
-    assert assert_same(torchrun(processes), base, tmp_path, one_process) == {}
+    assert assert_same(partial(on_ranks, processes, main), base, tmp_path, one_process) == {}
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -69,7 +73,13 @@ def test_every_method_under_zero(
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}))
-    refusals = assert_same(deepspeed(str(path), 2), base, tmp_path, one_process)
+
+    def start(*arguments: Path) -> None:
+        command = [*deepspeed(str(path), 2), WORKER, *map(str, arguments)]
+        result = launch(command, tmp_path, PYTHONPATH=str(ROOT))
+        assert result.returncode == 0, result.stderr
+
+    refusals = assert_same(start, base, tmp_path, one_process)
     combining = {name for name in method_names() if method_class(name).combine is not Method.combine}
     assert set(refusals) == combining == {"prograd"}
     for reason in refusals.values():

@@ -168,8 +168,9 @@ def test_runs_end_with_a_runner_that_is_killed_and_the_same_command_goes_on(
     assert [state.state for state in sweep_status(out)] == ["pending"] * 3
 
 
-@pytest.mark.parametrize("command", ["run.py", "vipbench run"])
-@pytest.mark.parametrize("when", ["early", "while it trains"])
+@pytest.mark.parametrize(
+    ("command", "when"), [("run.py", "early"), ("vipbench run", "early"), ("vipbench run", "while it trains")]
+)
 def test_ctrl_c_ends_a_run_in_one_line(base_config: dict[str, Any], tmp_path: Path, command: str, when: str) -> None:
     base = yaml.safe_load(endless(base_config, tmp_path).read_text())["base"]
     (tmp_path / "config.yaml").write_text(

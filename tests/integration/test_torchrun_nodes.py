@@ -1,6 +1,5 @@
 """Real processes: torchrun, on one node and on two."""
 
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from tests.integration.launching import (
     SCRIPTS,
     assert_same_run,
     environment,
+    free_port,
     run,
     run_directory,
+    run_on_ranks,
     torchrun,
     write_config,
 )
@@ -31,15 +32,13 @@ def test_one_node(vip_config: dict[str, Any], vip_run: Path, tmp_path: Path, pro
 
 
 def test_most_ranks_without_a_sample(cocoop_config: dict[str, Any], cocoop_run: Path, tmp_path: Path) -> None:
-    assert_same_run(run(torchrun(3), cocoop_config, tmp_path), cocoop_run)
+    assert_same_run(run_on_ranks(3, cocoop_config, tmp_path), cocoop_run)
 
 
 def test_two_nodes(vip_config: dict[str, Any], vip_run: Path, tmp_path: Path) -> None:
     """A torchrun for each of two nodes, which share a folder."""
     write_config(vip_config, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torchrun = [str(SCRIPTS / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
     nodes = [

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.launching import SCRIPTS, environment
+from tests.integration.launching import SCRIPTS, environment, free_port
 from vipbench.harness.system.files import read_json
 from vipbench.sweeps.status import sweep_status
 
@@ -64,9 +63,7 @@ def test_two_nodes_share_a_sweep(base_config: dict[str, Any], tmp_path: Path) ->
     content = {"base": base, "axes": {"seed": [1, 2, 3]}, "include": [{"train.lr": 1e30, "train.epochs": 4}]}
     grid, out = tmp_path / "grid.yaml", tmp_path / "out"
     grid.write_text(yaml.safe_dump(content))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     words = ["run", str(grid), "--out", str(out), "--executor", "torchrun", "--nnodes", "2", "--rdzv-endpoint", place]
     said = on_two_nodes(*words)
     assert all("3 done, 0 running, 0 pending, 1 failed" in output for output, _ in said), said
