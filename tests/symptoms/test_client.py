@@ -212,7 +212,7 @@ def test_a_server_that_stays_away_ends_the_job(cache: ResponseCache) -> None:
 
 def test_another_server_version_does_not_carry_on_the_job(cache: ResponseCache) -> None:
     async def answer_once(body: dict[str, Any], number: int) -> Reply:
-        await asyncio.sleep(60 if number else 0)  # so that requests are in flight when it goes
+        await asyncio.sleep(5 if number else 0)  # so that requests are in flight when it goes
         return 200, completion("fine")
 
     with FakeEndpoint() as endpoint:
