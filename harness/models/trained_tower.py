@@ -48,7 +48,7 @@ def _from_last_block(tower: Any) -> list[str]:
         kind = type(tower).__name__
         raise UserError(f"method.blocks: the last block of a {kind} is not known; use method.blocks=all")
     # timm's groups from the stem on, a block each; "?" is in the group of all that timm counts to no block, which comes last.
-    named = SimpleNamespace(named_parameters=lambda: [(name, None) for name in [*names, "?"]])
+    named: Any = SimpleNamespace(named_parameters=lambda: [(name, None) for name in [*names, "?"]])
     groups = group_parameters(named, tower.group_matcher())
     rest = next(number for number, group in groups.items() if "?" in group)
     return [name for name in [*groups[rest - 1], *groups[rest]] if name != "?"]
