@@ -64,10 +64,11 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare, and where.
+    """Settings of a comparison.
 
     Attributes:
-        file: the set. knowledge: other sets by kind; None: the file of that name beside the set, if it is there.
+        file: the set. data: a prepared dataset. out: the sweep's folder.
+        knowledge: other sets by kind; None: the file of that name beside the set, if it is there.
         seeds: runs of ViP with each set. draws: of random words, of shuffled classes, and of WaffleCLIP without training.
     """
 

@@ -1,7 +1,6 @@
 """`vipbench symptoms controls`: a set against its controls, and each of its symptoms on images."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 # In OUT: files, and folders of figures.
 TABLE, DATA, FIGURE, EVIDENCE = "controls.md", "controls.csv", "controls.svg", "symptoms.json"
-COSINES, IMAGES = "cosines", "images"
+COSINES, IMAGES = "symptom_cosines", "symptom_images"
 LISTED = 10  # images at each end in the JSON file
-MOST_FIGURES = 40  # in each of these folders
+MOST_FIGURES = 40  # in each of these folders; the JSON file has all symptoms
 
 
 def controls(
@@ -56,6 +55,7 @@ def controls(
     if shots != "all" and not (shots.isdecimal() and int(shots) > 0):
         raise UserError(f"--shots: {shots!r} is neither a number from 1 on nor all")
     check_output(out / TABLE)
+    from vipbench.harness.data.info import DatasetInfo
     from vipbench.harness.evaluation.statistics.weighted import WEIGHTED
     from vipbench.harness.report.controls import compare_lines, decisions, thin_evidence, to_markdown
     from vipbench.harness.report.rows import resolve_metric
@@ -64,6 +64,9 @@ def controls(
 
     if metric not in WEIGHTED:
         raise UserError(f"--metric: {metric!r} is no metric with a paired test; {did_you_mean(metric, WEIGHTED)}")
+    splits = DatasetInfo.load(data).splits
+    if split not in splits:
+        raise UserError(f"--split: {data} has no split {split!r}; {did_you_mean(split, splits)}")
     plan = Plan(
         file=file,
         data=data,
@@ -84,9 +87,8 @@ def controls(
     for state in failed:
         typer.echo(f"{state.state}: {state.name}: {state.reason}", err=True)
     typer.echo(to_markdown(results, metric))
-    names = Counter(path.parent.name if path.parent != out else path.name for path in written)
-    listed = (f"{name}/ ({count} figures)" if name in (COSINES, IMAGES) else name for name, count in names.items())
-    typer.echo(f"in {out}: {', '.join(listed)}")
+    names = dict.fromkeys(path.name if path.parent == out else f"{path.parent.name}/" for path in written)
+    typer.echo(f"in {out}: {', '.join(names)}")
     for sentence in compared.left_out:
         typer.echo(f"left out: {sentence}")
     if thin := thin_evidence(results):
@@ -109,7 +111,7 @@ def _write_comparison(results: "Sequence[Result]", compared: "Compared", metric:
 
 
 def _write_symptoms(plan: "Plan", split: str, images: bool) -> list[Path]:
-    """Write what each symptom sees in the images of a split: JSON, boxes of its cosines, and the extreme images."""
+    """Write how each symptom agrees with the images of a split: JSON, boxes of its cosines, and the extreme images."""
     from vipbench.harness.data.reader import Dataset
     from vipbench.harness.report.figures.symptom_images import draw_cosines, draw_images, pages
     from vipbench.harness.symptoms.cosines import describe, measure_cosines
@@ -124,12 +126,17 @@ def _write_symptoms(plan: "Plan", split: str, images: bool) -> list[Path]:
     facts = {"symptoms": symptoms.digest(), "data": dataset.info.digest, "backbone": loaded.digest, "split": split}
     described = facts | {"images": len(found.samples), "scores": describe(found, aurocs, LISTED)}
     write_json(out / EVIDENCE, described)
-    written = [out / EVIDENCE]
-    for number, labels in enumerate(islice(pages(found), MOST_FIGURES), start=1):
-        written.append(_draw(partial(draw_cosines, found, aurocs, labels, split), out / COSINES / f"{number:02d}.svg"))
-    for label in range(min(len(found.classes), MOST_FIGURES) if images else 0):
-        written.append(_draw(partial(draw_images, found, label, split), out / IMAGES / f"{label + 1:02d}.svg"))
-    return written
+    boxes = (partial(draw_cosines, found, aurocs, labels, split) for labels in pages(found))
+    pictures = (partial(draw_images, found, label, split) for label in range(len(found.classes) if images else 0))
+    return [out / EVIDENCE, *_draw_all(boxes, out / COSINES), *_draw_all(pictures, out / IMAGES)]
+
+
+def _draw_all(draws: "Iterable[Callable[[], Chart]]", folder: Path) -> list[Path]:
+    """Draw the first figures of many into a folder, in which those of an earlier comparison are removed."""
+    for earlier in folder.glob("[0-9][0-9].svg"):
+        earlier.unlink()
+    numbered = enumerate(islice(draws, MOST_FIGURES), start=1)
+    return [_draw(draw, folder / f"{number:02d}.svg") for number, draw in numbered]
 
 
 def _draw(draw: "Callable[[], Chart]", path: Path) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.report.written_runs import CLASSES, share, write_run
+from vipbench.harness.evaluation.metrics import Predicted
 from vipbench.harness.evaluation.statistics.comparisons import compare, compare_over_seeds
 from vipbench.harness.report.controls import (
     CONTROL,
@@ -41,7 +42,8 @@ def make_line(
     for seed, right in enumerate(runs):
         write_run(place, reader, shots, seed, right)
     rows = load_runs(place).to_dict("records") if runs else []
-    return Line(kind, Group((reader, texts), ("data", "b"), [{**row} for row in rows]), keys)
+    found = [{str(name): value for name, value in row.items()} for row in rows]
+    return Line(kind, Group((reader, texts), ("data", "b"), found), keys)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def results(lines: list[Line]) -> list[Result]:
     return compare_lines(lines, "accuracy")
 
 
-def predictions(line: Line) -> list:  # type: ignore[type-arg]
+def predictions(line: Line) -> list[Predicted]:
     return [read_tested(Path(run["run"])).of for run in line.group.runs]
 
 

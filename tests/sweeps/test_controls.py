@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from vipbench.harness.cli import app
 from vipbench.harness.data.info import DatasetInfo
@@ -76,7 +75,7 @@ def test_symptoms_are_looked_up_on_training_images(good: Result, data: Path, out
     assert found["split"] == "train" and found["images"] == 4 * SMALL["train"]
     assert found["symptoms"] == symptoms.digest() and found["data"] == DatasetInfo.load(data).digest
     assert [one["text"] for one in found["scores"]] == [text for entry in symptoms.classes for text in entry.texts]
-    figures = [out / "controls.svg", out / "cosines" / "01.svg", *sorted((out / "images").iterdir())]
+    figures = [out / "controls.svg", out / "symptom_cosines" / "01.svg", *sorted((out / "symptom_images").iterdir())]
     assert len(figures) == 6 and all("n = " in path.read_text() for path in figures)
 
 
@@ -87,6 +86,7 @@ def test_the_runs_are_ordinary_ones_which_are_not_run_again(good: Result, data: 
     assert len(runs) == len(before) > 15 and set(runs["method.name"]) == {"zero_shot", "waffle", "vip"}
     result = controls(SETS / "lesions.json", data, out, "--no-images")
     assert result.exit_code == 0 and runs_of(out) == before
+    assert not list((out / "symptom_images").iterdir()), "of an earlier comparison"
 
 
 @pytest.mark.slow
@@ -110,6 +110,7 @@ def test_what_cannot_be_compared_is_one_line(data: Path, tmp_path: Path) -> None
         (["seed=3"], "seed=3: seed is not overridden here"),
         (["--metric", "acuracy"], "--metric: 'acuracy' is no metric with a paired test; did you mean 'accuracy'?"),
         (["--shots", "none"], "--shots: 'none' is neither a number from 1 on nor all"),
+        (["--split", "training"], "has no split 'training'; did you mean 'train'?"),
         (["--definition", str(tmp_path / "no.json")], "no.json: no such file"),
     ):
         result = controls(SETS / "lesions.json", data, tmp_path / "out", *options)

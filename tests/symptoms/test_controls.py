@@ -34,8 +34,8 @@ def test_no_class_keeps_its_place(count: int) -> None:
         assert sorted(order) == list(range(count))
         assert all(place != of for place, of in enumerate(order))
     assert orders == [derangement(count, draw) for draw in range(30)]
-    assert len({tuple(order) for order in orders}) == {2: 1, 3: 2}.get(count, len({tuple(order) for order in orders}))
-    assert count == 2 or len({tuple(order) for order in orders}) > 1, "draws differ"
+    different = len({tuple(order) for order in orders})
+    assert different == {2: 1, 3: 2}[count] if count < 4 else different > 20, "draws differ"
 
 
 def test_a_shuffled_set_gives_each_class_the_symptoms_of_another(lesions: SymptomSet) -> None:
@@ -83,19 +83,15 @@ def test_extreme_images_are_those_of_the_plain_cosines(
     described = describe(measured, [auroc for auroc, _ in scores], count=5)
     for symptom, text in zip(described, texts, strict=True):
         feature = vit_backbone.text.encode_texts([f"{text}."])[0].numpy()
-        cosines = images @ feature / np.linalg.norm(feature)
-        by_id = dict(zip(samples.keys.tolist(), zip(cosines, samples.labels, strict=True), strict=True))
+        cosines: np.ndarray = images @ feature / np.linalg.norm(feature)
+        values, labels = (dict(zip(samples.keys.tolist(), own, strict=True)) for own in (cosines, samples.labels))
         own = CLASSES.index(symptom["class"])
-        most, least = symptom["most"], symptom["least_of_its_class"]
-        assert {one["id"] for one in least} <= {key for key, (_, label) in by_id.items() if label == own}
-        for images_shown, pool, sign in (
-            (most, cosines, -1),
-            (least, cosines[samples.labels == own], 1),
-        ):
-            values = [by_id[one["id"]][0] for one in images_shown]
-            np.testing.assert_allclose(values, sign * np.sort(sign * pool)[:5], atol=1e-5)
-            np.testing.assert_allclose([one["cosine"] for one in images_shown], values, atol=1e-5)
-            assert [one["class"] for one in images_shown] == [CLASSES[by_id[one["id"]][1]] for one in images_shown]
+        lowest, highest = np.sort(cosines[samples.labels == own])[:5], np.sort(cosines)[::-1][:5]
+        for shown, wanted in ((symptom["most"], highest), (symptom["least_of_its_class"], lowest)):
+            np.testing.assert_allclose([float(values[one["id"]]) for one in shown], wanted, atol=1e-5)
+            np.testing.assert_allclose([one["cosine"] for one in shown], wanted, atol=1e-5)
+            assert [one["class"] for one in shown] == [CLASSES[labels[one["id"]]] for one in shown]
+        assert {labels[one["id"]] for one in symptom["least_of_its_class"]} == {own}
         for label, name in enumerate(CLASSES):
             column = cosines[samples.labels == label]
             found = symptom["cosine"][name]
@@ -107,7 +103,7 @@ def test_extreme_images_are_those_of_the_plain_cosines(
 def test_figures_show_each_symptom_with_its_n(measured: Cosines) -> None:
     chart = finished(lambda: draw_cosines(measured, [0.5] * len(measured.texts), [0, 1, 2], "test"))
     (ax,) = chart.figure.axes
-    medians = [line.get_xdata()[0] for line in ax.lines if line.get_linewidth() == 1.0]
+    medians = [float(np.ravel(line.get_xdata())[0]) for line in ax.lines if line.get_linewidth() == 1.0]
     wanted = [
         np.median(measured.cosines[mask, symptom])
         for symptom in range(len(measured.texts))
@@ -125,4 +121,4 @@ def test_figures_show_each_symptom_with_its_n(measured: Cosines) -> None:
 def test_figures_of_many_symptoms_are_divided_by_class(measured: Cosines) -> None:
     owners = np.repeat(np.arange(5), [20, 20, 10, 4, 40])
     many = measured._replace(classes=list("abcde"), owners=owners)
-    assert list(pages(many)) == [[0], [1, 2, 3], [4]] and MOST_ROWS == 34
+    assert list(pages(many)) == [[0], [1, 2, 3], [4]] and 34 <= MOST_ROWS < 40
