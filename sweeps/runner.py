@@ -25,6 +25,7 @@ from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.system.files import disk_errors, read_json, write_json
 from vipbench.sweeps.executors.base import Executor
 from vipbench.sweeps.executors.claims import at_work
+from vipbench.sweeps.executors.in_process import InProcessExecutor
 from vipbench.sweeps.executors.local import LocalExecutor
 from vipbench.sweeps.executors.slurm import SlurmExecutor
 from vipbench.sweeps.executors.submissions import job_states
@@ -40,7 +41,9 @@ SECONDS_TO_PLAN = 1800.0  # that the other nodes of an allocation wait for one t
 SECONDS_TO_END = 30.0  # for runs whose runner was killed, to end at a checkpoint
 
 
-AnyExecutor = Annotated[LocalExecutor | TorchrunExecutor | SlurmExecutor, Field(discriminator="kind")]
+AnyExecutor = Annotated[
+    LocalExecutor | InProcessExecutor | TorchrunExecutor | SlurmExecutor, Field(discriminator="kind")
+]
 
 
 class LaunchRecord(Section):

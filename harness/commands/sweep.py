@@ -26,6 +26,7 @@ class Kind(StrEnum):
     """Names of executors."""
 
     local = "local"
+    in_process = "in_process"
     torchrun = "torchrun"
     slurm = "slurm"
 
@@ -39,7 +40,9 @@ def run(
     pack: Annotated[
         bool, typer.Option("--pack", help="train runs together that differ in seed, shots or rate")
     ] = False,
-    executor: Annotated[Kind, typer.Option(help="this machine, one allocation, or a cluster's queue")] = Kind.local,
+    executor: Annotated[
+        Kind, typer.Option(help="this machine, this process, one allocation, or a cluster's queue")
+    ] = Kind.local,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="processes at a time; default: one per GPU, or one", rich_help_panel=LOCAL)
     ] = None,

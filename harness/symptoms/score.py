@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from vipbench.harness.config.validation import parse
 from vipbench.harness.data.reader import Dataset
 from vipbench.harness.errors import UserError
-from vipbench.harness.models.phrases import as_sentence
+from vipbench.harness.symptoms.cosines import measure_cosines
 from vipbench.harness.symptoms.sets import SymptomSet, fold
 from vipbench.harness.system.files import read_json
 
@@ -91,32 +91,24 @@ def score_set(
     Raises:
         UserError: a class of the dataset is not in the set or has no symptom; there is no training split.
     """
-    from vipbench.harness.methods.base import symptom_names
-    from vipbench.harness.symptoms.encode import image_features, text_features
-
-    texts = symptoms.texts(dataset.classes)
-    samples = dataset.split(SPLIT)
-    phrases = [as_sentence(text) for group in texts for text in group]
-    encoded = text_features(backbone.text, phrases, symptom_names(dataset.classes, texts))
-    images = image_features(backbone, samples, batch_size, workers, f"encode {SPLIT} images")
-    cosines = (images @ encoded.T).numpy()
-    owners = np.repeat(np.arange(len(texts)), [len(group) for group in texts])
-    scores, coverage = score_cosines(cosines, samples.labels, owners)
-    means = np.stack([cosines[:, owners == label].mean(axis=1) for label in range(len(texts))], axis=1)
+    found = measure_cosines(symptoms, dataset, backbone, SPLIT, batch_size=batch_size, workers=workers)
+    cosines, owners, labels = found.cosines, found.owners, found.samples.labels
+    scores, coverage = score_cosines(cosines, labels, owners)
+    means = np.stack([cosines[:, owners == label].mean(axis=1) for label in range(len(found.classes))], axis=1)
     guesses = means.argmax(axis=1)
     named = [
         SymptomScore(name=dataset.classes[owner], text=text, auroc=auroc, redundancy=redundancy)
-        for owner, text, (auroc, redundancy) in zip(owners, (t for group in texts for t in group), scores, strict=True)
+        for owner, text, (auroc, redundancy) in zip(owners, found.texts, scores, strict=True)
     ]
     return Scores(
         symptoms=symptoms.digest(),
         data=dataset.info.digest,
         backbone=backbone.digest,
-        images=len(samples),
+        images=len(labels),
         scores=sorted(named, key=lambda score: (score.auroc is None, score.auroc or 0.0, score.name, score.text)),
         coverage=dict(zip(dataset.classes, coverage, strict=True)),
-        accuracy=float((guesses == samples.labels).mean()),
-        balanced_accuracy=float(balanced_accuracy_score(samples.labels, guesses)),
+        accuracy=float((guesses == labels).mean()),
+        balanced_accuracy=float(balanced_accuracy_score(labels, guesses)),
     )
 
 

@@ -34,7 +34,7 @@ def bars(query: Query) -> Chart:
     """Draw a panel per dataset, backbone and shots, the values written at the bars."""
     names = query.panels(PANELS)
     found = groups(query, names)
-    return _chart(query, names, found, {})
+    return bar_chart(query, names, found, {})
 
 
 @figure("ablation", "metric", "columns")
@@ -57,7 +57,7 @@ def ablation(query: Query) -> Chart:
         for group, (difference, _), p in zip(own[1:], compared, adjusted, strict=True):
             shown_p = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
             texts[id(group)] = f"{'' if difference < 0 else '+'}{written(query.metric, difference)}{shown_p}"
-    chart = _chart(query, names, found, texts)
+    chart = bar_chart(query, names, found, texts)
     note = " Signed numbers: difference from the first variant, with Holm-adjusted p-values of the paired comparison."
     return Chart(chart.figure, chart.note + note)
 
@@ -77,7 +77,12 @@ def _difference(metric: str, own: Group, first: Group) -> tuple[float, float | N
     return difference, found.p if found else None
 
 
-def _chart(query: Query, names: Sequence[str], found: Sequence[Group], texts: dict[int, str]) -> Chart:
+def bar_chart(query: Query, names: Sequence[str], found: Sequence[Group], texts: dict[int, str]) -> Chart:
+    """Draw groups as bars, a panel for each value of their columns.
+
+    Args:
+        names: of the columns' values. texts: written behind the value of a bar, by the id of its group.
+    """
     intervals = {id(group): group.interval(query.metric) for group in found}
     most = max(sum(group.column == other.column for other in found) for group in found)
     drawn, axes = make_panels(names, found, 0.75 + BAR * most, wide=bool(texts))
