@@ -17,6 +17,7 @@ from vipbench.harness.commands import (
     demo,
     doctor,
     figures,
+    init,
     methods,
     page,
     report,
@@ -74,6 +75,7 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+app.command()(init.init)
 app.command()(data.prepare)
 app.command()(data.index)
 app.command()(data.inspect)
