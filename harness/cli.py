@@ -3,15 +3,31 @@
 import os
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vipbench.harness.commands import backbone, bank, data, demo, figures, methods, page, report, serve, sweep, symptoms
+from vipbench.harness.commands import (
+    backbone,
+    bank,
+    data,
+    demo,
+    doctor,
+    figures,
+    init,
+    methods,
+    page,
+    report,
+    serve,
+    sweep,
+    symptoms,
+)
 from vipbench.harness.commands.options import MovedPlugins, Plugins
 from vipbench.harness.data.choices import OnError
+from vipbench.harness.errors import UserError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
 
 
@@ -26,10 +42,24 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help=__doc__,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vipbench {version('vipbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Benchmark methods that adapt CLIP-like models to medical images with prompts."""
+
 
 ConfigFile = Annotated[Path, typer.Argument(help="a config in YAML")]
 Overrides = Annotated[
@@ -45,6 +75,7 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+app.command()(init.init)
 app.command()(data.prepare)
 app.command()(data.index)
 app.command()(data.inspect)
@@ -58,6 +89,7 @@ app.command()(figures.explain)
 app.command()(figures.predict)
 app.command()(demo.demo)
 app.command()(methods.methods)
+app.command()(doctor.doctor)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(bank.app, name="bank")
 app.add_typer(backbone.app, name="backbone")
@@ -80,11 +112,22 @@ def run(
 
 
 @app.command("config")
-def show_config(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = None) -> None:
-    """Print a config resolved: every default filled in."""
+def show_config(
+    config: Annotated[Path | None, typer.Argument(help="a config in YAML")] = None,
+    overrides: Overrides = None,
+    plugin: Plugins = None,
+    explain: Annotated[bool, typer.Option("--explain", help="print every key with its values and meaning")] = False,
+) -> None:
+    """Print a config resolved: every default filled in; or explain every key."""
+    from vipbench.harness.commands.explain_config import explain as explanation
     from vipbench.harness.runs.resolve import load_config
 
-    typer.echo(load_config(config, overrides or [], plugin or []).to_yaml(), nl=False)
+    if explain:
+        typer.echo(explanation(), nl=False)
+    elif config is None:
+        raise UserError("name a config, a YAML file, or give --explain")
+    else:
+        typer.echo(load_config(config, overrides or [], plugin or []).to_yaml(), nl=False)
 
 
 @app.command()

@@ -55,16 +55,19 @@ class DataConfig(Section):
     split_seed: Seed | None = None  # which images the few shots are; default: the run's seed
     # A class with fewer images than shots ends the run, or gives what it has.
     fewer: Literal["refuse", "take"] = "refuse"
-    on_error: Literal["raise", "skip"] = (
-        "raise"  # a damaged image ends the run, or is left out and named in provenance.json
-    )
+    # A damaged image ends the run, or is left out and named in provenance.json.
+    on_error: Literal["raise", "skip"] = "raise"
 
 
 class BackboneConfig(Section):
-    """The frozen model; see `vipbench.harness.models.backbone.load_backbone`."""
+    """The frozen model, whose towers encode images and texts."""
 
-    name: HomeText = "ViT-B-16"
-    pretrained: HomeText | None = None
+    name: HomeText = (
+        "ViT-B-16"  # an open_clip name, an hf-hub: id, a folder as the hub lays it out, or an open_clip JSON file
+    )
+    pretrained: HomeText | None = (
+        None  # the weights: a tag of open_clip or a file; null where the name has them already
+    )
 
 
 class MethodConfig(Section):
@@ -84,35 +87,35 @@ class MethodConfig(Section):
 
 
 class TrainConfig(Section):
-    """The recipe. Each method's `recipe` states its paper's values; what stands here is Dassl's, which most share."""
+    """The recipe of training. Methods state the values of their papers; the defaults are those of Dassl, which most share."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Rate = 0.002
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # each as in torch.optim
+    lr: Rate = 0.002  # the learning rate at its highest
     batch_size: Count = 32  # over all processes together
-    epochs: Annotated[int, Field(ge=1, le=10**6)] | None = 50
+    epochs: Annotated[int, Field(ge=1, le=10**6)] | None = 50  # passes over the training images
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None  # optimiser steps, in the place of epochs
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of SGD, 0.9 by default
-    weight_decay: NonNegative = 5e-4
-    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = 1
-    warmup_lr: Rate | None = None  # 1e-5 by default
-    # None: half a cosine by epoch that ends above 0 (Dassl). "step": half a cosine by step, down to `final_lr`.
-    schedule: Literal["step"] | None = None
-    final_lr: NonNegative | None = None  # 0 by default
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = (
-        None  # of Adam, torch's
+    weight_decay: NonNegative = 5e-4  # of all that is trained
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = (
+        1  # epochs at the beginning, at the learning rate of `warmup_lr`
     )
+    warmup_lr: Rate | None = None  # 1e-5 by default
+    # null: half a cosine by epoch that ends above 0 (Dassl). "step": half a cosine by step, down to `final_lr`.
+    schedule: Literal["step"] | None = None
+    final_lr: NonNegative | None = None  # of the schedule by step, 0 by default
+    # Of Adam; torch's by default.
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = None
     eps: Rate | None = None  # of Adam, 1e-8 by default
     select: Literal["best", "last"] = "last"  # the epoch that is kept; "best" is by validation accuracy
     # Of epochs with equal accuracy: the one of lowest validation loss (the first of equal ones), or simply the first, as Dassl.
     select_ties: Literal["lower_loss", "first"] | None = None
     max_grad_norm: Rate | None = None  # L2 norm that gradients are scaled down to
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # area of the random resized crop
-    flip: bool = True
+    flip: bool = True  # half of the training images are mirrored, left to right
     augmentation_seed: Seed | None = None  # default: the run's seed
-    shuffle_block: Count | None = None  # None: all at once; a number: shards, then blocks of so many
-    views: Annotated[int, Field(ge=1, le=10**6)] | Literal["all"] = (
-        "all"  # views per image: a new one each epoch, or K in turn (an approximation)
-    )
+    shuffle_block: Count | None = None  # null: all images are shuffled; a number: shards, then blocks of so many
+    # Augmented views of an image: "all" draws a new one each epoch, a number takes so many in turn (an approximation).
+    views: Annotated[int, Field(ge=1, le=10**6)] | Literal["all"] = "all"
 
     @model_validator(mode="after")
     def _settle_options(self) -> Self:
@@ -142,28 +145,25 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Execution of a run; nothing here changes a result but `compile`, which rounds differently and is in the identity."""
 
-    out: HomePath = Path("runs")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: HomePath = Path("runs")  # the folder in which the run's directory is made
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # image loading processes per rank
     eval_batch_size: Count = 64  # images per process
     micro_batch: Count | None = None  # samples per process in a training pass; the gradients of a batch are added up
     text_memory_gib: Gib = 2.0  # of a text tower pass; what takes more is computed in parts, twice where it is trained
     image_memory_gib: Gib = 4.0  # of a training pass inside the image tower; beyond it blocks are computed twice
     compile: bool = False  # the image tower, with torch.compile; earns its start-up back after some hundred images
-    cuda_graph: bool = (
-        False  # replay the passes of a training step as one CUDA graph; on one GPU, without `micro_batch`
-    )
-    log_every: Count = 10  # steps
-    checkpoint_minutes: Minutes | None = 10.0  # between checkpoints
-    checkpoint_steps: Count | None = (
-        None  # between checkpoints too; both may be left out, see harness/training/checkpoint.py
-    )
+    # Replay the passes of a training step as one CUDA graph; on one GPU, without `micro_batch`.
+    cuda_graph: bool = False
+    log_every: Count = 10  # steps between two lines of steps.jsonl
+    checkpoint_minutes: Minutes | None = 10.0  # minutes between checkpoints, from which an interrupted run goes on
+    checkpoint_steps: Count | None = None  # steps between checkpoints, beside the minutes
     keep_checkpoints: Count = 2  # of an unfinished run, the newest
     timeout_minutes: Minutes = 30.0  # after which a process that waits for the others in vain gives up
-    # Where steps and results are sent to; see harness/runs/tracking.py.
+    # Experiment trackers to which steps and results are sent.
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     tracking_project: str = "vipbench"  # its name at W&B and MLflow
-    plugins: tuple[HomePath, ...] = ()  # Python files that register methods; see harness/methods/registry.py
+    plugins: tuple[HomePath, ...] = ()  # Python files that register methods
     bank: bool = True  # store image features under `out`, shared by all runs there
     bank_gib: Gib | None = None  # how much the stored features may take; those used longest ago leave first
 
@@ -171,13 +171,13 @@ class RunConfig(Section):
 class Config(Section):
     """A resolved run: every default is filled in, so that the config alone tells what was done."""
 
-    seed: Seed = 1
-    precision: Precision = "fp32"
+    seed: Seed = 1  # of initial values and of the order of images
+    precision: Precision = "fp32"  # of towers and training; tf32 and fp16 need a GPU
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
-    symptoms: SymptomFiles = None
-    templates: Templates = None
-    method: SerializeAsAny[MethodConfig]
+    symptoms: SymptomFiles = None  # a symptom set, a JSON file, or several of them
+    templates: Templates = None  # of class names, with {} where the name goes; "a photo of a {}." by default
+    method: SerializeAsAny[MethodConfig]  # its name, or name and options
     # The paper's settings, one setting for all methods of a family, or the best of a grid on validation. "published" for methods
     # that do not train.
     recipe: Recipe = "published"

@@ -1,19 +1,16 @@
 """Descriptions of methods, from what their classes declare and their files say: `vipbench methods` prints them."""
 
-import ast
 import dis
 import inspect
-import io
 import re
 import sys
-import tokenize
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from vipbench.harness.config.options import Option, describe_options
 from vipbench.harness.config.schema import MethodConfig, TrainConfig
 from vipbench.harness.config.validation import validate
 from vipbench.harness.methods.base import Method, Support, Task
@@ -24,16 +21,6 @@ from vipbench.harness.models.backbone import Backbone
 SHOTS: tuple[int | str, ...] = (1, 2, 4, 8, 16, "all")  # for which published recipes are shown
 INPUTS = {"features": "features", "unnormalised": "un-normalised features", "images": "images"}
 ALWAYS_SHOWN = ("optimizer", "lr", "batch_size", "epochs", "steps", "select")  # of a recipe
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of a method: its values in words, its default, and the comment beside it in the method's file."""
-
-    name: str
-    values: str
-    default: Any
-    comment: str
 
 
 @dataclass(frozen=True)
@@ -144,61 +131,7 @@ def _entries(train: TrainConfig) -> dict[str, Any]:
 def options(name: str) -> list[Option]:
     """The options of a method beside its name."""
     config = _defaults(name, method_class(name))
-    comments, schema = _comments(type(config)), type(config).model_json_schema()
-    parts, settled = schema.get("$defs", {}), config.model_dump(mode="json")
-    return [
-        Option(key, _values(part, parts), settled[key], comments.get(key, ""))
-        for key, part in schema["properties"].items()
-        if key != "name"
-    ]
-
-
-def _values(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    """The values that a JSON schema allows, in words."""
-    if "$ref" in schema:
-        return _values(parts[schema["$ref"].rpartition("/")[2]], parts)
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_values(part, parts) for part in schema["anyOf"]))
-    if "enum" in schema or "const" in schema:
-        return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
-    kind = schema.get("type", "any")
-    if kind == "array":
-        items = schema.get("prefixItems") or [schema.get("items", {})]
-        inner = ", ".join(dict.fromkeys(_values(item, parts) for item in items))
-        return f"{len(items)} of {inner}" if "prefixItems" in schema else f"list of {inner}"
-    words = {
-        "number": "number",
-        "integer": "whole number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "null",
-    }
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
-    return " ".join([words.get(kind, str(kind)), ", ".join(bounds)]).strip()
-
-
-def _comments(config: type[MethodConfig]) -> dict[str, str]:
-    """The comment of each option in the source of its class: at the ends of its lines, or on whole lines above."""
-    found: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if not issubclass(cls, MethodConfig) or cls is MethodConfig:
-            continue
-        source = inspect.cleandoc("\n" + inspect.getsource(cls))
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
-        (tree,) = ast.parse(source).body
-        assert isinstance(tree, ast.ClassDef)
-        for node in tree.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                first = node.lineno
-                while first - 1 in comments and comments[first - 1].line.lstrip().startswith("#"):
-                    first -= 1
-                texts = [
-                    comments[line].string for line in range(first, (node.end_lineno or first) + 1) if line in comments
-                ]
-                found[node.target.id] = " ".join(text.lstrip("# ") for text in texts)
-    return found
+    return [option for option in describe_options(type(config), config) if option.name != "name"]
 
 
 def trained_numbers(name: str, task: Task, backbone: Backbone, shots: int = 16) -> int:

@@ -1,0 +1,1 @@
+"""Tests of verbs that belong to no other part."""
