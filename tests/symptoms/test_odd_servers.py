@@ -474,4 +474,9 @@ def test_a_url_that_leads_nowhere_is_one_line(cache: ResponseCache, url: str) ->
 
 def test_an_endpoint_repeats_no_key() -> None:
     endpoint = Endpoint("http://h", 1, "very-secret", 1.0)
-    assert "very-secret" not in repr(endpoint) + endpoint.url + str(endpoint.connect().headers)
+
+    async def connections() -> str:
+        async with endpoint.connect() as http:
+            return f"{http} {http!r}"
+
+    assert "very-secret" not in repr(endpoint) + endpoint.url + asyncio.run(connections())
