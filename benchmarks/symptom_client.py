@@ -29,7 +29,7 @@ from vipbench.harness.symptoms.llm.client import Client
 from vipbench.harness.symptoms.llm.record import Request
 
 CLASSES, IN_FLIGHT, ROUNDS = 70_000, 256, 3
-COUNTS = {"httpx": 2000, "aiohttp": 8000, "ours": 8000}  # requests a round
+COUNTS = {"httpx": 1000, "aiohttp": 8000, "ours": 8000}  # requests a round
 SERVERS = {
     "at once": ["benchmarks.instant_server"],
     "reads requests": ["tests.symptoms.fake_endpoint", "0"],
