@@ -1,11 +1,14 @@
 """An OpenAI-compatible server that answers at once and the same to all: what it takes is little beside any client.
 
-python -m benchmarks.instant_server      prints its URL; ends with its standard input
+    python -m benchmarks.instant_server SECONDS
+
+SECONDS of CPU are spent on each completion beyond that. It prints its URL and ends with its standard input.
 """
 
 import asyncio
 import json
 import sys
+import time
 
 TEXT = json.dumps({"symptoms": ["dark round spot", "smooth pale border"]})
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
@@ -26,6 +29,7 @@ def reply(content: object, status: int = 200) -> bytes:
 ANSWER = reply({"object": "chat.completion", "created": 1_700_000_000, "choices": [CHOICE], "usage": USAGE})
 PAGES = {b"/v1/models": reply({"data": [{"id": "fake"}, {"id": "fake@r1"}]}), b"/version": reply({"version": "1.0"})}
 NO_PAGE = reply({}, 404)
+SECONDS = 0.0
 
 
 class Connection(asyncio.Protocol):
@@ -44,7 +48,18 @@ class Connection(asyncio.Protocol):
             if len(self.rest) < end:
                 return
             self.rest = self.rest[end:]
-            self.transport.write(ANSWER if head.startswith(b"post") else PAGES.get(head.split(b" ")[1], NO_PAGE))
+            if head.startswith(b"post"):
+                work(SECONDS)
+                self.transport.write(ANSWER)
+            else:
+                self.transport.write(PAGES.get(head.split(b" ")[1], NO_PAGE))
+
+
+def work(seconds: float) -> None:
+    """Spend CPU time."""
+    until = time.process_time() + seconds
+    while seconds and time.process_time() < until:
+        pass
 
 
 async def main() -> None:
@@ -56,4 +71,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    SECONDS = float(sys.argv[1])
     asyncio.run(main())
