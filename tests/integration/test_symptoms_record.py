@@ -20,7 +20,7 @@ from vipbench.harness.symptoms.llm.record import Response
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("KILLS", "10"))  # over one job; docs/symptoms.md has the figures of 100
+KILLS = int(os.environ.get("KILLS", "10"))  # over one job; the documentation has the figures of 100
 
 
 def job(url: str, cache: Path, count: int) -> subprocess.Popen[str]:
