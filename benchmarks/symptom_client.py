@@ -29,7 +29,7 @@ from vipbench.harness.symptoms.llm.client import Client
 from vipbench.harness.symptoms.llm.record import Request
 
 CLASSES, IN_FLIGHT, ROUNDS = 70_000, 256, 3
-COUNTS = {"httpx": 500, "aiohttp": 5000, "ours": 5000}  # requests a round
+COUNTS = {"httpx": 2000, "aiohttp": 8000, "ours": 8000}  # requests a round
 SERVERS = {"at once": 0.0, "1 ms": 0.001}  # seconds of CPU for each request
 INSTRUCTION = (
     "List what a person can see in a picture of the class, in short plain words of colour, shape and place. " * 8
