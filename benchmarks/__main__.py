@@ -18,7 +18,7 @@ import typer
 from benchmarks.measure import Result, context
 from vipbench.harness.system.files import read_json, write_json
 
-NAMES = ("training_step", "tower_step", "sweep", "packing", "bank", "reader", "compile", "collect")
+NAMES = ("training_step", "tower_step", "sweep", "packing", "bank", "reader", "compile", "collect", "symptom_client")
 OUT = Path("bench.json")
 
 

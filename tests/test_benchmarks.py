@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import sweep, tower_step, training_step
+from benchmarks import sweep, symptom_client, tower_step, training_step
 from tests.conftest import TEXT, VIT
 from tests.pretended_gpu import pretended_gpu
 from vipbench.harness.config.schema import BackboneConfig
@@ -64,3 +64,16 @@ def test_the_plain_sweep_runs_where_ours_does(
     with pretended_gpu():
         assert sweep._plain_seconds(method, data) > 0
     assert devices == ["cuda"]
+
+
+def test_the_symptom_client_is_compared_with_bare_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both servers; the client asserts that all requests are answered, the servers' errors end the generators."""
+    monkeypatch.setattr(symptom_client, "ROUNDS", 1)
+    monkeypatch.setattr(symptom_client, "CLASSES", 100)
+    monkeypatch.setattr(symptom_client, "COUNTS", dict.fromkeys(symptom_client.COUNTS, 50))
+    result = symptom_client.measure()
+    assert [row["server"] for row in result.rows] == [name for name in symptom_client.SERVERS for _ in range(3)]
+    for row in result.rows:
+        assert row["requests_per_s"] > 0 and row["cpu_us"] > 0
+        assert (row["ours_over_it"] == row["ours_over_it_by_cpu"] == 1) == (row["generator"] == "ours")
+    assert len(result.notes) == 2

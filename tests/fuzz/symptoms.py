@@ -19,6 +19,7 @@ from vipbench.harness.symptoms.llm import client, endpoint
 from vipbench.harness.symptoms.llm.answers import parse, tidy
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.client import Client
+from vipbench.harness.symptoms.llm.transport import Reply
 from vipbench.harness.symptoms.prompting import FOLDER
 from vipbench.harness.symptoms.sets import SymptomSet
 from vipbench.harness.system.files import write_json
@@ -107,16 +108,13 @@ def _use_server(sound: Sound, folder: Path, rng: Random) -> None:
     headers.pop("content-encoding", None)
     bad = rng.choice([400, 401, 404, 408, 422, 429, 500, 503, 302, 204, 102])
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    async def fetch(http: object, url: str, *_: object) -> Reply:
         status = bad if rng.random() < 0.3 else 200
-        part = "refusal" if status in (400, 422) else request.url.path.rpartition("/")[2]
-        return httpx.Response(status, headers=headers, content=content.get(part, b""))
-
-    def connect(*_: object) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        part = "refusal" if status in (400, 422) else url.rpartition("/")[2]
+        return Reply(status, headers, content.get(part, b""))
 
     with pytest.MonkeyPatch.context() as patch, ResponseCache(folder / "cache.sqlite") as cache:
-        patch.setattr(endpoint, "connect", connect)
+        patch.setattr(endpoint, "fetch", fetch)
         patch.setattr(client, "BACKOFF", wait_none())
         patch.setattr(client, "WATCH_SECONDS", 0.02)
         asker = Client(["http://127.0.0.1:9"], None, cache, concurrency=4, timeout=2, retries=2, patience=0.5)

@@ -1,16 +1,18 @@
 """Jobs killed at any moment, and a disk that is full: what was answered is on record and not asked again."""
 
+import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
+from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, answer_to, completion
 from tests.symptoms.job import structured_requests
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.record import Response
@@ -18,6 +20,7 @@ from vipbench.harness.symptoms.llm.record import Response
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("KILLS", "10"))  # over one job; the documentation has the figures of 100
 
 
 def job(url: str, cache: Path, count: int) -> subprocess.Popen[str]:
@@ -31,34 +34,37 @@ def on_record(path: Path) -> dict[str, Response]:
         return {answer.key: answer.response for answer in cache.answers()}
 
 
-def test_a_job_killed_ten_times_asks_nothing_twice_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    count, moments = 1500, random.Random(7)
+def test_a_job_killed_at_any_moment_asks_nothing_twice_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """A question is asked again only where its answer was on its way when the job was killed, and then once."""
+    count, moments = 150 * KILLS, random.Random(7)
     keys = {str(request.body()): request.key("r1", "1.0") for request in structured_requests("fake", count)}
+    path = tmp_path / "killed.sqlite"
+    recorded: set[str] = set()
+    under_way: list[set[str]] = []
     with FakeEndpoint(delay=0.02) as endpoint:
-        assert job(endpoint.url, tmp_path / "whole.sqlite", count).wait(60) == 0
-        endpoint.asked.clear()
-        recorded: list[tuple[int, set[str]]] = []
-        for _ in range(10):
+        for _ in range(KILLS):
             begin = len(endpoint.asked)
-            process = job(endpoint.url, tmp_path / "killed.sqlite", count)
+            process = job(endpoint.url, path, count)
             while len(endpoint.asked) == begin:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.001)
             time.sleep(moments.uniform(0.0, 0.12))
             process.kill()
             process.communicate()
-            recorded.append((len(endpoint.asked), set(on_record(tmp_path / "killed.sqlite"))))
-        assert len(recorded[-1][1]) < count  # else the last kills came too late
-        assert job(endpoint.url, tmp_path / "killed.sqlite", count).wait(60) == 0
+            time.sleep(0.2)  # until what it sent last has reached the server
+            asked = [keys[str(body)] for body in endpoint.asked[begin:]]
+            assert len(set(asked)) == len(asked) and not recorded & set(asked)
+            recorded = set(on_record(path))
+            under_way.append(set(asked) - recorded)
+        assert len(recorded) < count  # else the last kills came too late
+        assert job(endpoint.url, path, count).wait(600) == 0
         asked = [keys[str(body)] for body in endpoint.asked]
-    for moment, answered in recorded:
-        assert not answered & set(asked[moment:])
-    assert len(asked) <= count + 10 * 16  # what was under way at a kill may be asked anew
-    whole, killed = on_record(tmp_path / "whole.sqlite"), on_record(tmp_path / "killed.sqlite")
-    assert {key: response.text for key, response in whole.items()} == {
-        key: response.text for key, response in killed.items()
-    }
-    assert len(whole) == count
+    again = sum(map(len, under_way))
+    print(f"{KILLS} kills: {count} questions, {len(asked)} asked, {again} of them under way at a kill")
+    assert len(asked) == count + again <= count + 16 * KILLS and again > 0
+    assert Counter(asked) == Counter(keys.values()) + Counter(key for keys in under_way for key in keys)
+    expected = {keys[str(request.body())]: answer_to(request.body()) for request in structured_requests("fake", count)}
+    assert {key: response.text for key, response in on_record(path).items()} == expected
 
 
 @pytest.fixture

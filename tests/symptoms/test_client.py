@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm import client as client_module
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.client import Client
-from vipbench.harness.symptoms.llm.record import Request
+from vipbench.harness.symptoms.llm.record import Answer, Request, Response
 
 
 def requests(count: int, samples: int = 1) -> list[Request]:
@@ -80,6 +81,47 @@ def test_requests_are_taken_no_further_ahead_than_needed(endpoint: FakeEndpoint,
         assert taken <= number + 16
     assert taken == 500
     assert endpoint.most_at_once <= 16
+
+
+def test_an_answer_is_handed_on_once_it_is_on_record_and_those_of_one_moment_are_recorded_together(
+    endpoint: FakeEndpoint, cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def put_all(answers: list[Answer]) -> list[Response]:
+        sizes.append(len(answers))
+        return ResponseCache.put_all(cache, answers)
+
+    monkeypatch.setattr(cache, "put_all", put_all)
+    gate = asyncio.Event()
+
+    async def reply(body: dict[str, Any], number: int) -> Reply:
+        if number == 49:  # the last of those in flight
+            gate.set()
+        await gate.wait()
+        return 200, completion("fine")
+
+    endpoint.reply = reply
+    reader = ResponseCache(cache.path)  # as of another process
+    for request, response in Client([endpoint.url], None, cache, concurrency=50).complete(requests(500)):
+        assert reader.get(request.key("r1", "1.0")) == response
+    assert sum(sizes) == 500 and len(sizes) <= 250
+
+
+def test_memory_does_not_grow_with_the_job(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
+    endpoint.keep = False
+    many = (
+        Request("fake", [{"role": "user", "content": f"{number} {'x' * 20_000}"}], None, {}, 0) for number in range(300)
+    )
+    held = []
+    tracemalloc.start()
+    try:
+        for number, _ in enumerate(Client([endpoint.url], None, cache, concurrency=16).complete(many), start=1):
+            if number % 100 == 0:
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[0] < 1_500_000  # the requests between them hold 4 MB
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,31 @@ def test_the_servers_words_are_in_the_error(endpoint: FakeEndpoint, cache: Respo
             list(Client([endpoint.url], None, cache, retries=1).complete(requests(1)))
 
 
+def test_a_proxy_of_the_environment_is_used_but_to_this_machine(
+    endpoint: FakeEndpoint, cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listing(writer: asyncio.StreamWriter) -> None:
+        body = b'{"data": [{"id": "far"}]}'
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+
+    with FakeEndpoint() as proxy:
+        proxy.raw["http://far.invalid/v1/models"] = listing
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert Client(["http://far.invalid"], None, cache).identity.model == "far"
+        assert Client([endpoint.url], None, cache).identity.model == "fake"
+        monkeypatch.setenv("no_proxy", "far.invalid")
+        with pytest.raises(UserError, match="no server answers"):
+            Client(["http://far.invalid"], None, cache)
+
+
+def test_no_compressed_answer_is_asked_for(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
+    list(Client([endpoint.url], None, cache).complete(requests(1)))
+    assert "accept-encoding: identity\r\n" in endpoint.headers.lower()
+
+
 # fields that are refused
 
 REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -474,4 +499,9 @@ def test_a_url_that_leads_nowhere_is_one_line(cache: ResponseCache, url: str) ->
 
 def test_an_endpoint_repeats_no_key() -> None:
     endpoint = Endpoint("http://h", 1, "very-secret", 1.0)
-    assert "very-secret" not in repr(endpoint) + endpoint.url + str(endpoint.connect().headers)
+
+    async def connections() -> str:
+        async with endpoint.connect() as http:
+            return f"{http} {http!r}"
+
+    assert "very-secret" not in repr(endpoint) + endpoint.url + asyncio.run(connections())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vipbench.harness.commands.cache import cache_app
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.cache import ResponseCache
-from vipbench.harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.symptoms.llm.record import Answer, Identity, Request, Response
 
 INSTRUCTION = {"role": "system", "content": "List what is seen."}
 REQUEST = Request(
@@ -72,6 +72,24 @@ def test_the_first_answer_stays(cache: ResponseCache) -> None:
     assert second.put(key, REQUEST, "r", "v", replace(RESPONSE, text="later")) == RESPONSE
     assert len(cache) == 1
     assert cache.get("nothing") is None
+
+
+def test_answers_recorded_together_are_as_if_recorded_one_by_one(cache: ResponseCache, tmp_path: Path) -> None:
+    other = replace(REQUEST, schema=None)
+    answers = [
+        Answer(request.key(who.revision, "v"), who, request, replace(RESPONSE, text=str(number)))
+        for number, request in enumerate([REQUEST, about("nevus"), other, about("nevus", 1), REQUEST])
+        for who in (Identity("m", "r", "v"), Identity("m", "s", "v"))
+    ]
+    put(cache, about("nevus"), replace(RESPONSE, text="before"))
+    recorded = cache.put_all(answers)
+    assert [response.text for response in recorded] == ["0", "0", "before", "1", "2", "2", "3", "3", "0", "0"]
+    with ResponseCache(tmp_path / "single.sqlite") as single:
+        put(single, about("nevus"), replace(RESPONSE, text="before"))
+        for key, who, request, response in answers:
+            single.put(key, request, who.revision, who.server_version, response)
+        assert list(single.answers()) == list(cache.answers())
+    assert cache.verify() == 8 and cache.put_all([]) == []
 
 
 def test_an_export_is_the_same_whatever_order_answers_came_in(tmp_path: Path) -> None:
@@ -148,7 +166,13 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(cache: ResponseCache)
     cache.connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite reports just as a full disk
     with pytest.raises(UserError, match="full; what was answered before is on record"):
         put(cache, about("huge"), replace(RESPONSE, text="x" * 100_000))
-    assert all(cache.get(key) for key in keys)
+    who = Identity("m", "r", "v")
+    together = [
+        Answer(f"{number}", who, about(f"new {number}"), replace(RESPONSE, text="x" * 2000)) for number in range(50)
+    ]
+    with pytest.raises(UserError, match="full"):
+        cache.put_all(together)
+    assert all(cache.get(key) for key in keys) and len(cache) == 10  # all of them or none
     cache.connection.execute("PRAGMA max_page_count = 100000")
     put(cache, about("huge"))
     assert cache.verify() == 11

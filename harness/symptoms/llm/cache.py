@@ -2,7 +2,8 @@
 
 An LLM server's output is not deterministic across batches even at temperature 0, so the cache is the record. The key of an
 answer is a hash of its request and server: model, revision, server version, messages, schema, sampling and sample number.
-One SQLite file (write-ahead log, on a local disk): an answer is committed as it arrives, several processes may share the file.
+One SQLite file (write-ahead log, on a local disk): answers are committed as they arrive, those of one moment together; several
+processes may share the file.
 
     vipbench symptoms cache stats|export|import|prune|verify
 """
@@ -10,7 +11,7 @@ One SQLite file (write-ahead log, on a local disk): an answer is committed as it
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -100,23 +101,36 @@ class ResponseCache:
 
     def put(self, key: str, request: Request, revision: str, server_version: str, response: Response) -> Response:
         """Record an answer and return the one on record: the first, where another process was quicker."""
-        *before, last = request.messages
-        content = {"messages": before, "schema": request.schema, "sampling": request.sampling}
-        identity = Identity(request.model, revision, server_version)
-        digest = digest_json([*identity, content])
-        # JSON, since a model may answer with what SQLite cannot hold as text (a lone surrogate)
-        row = (key, json.dumps(last), request.sample, json.dumps(asdict(response)), digest)
+        return self.put_all([Answer(key, Identity(request.model, revision, server_version), request, response)])[0]
+
+    def put_all(self, answers: Sequence[Answer]) -> list[Response]:
+        """Record answers in one transaction, all or none; returns those on record, as `put` does."""
+        shared: dict[tuple[Identity, str], str] = {}
+        rows = []
+        for key, who, request, response in answers:
+            *before, last = request.messages
+            content = {"messages": before, "schema": request.schema, "sampling": request.sampling}
+            text = json.dumps(content, sort_keys=True)
+            if (who, text) not in shared:
+                shared[who, text] = digest_json([*who, content])
+            # JSON, since a model may answer with what SQLite cannot hold as text (a lone surrogate)
+            rows.append((key, json.dumps(last), request.sample, json.dumps(vars(response)), shared[who, text]))
         with self._transaction():
-            self.connection.execute(
+            self.connection.executemany(
                 "INSERT OR IGNORE INTO shared (digest, model, revision, server_version, content) VALUES (?, ?, ?, ?, ?)",
-                (digest, *identity, json.dumps(content, sort_keys=True)),
+                [(digest, *who, text) for (who, text), digest in shared.items()],
             )
-            added = self.connection.execute(
+            added = self.connection.executemany(
                 "INSERT OR IGNORE INTO answers (key, shared, message, sample, response)"
                 " SELECT ?, id, ?, ?, ? FROM shared WHERE digest = ?",
-                row,
+                rows,
             )
-            recorded = response if added.rowcount else self.get(key)
+            if added.rowcount == len(rows):
+                return [answer.response for answer in answers]
+            return [self._on_record(answer.key) for answer in answers]
+
+    def _on_record(self, key: str) -> Response:
+        recorded = self.get(key)
         assert recorded is not None, "an answer that was not added is on record"
         return recorded
 

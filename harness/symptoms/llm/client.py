@@ -1,60 +1,43 @@
 """Send requests to one LLM server or several, through the response cache: recorded answers are not asked for again.
 
 `Client.complete` is synchronous; below it, requests run concurrently in an event loop of their own thread, a fixed number at a
-time at each server, and each answer is recorded the moment it arrives. A server that goes away, or that refuses requests as too
-many, is waited for; when it stays so, the job ends with one clear line and all answers on record. A field that the servers
-refuse (a seed, for example) is left out for the rest of the job, and recorded with the answers.
+time at each server, and each answer is recorded the moment it arrives, together with those of the same moment; only then is it
+handed on. A server that goes away, or that refuses requests as too many, is waited for; when it stays so, the job ends with one
+clear line and all answers on record. A field that the servers refuse (a seed, for example) is left out for the rest of the job,
+and recorded with the answers.
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-import anyio
-import httpx
+import aiohttp
 from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
-from vipbench.harness.symptoms.llm.record import Identity, Request, Response
+from vipbench.harness.symptoms.llm.record import Answer, Identity, Request, Response
+from vipbench.harness.symptoms.llm.recorder import Outcomes, Recorder
+from vipbench.harness.symptoms.llm.routing import Router
+from vipbench.harness.symptoms.llm.stats import Stats, prefix_hit_rate
+from vipbench.harness.symptoms.llm.transport import NoAnswer
 
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0  # between two checks of a server
 BACKOFF = wait_exponential(multiplier=0.5, max=30.0) + wait_random(0, 0.5)
+AHEAD = 2  # requests per slot that are taken from the caller where several servers share them, so that each finds its server
 ON_RECORD = "what was answered is on record; start the same command again to go on"
-
-
-@dataclass
-class Stats:
-    """Counts of a client's work. `prefix_hit_rate`: the share of prompt tokens in the servers' prefix caches, if reported."""
-
-    asked: int = 0
-    cached: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    prefix_hit_rate: float | None = None
-
-    def note(self) -> str:
-        """Format the end of a progress line."""
-        seconds = max(self.seconds, 1e-9)
-        tokens = (self.prompt_tokens + self.completion_tokens) / seconds
-        share = self.cached / max(self.cached + self.asked, 1)
-        rates = f"{self.asked / seconds:.1f} requests/s, {tokens:.0f} tokens/s, " if self.asked else ""
-        prefix = "" if self.prefix_hit_rate is None else f", prefix cache {self.prefix_hit_rate:.0%}"
-        retries = f", {self.retries} retries" if self.retries else ""
-        return f"{rates}{share:.0%} from the cache{prefix}{retries}"
 
 
 class Client:
@@ -99,7 +82,7 @@ class Client:
         self.revision, self.server_version = revision, server_version
         self.endpoints = [Endpoint(url, concurrency, api_key, timeout, patience) for url in urls]
         self.without: frozenset[str] = frozenset()
-        self.most = concurrency * len(urls)
+        self.most = concurrency * len(urls) * (AHEAD if len(urls) > 1 else 1)
         self.stats = Stats()
         if urls:
             with start_blocking_portal() as portal:
@@ -122,7 +105,7 @@ class Client:
                 )
         return found[0]
 
-    async def _identify_one(self, endpoint: Endpoint, http: httpx.AsyncClient, model: str | None) -> Identity:
+    async def _identify_one(self, endpoint: Endpoint, http: aiohttp.ClientSession, model: str | None) -> Identity:
         while True:
             try:
                 return await endpoint.identify(http, model, self.revision, self.server_version)
@@ -130,9 +113,9 @@ class Client:
                 if endpoint.out_of_patience():
                     raise UserError(f"{error}, for {self.patience:.0f} s") from error
                 await asyncio.sleep(max(0.0, endpoint.paused_until - time.monotonic()))
-            except httpx.RequestError as error:
-                reason, advice = str(error) or type(error).__name__, "start one with: vipbench serve MODEL"
-                raise UserError(f"{endpoint.url}: no server answers ({reason}); {advice}") from error
+            except NoAnswer as error:
+                advice = "start one with: vipbench serve MODEL"
+                raise UserError(f"{endpoint.url}: no server answers ({error}); {advice}") from error
 
     def leave_out(self, fields: frozenset[str]) -> None:
         """Send no request with these fields from now on; answers are recorded as given without them."""
@@ -151,28 +134,30 @@ class Client:
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Answer requests, in any order; those on record come at once, equal ones are asked once.
 
-        `requests` is consumed as answers are taken, no further ahead than requests can be in flight.
+        `requests` is consumed as answers are taken, no further ahead than requests can be in flight; twice as far with several
+        servers.
 
         Raises:
             UserError: a request was refused or failed too often, the servers stayed away, the disk is full, or (offline)
                 an answer is missing. Requests in flight are finished and recorded first.
         """
         waiting: dict[str, list[Request]] = {}
-        answers: SimpleQueue[tuple[str, Response | UserError]] = SimpleQueue()
+        answers: SimpleQueue[Outcomes] = SimpleQueue()
         loop: _RequestLoop | None = None
         failure: UserError | None = None
 
         def take() -> Iterator[tuple[Request, Response]]:
             nonlocal failure
-            key, answer = answers.get()
-            if not key:
+            outcomes = answers.get()
+            if not outcomes:
                 assert loop is not None
                 loop.future.result()  # raises the error that ended it
-            asked = waiting.pop(key)
-            if isinstance(answer, UserError):
-                failure = failure or answer
-            else:
-                yield from ((request, answer) for request in asked)
+            for key, answer in outcomes:
+                asked = waiting.pop(key)
+                if isinstance(answer, UserError):
+                    failure = failure or answer
+                else:
+                    yield from ((request, answer) for request in asked)
 
         with ExitStack() as stack:
             for request in requests:
@@ -210,92 +195,110 @@ class _RequestLoop:
         given_up: the error that ends the job, since the servers stay away or are others.
     """
 
-    def __init__(self, client: Client, answers: SimpleQueue[tuple[str, Response | UserError]]) -> None:
+    def __init__(self, client: Client, answers: SimpleQueue[Outcomes]) -> None:
         self.client, self.answers = client, answers
         self.stopping = False
         self.given_up: UserError | None = None
         self.stack = ExitStack()
-        self.pools: dict[Endpoint, httpx.AsyncClient] = {}
-        self.slots: dict[Endpoint, anyio.CapacityLimiter] = {}
+        self.pools: dict[Endpoint, aiohttp.ClientSession] = {}
+        self.router = Router(client.endpoints, self._end)
+        self.inbox: deque[tuple[str, Request]] = deque()
+        self.woken = False
 
     def __enter__(self) -> Self:
         portal = self.stack.enter_context(start_blocking_portal())
         self.future, self.loop = portal.start_task(self._run)
-        self.future.add_done_callback(lambda _: self.answers.put(("", UserError("ended"))))
+        self.future.add_done_callback(lambda _: self.answers.put([]))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.loop.call_soon_threadsafe(self.inbox.put_nowait, None)
+            self.loop.call_soon_threadsafe(self.ended.set)
             self.future.result()
         self.stack.__exit__(kind, error, trace)  # cancels what still runs, if there is an error
 
     def submit(self, key: str, request: Request) -> None:
         """Hand over a request; its answer comes through `answers`."""
-        self.loop.call_soon_threadsafe(self.inbox.put_nowait, (key, request))
+        self.inbox.append((key, request))
+        if not self.woken:  # once for all that are handed over before the loop looks
+            self.woken = True
+            self.loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self.woken = False
+        while self.inbox:
+            self.tasks.create_task(self._answer(*self.inbox.popleft()))
 
     async def _run(self, *, task_status: TaskStatus[asyncio.AbstractEventLoop]) -> None:
-        self.inbox: asyncio.Queue[tuple[str, Request] | None] = asyncio.Queue()
+        self.ended, self.recorder = asyncio.Event(), Recorder(self.client.cache, self.answers.put)
         self.began = time.monotonic() - self.client.stats.seconds
         async with AsyncExitStack() as stack:
             for endpoint in self.client.endpoints:
                 self.pools[endpoint] = await stack.enter_async_context(endpoint.connect())
-                self.slots[endpoint] = anyio.CapacityLimiter(endpoint.concurrency)
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            watchers = [tasks.create_task(self._watch(endpoint)) for endpoint in self.pools]
+            self.tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            beside = [self.tasks.create_task(work) for work in (self.recorder.run(), *map(self._watch, self.pools))]
             task_status.started(asyncio.get_running_loop())
-            while (item := await self.inbox.get()) is not None:
-                tasks.create_task(self._answer(*item))
-            for watcher in watchers:
-                watcher.cancel()
+            try:
+                await self.ended.wait()
+            finally:
+                self.recorder.commit()
+            for task in beside:
+                task.cancel()
             for endpoint in self.pools:
                 await self._check(endpoint)
 
     async def _answer(self, key: str, request: Request) -> None:
-        tries = AsyncRetrying(
-            stop=lambda state: self.stopping or state.attempt_number > self.client.retries,
-            wait=BACKOFF,
-            retry=retry_if_exception_type(TryAgain),
-            before_sleep=self._count_retry,
-            reraise=True,
-        )
+        """Try a request until it is answered, or will not be."""
         try:
-            self.answers.put((key, await tries(self._try, request)))
-        except TryAgain as error:
-            asked = request.messages[-1]["content"][-80:]
-            reason = f"{error}, {self.client.retries + 1} tries; the request ended in {asked!r}; {ON_RECORD}"
-            self.answers.put((key, UserError(reason)))
+            for attempt in itertools.count(1):
+                try:
+                    return await self._try(key, request)
+                except TryAgain as error:
+                    if self.stopping or attempt > self.client.retries:
+                        asked = request.messages[-1]["content"][-80:]
+                        raise UserError(
+                            f"{error}, {attempt} tries; the request ended in {asked!r}; {ON_RECORD}"
+                        ) from error
+                self.client.stats.retries += 1
+                await asyncio.sleep(_backoff(attempt))
         except UserError as error:
-            self.answers.put((key, error))
+            self.answers.put([(key, error)])
 
-    async def _try(self, request: Request) -> Response:
+    async def _try(self, key: str, request: Request) -> None:
         """Send a request once, but again after a busy server's pause, or without fields that the servers turn out to refuse."""
         client = self.client
         while True:
-            async with self._slot() as endpoint:
+            endpoint = await self.router.acquire(request)
+            try:
                 without, (_, revision, server_version) = client.without, client.identity
-                key = request.key(revision, server_version)
-                if without and (recorded := client.cache.get(key)):  # of an earlier job without the same fields
-                    client.stats.cached += 1
-                    return recorded
-                try:
-                    response = await endpoint.ask(self.pools[endpoint], request, without)
-                except Busy as error:
-                    client.stats.retries += 1
-                    if all(other.out_of_patience() for other in client.endpoints):
-                        self.given_up = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
-                except Refused as error:
-                    if client.without == without:  # else another request met the refusal first
-                        if not error.fields - without:
-                            raise
-                        log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
-                        client.leave_out(error.fields)
-                else:
-                    if client.without == without:  # all answers of a job are given alike
-                        self._count(response)
-                        return client.cache.put(key, request, revision, server_version, response)
+                asked = key
+                if without:
+                    asked = request.key(revision, server_version)
+                    if recorded := client.cache.get(asked):  # of an earlier job without the same fields
+                        client.stats.cached += 1
+                        self.answers.put([(key, recorded)])
+                        return
+                response = await endpoint.ask(self.pools[endpoint], request, without)
+            except Busy as error:
+                client.stats.retries += 1
+                if all(other.out_of_patience() for other in client.endpoints):
+                    self.given_up = UserError(f"{error}, for {client.patience:.0f} s; {ON_RECORD}")
+            except Refused as error:
+                if client.without == without:  # else another request met the refusal first
+                    if not error.fields - without:
+                        raise
+                    log.warning("%s; asking without %s from now on", error, ", ".join(sorted(error.fields)))
+                    client.leave_out(error.fields)
+            else:
+                if client.without == without:  # all answers of a job are given alike
+                    self._count(response)
+                    identity = Identity(request.model, revision, server_version)
+                    self.recorder.add(key, Answer(asked, identity, request, response))
+                    return
+            finally:
+                self.router.release(endpoint)
 
     def _count(self, response: Response) -> None:
         stats = self.client.stats
@@ -304,31 +307,9 @@ class _RequestLoop:
         stats.prompt_tokens += response.usage.get("prompt_tokens", 0)
         stats.completion_tokens += response.usage.get("completion_tokens", 0)
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[Endpoint]:
-        """Wait for a slot at a server, the least loaded one that is open, and hold it."""
-        while not self.ending:
-            wait = min(endpoint.seconds_closed() for endpoint in self.pools)
-            if wait:
-                await asyncio.sleep(min(wait, WATCH_SECONDS))
-                continue
-            endpoint = min((place for place in self.pools if not place.seconds_closed()), key=self._load)
-            async with self.slots[endpoint]:
-                if not endpoint.seconds_closed() and not self.ending:  # both may have changed meanwhile
-                    yield endpoint
-                    return
-        raise self.given_up or UserError("not asked, since the job is ending")
-
-    @property
-    def ending(self) -> bool:
-        return self.stopping or self.given_up is not None
-
-    def _load(self, endpoint: Endpoint) -> int:
-        slots = self.slots[endpoint].statistics()
-        return slots.borrowed_tokens + slots.tasks_waiting
-
-    def _count_retry(self, state: RetryCallState) -> None:
-        self.client.stats.retries += 1
+    def _end(self) -> UserError | None:
+        """Return the error that ends the job, or None while it goes on."""
+        return self.given_up or (UserError("not asked, since the job is ending") if self.stopping else None)
 
     async def _watch(self, endpoint: Endpoint) -> None:
         """Check a server regularly, log when it goes and comes back, and give up when all stay away."""
@@ -343,17 +324,18 @@ class _RequestLoop:
             if all(place.down_since and place.out_of_patience() for place in self.pools):
                 urls = ", ".join(place.url for place in self.pools)
                 self.given_up = UserError(f"{urls}: gone for {self.client.patience:.0f} s; {ON_RECORD}")
+            self.router.dispatch()
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _check(self, endpoint: Endpoint) -> None:
         client, http = self.client, self.pools[endpoint]
         if endpoint.down_since is None:
             await endpoint.observe(http)
-            client.stats.prefix_hit_rate = _prefix_hit_rate(client.endpoints)
+            client.stats.prefix_hit_rate = prefix_hit_rate(client.endpoints)
         elif await endpoint.healthy(http):
             try:
                 identity = await endpoint.identify(http, client.served.model, client.revision, client.server_version)
-            except (httpx.RequestError, Busy):
+            except (NoAnswer, Busy):
                 return
             except UserError as error:
                 self.given_up = error
@@ -365,10 +347,11 @@ class _RequestLoop:
             endpoint.down_since = None
 
 
-def _prefix_hit_rate(endpoints: list[Endpoint]) -> float | None:
-    queries = sum(endpoint.prefix_queries for endpoint in endpoints)
-    hits = sum(endpoint.prefix_hits for endpoint in endpoints)
-    return hits / queries if 0 <= hits <= queries and queries else None
+def _backoff(attempt: int) -> float:
+    """Return the seconds to wait after a failed try, the first being number 1."""
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    state.attempt_number = attempt
+    return float(BACKOFF(state))
 
 
 def _identity_on_record(cache: ResponseCache, *wanted: str | None) -> Identity:

@@ -8,13 +8,24 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
+import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.answers import parse_completion
 from vipbench.harness.symptoms.llm.record import Identity, Request, Response
-from vipbench.harness.symptoms.llm.transport import Reply, base_url, connect, fetch, retry_after, shown
+from vipbench.harness.symptoms.llm.transport import (
+    NoAnswer,
+    Reply,
+    TooLarge,
+    TooLate,
+    Unreachable,
+    base_url,
+    connect,
+    fetch,
+    retry_after,
+    shown,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +99,12 @@ class Endpoint:
         self.counters: dict[str, float] = {}
         self.prefix_hits = self.prefix_queries = 0.0
 
-    def connect(self) -> httpx.AsyncClient:
+    def connect(self) -> aiohttp.ClientSession:
         """Open connections for one event loop."""
-        timeout = httpx.Timeout(self.timeout, connect=PROBE_SECONDS)
-        return connect(self.base, self.api_key, self.concurrency, timeout)
+        return connect(self.base, self.api_key)
 
     async def identify(
-        self, http: httpx.AsyncClient, model: str | None, revision: str | None, version: str | None = None
+        self, http: aiohttp.ClientSession, model: str | None, revision: str | None, version: str | None = None
     ) -> Identity:
         """Find the identity of the server of `model` (None: of the first model it serves).
 
@@ -107,7 +117,7 @@ class Endpoint:
         Raises:
             UserError: it is no OpenAI-compatible server, wants another API key, or serves no such model (names those it does).
             Busy: it refuses requests for now.
-            httpx.RequestError: the connection failed.
+            NoAnswer: the connection failed.
         """
         listed = await fetch(http, f"{self.url}/models", PROBE_SECONDS)
         if listed.status in (401, 403):
@@ -115,7 +125,7 @@ class Endpoint:
         if listed.status in BUSY:
             raise self._pause(listed)
         if listed.status >= 500 and listed.status != 501:
-            raise httpx.RequestError(f"status {listed.status}")
+            raise NoAnswer(f"status {listed.status}")
         served = _served(listed)
         if served is None and model is None:
             raise UserError(
@@ -125,23 +135,23 @@ class Endpoint:
         own_version = _version(await fetch(http, f"{self.root}/version", PROBE_SECONDS))
         return _identity(self.url, served, model, revision, own_version or version or UNKNOWN)
 
-    async def healthy(self, http: httpx.AsyncClient) -> bool:
+    async def healthy(self, http: aiohttp.ClientSession) -> bool:
         """Check that the server answers; one without /health (404) counts as well, one whose engine died (5xx) does not."""
         try:
             return (await fetch(http, f"{self.root}/health", PROBE_SECONDS)).status < 500
-        except httpx.RequestError:
+        except NoAnswer:
             return False
 
-    async def observe(self, http: httpx.AsyncClient) -> None:
+    async def observe(self, http: aiohttp.ClientSession) -> None:
         """Read /metrics, where there is one, and add up the hits and queries of the prefix cache."""
         if not self.has_metrics:
             return
         try:
             answer = await fetch(http, f"{self.root}/metrics", PROBE_SECONDS)
-        except httpx.ConnectError:
+        except Unreachable:
             self.lose()
             return
-        except httpx.RequestError:
+        except NoAnswer:
             return  # busy, perhaps
         self.has_metrics = answer.status < 400 or answer.status >= 500
         counters = _counters(answer.text) if answer.status == 200 else {}
@@ -161,7 +171,7 @@ class Endpoint:
         since = self.down_since or self.refused_since
         return since is not None and time.monotonic() - since >= self.patience
 
-    async def ask(self, http: httpx.AsyncClient, request: Request, without: Collection[str] = ()) -> Response:
+    async def ask(self, http: aiohttp.ClientSession, request: Request, without: Collection[str] = ()) -> Response:
         """Try one request once, `without` some of its fields.
 
         Raises:
@@ -171,17 +181,14 @@ class Endpoint:
         """
         try:
             answer = await fetch(http, f"{self.url}/chat/completions", self.timeout, request.body(without))
-        except httpx.ConnectTimeout as error:
-            self.lose()
-            raise TryAgain(f"{self.url}: no connection in time") from error
-        except httpx.TimeoutException as error:
-            late = f"{self.url}: no answer within {self.timeout:g} s (a lower --concurrency gives it fewer at a time)"
+        except TooLate as error:
+            late = f"{self.url}: {error} (a lower --concurrency gives it fewer at a time)"
             raise TryAgain(late) from error
-        except httpx.DecodingError as error:
-            raise TryAgain(f"{self.url}: its answer cannot be decoded, or is too large") from error
-        except httpx.RequestError as error:
+        except TooLarge as error:
+            raise TryAgain(f"{self.url}: {error}") from error
+        except NoAnswer as error:
             self.lose()
-            raise TryAgain(f"{self.url}: connection failed ({type(error).__name__})") from error
+            raise TryAgain(f"{self.url}: connection failed ({error})") from error
         if answer.status in BUSY or (answer.status >= 500 and "retry-after" in answer.headers):
             raise self._pause(answer)
         if answer.status >= 500 or answer.status in PASSING:
