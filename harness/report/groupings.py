@@ -27,7 +27,8 @@ def with_groupings(runs: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     if not added:
         return runs
     rows = runs.to_dict("records")
-    found = runs.assign(**{name: [GROUPINGS[name](row) for row in rows] for name in added})
+    columns: dict[str, Any] = {name: [GROUPINGS[name](row) for row in rows] for name in added}
+    found = runs.assign(**columns)
     missing = [row | {name: GROUPINGS[name](row) for name in added} for row in runs.attrs.get("missing", [])]
     found.attrs = runs.attrs | {"missing": missing}
     return found

@@ -13,7 +13,7 @@ DONE = "done"
 
 
 def to_frame(table: Table, show_runs: bool = False) -> pd.DataFrame:
-    """One row per cell that has runs or lacks some: rows, columns, metric, mean, std, n, doubtful; further columns where some cell has a value.
+    """One row per cell that has runs or lacks some: rows, columns, metric, mean, std, n, doubtful; further columns where needed.
 
     These are "missing" (runs), "low", "high" and "interval" (its method), "p_holm" (of the difference from the best of the
     column), and "source" of what is reported. With `show_runs` a row is a run: rows, columns, metric, seeds, value, run; and
