@@ -16,7 +16,7 @@ from sklearn import metrics as sklearn_metrics
 log = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 15
-LOWER_IS_BETTER = frozenset({"ece", "classwise_ece", "brier", "mae"})
+LOWER_IS_BETTER = frozenset({"ece", "classwise_ece", "brier", "aurc", "mae"})
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,12 @@ def brier(of: Predicted) -> float:
 
 
 @metric
+def aurc(of: Predicted) -> float:
+    """The area under the risk-coverage curve: the mean of `selective_risks` (Geifman et al., arXiv 1805.08206)."""
+    return float(np.mean(selective_risks(of)))
+
+
+@metric
 def quadratic_kappa(of: Predicted) -> float | None:
     """Cohen's kappa with quadratic weights (Cohen 1968), from -1 to 1; None unless classes are ordinal and vary."""
     if not of.ordinal or len(np.unique([of.labels, of.predicted])) < 2:
@@ -211,6 +217,18 @@ def squared_distances(of: Predicted) -> np.ndarray:
     """Half the squared distance [N] of a sample's probabilities to those of its label."""
     distances = of.probabilities - np.eye(len(of.classes))[of.labels]
     return 0.5 * np.square(distances).sum(axis=1)
+
+
+def selective_risks(of: Predicted) -> np.ndarray:
+    """The share of errors [N] among the 1, 2, ..., N most confident samples.
+
+    Confidence is the top probability, compared as log-odds; samples of equal confidence share their errors evenly.
+    """
+    _, level = np.unique(-of.log_odds.max(axis=1), return_inverse=True)
+    ends = np.cumsum(np.bincount(level))
+    errors = np.cumsum(np.bincount(level, of.predicted != of.labels))
+    taken = np.arange(1, len(level) + 1)
+    return np.interp(taken, np.concatenate([[0], ends]), np.concatenate([[0.0], errors])) / taken
 
 
 def distinguishable(of: Predicted) -> list[int]:

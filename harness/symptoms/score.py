@@ -28,7 +28,7 @@ AUROC_MEANS = (
 )
 REDUNDANCY_MEANS = (
     "redundancy: the highest correlation, over images, of its cosine with that of another symptom of its class; near 1 the two "
-    "say the same."
+    "say the same. -: undefined, as of a class's only symptom."
 )
 CHANCE_COVERAGE = 0.05  # of a class by uninformative symptoms
 COVERAGE_MEANS = (

@@ -53,4 +53,4 @@ def test_grades_have_a_kappa_and_a_mean_distance() -> None:
 
 
 def test_errors_are_better_when_low() -> None:
-    assert set(METRICS) > LOWER_IS_BETTER == {"ece", "classwise_ece", "brier", "mae"}
+    assert set(METRICS) > LOWER_IS_BETTER == {"ece", "classwise_ece", "brier", "aurc", "mae"}

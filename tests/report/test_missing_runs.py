@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.report.test_presets import shown
@@ -44,6 +45,23 @@ def test_missing_runs_are_counted_where_they_belong(sweep: Path) -> None:
     csv = shown(sweep, "--format", "csv")
     assert csv[0] == "method,shots,metric,mean,std,n,doubtful,missing"
     assert csv[1:] == ["coop,16,accuracy,0.6,0.0,2,0,1", "vip,16,accuracy,,,0,0,2"]
+
+
+@pytest.mark.parametrize("format", ["md", "latex", "html", "csv", "parquet"])
+def test_a_cell_leads_to_its_missing_runs_in_every_format(sweep: Path, tmp_path: Path, format: str) -> None:
+    out = tmp_path / f"table.{format}"
+    shown(sweep, "--show-runs", "--format", format, "--out", str(out))
+    expected = [("coop", state) for state in ("done", "done", "failed")] + [("vip", "failed"), ("vip", "pending")]
+    if format in ("csv", "parquet"):
+        table = pd.read_csv(out) if format == "csv" else pd.read_parquet(out)
+        assert [*zip(table["method"], table["state"], strict=True)] == expected
+        assert table["value"].isna().tolist() == [state != "done" for _, state in expected]
+        assert all(Path(run).parent == sweep / "runs" for run in table["run"])
+        return
+    text = out.read_text()
+    for method, seed, state in (("coop", 3, "failed"), ("vip", 1, "failed"), ("vip", 2, "pending")):
+        assert f"{state}  {sweep}/runs/{method}_16shot_seed{seed}_data" in text
+    assert f"seed 1: 60.00  {sweep}/runs/coop_16shot_seed1_data" in text
 
 
 def test_a_second_table_of_the_same_rows_is_the_same(sweep: Path) -> None:

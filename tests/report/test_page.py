@@ -124,6 +124,40 @@ def test_cells_that_would_mix_settings_become_rows(tmp_path: Path) -> None:
     assert "60.00" in text and "70.00" in text and "would mix" not in text
 
 
+def test_symptom_sets_become_rows_where_cells_would_mix_them(tmp_path: Path) -> None:
+    for kind, right in (("description", 60), ("definition", 70)):
+        run = write_run(tmp_path / kind, "vip", 16, 1, share(right), digests={"symptoms": f"digest of {kind}"})
+        config = yaml.safe_load((run / "config.yaml").read_text()) | {"symptoms": f"sets/{kind}.json"}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        write_digests(run)
+    text = "".join(Document(build_page([tmp_path / "description", tmp_path / "definition"], Options(cards=0))).texts)
+    assert "No table" not in text and "60.00" in text and "70.00" in text and "symptom_set" in text
+
+
+def test_prediction_sets_name_their_calibration(sweep: Path) -> None:
+    text = "".join(Document(build_page([sweep], Options(cards=0))).texts)
+    assert text.count("Calibrated on a random half of the test samples (n = 50 samples)") == 6
+    assert "Means over 100 such halves" in text and text.count("RAPS") == 6
+
+
+@pytest.mark.parametrize("recorded", [{"low": 0.111, "high": 0.222, "method": "Wilson"}, None, [1]])
+def test_more_runs_than_are_read_in_full_have_the_intervals_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Any
+) -> None:
+    monkeypatch.setattr("vipbench.harness.report.page.build.DETAILED", 2)
+    for method, seeds in (("coop", 1), ("vip", 2)):
+        for seed in range(1, seeds + 1):
+            run = write_run(tmp_path, method, 16, seed, share(60 + seed))
+            (run / "intervals.json").write_text(json.dumps({"accuracy": recorded}))
+            write_digests(run)
+    text = "".join(Document(build_page([tmp_path], Options(cards=0))).texts)
+    if recorded == [1]:
+        assert "No table: " in text and "it holds no intervals" in text
+    else:
+        assert text.count("61.00 [11.10, 22.20] (1)") == (1 if recorded else 0)
+        assert "61.50 ± 0.71 (2)" in text, "two seeds have none without their predictions"
+
+
 def test_mixed_content_is_told_and_runs_are_listed(tmp_path: Path) -> None:
     write_run(tmp_path, "vip", 16, 1, share(60))
     write_run(tmp_path, "vip", 16, 2, share(70), digests={"dataset": "another"})

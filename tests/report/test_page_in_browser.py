@@ -104,6 +104,25 @@ def test_fits_the_window_and_has_contrast(page: Page, width: int, dark: bool) ->
     )
 
 
+def test_prints_light_within_the_paper_and_with_what_is_folded(browser: Page, tmp_path: Path) -> None:
+    for shots in (1, 2, 4):
+        for seed in (1, 2):
+            for method in ("coop", "vip"):
+                write_run(tmp_path, method, shots, seed, share(50 + 7 * shots + seed))
+    out = tmp_path / "report.html"
+    out.write_text(build_page([tmp_path], Options(cards=0)), encoding="utf-8")
+    browser.look(718)  # A4 less margins
+    browser.open(out.as_uri())
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[scheme])
+    assert browser.run("document.documentElement.scrollWidth") <= 718
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    folded = browser.run("$('details.note').getBoundingClientRect().height")
+    assert folded > 3 * browser.run("$('details.note summary').getBoundingClientRect().height")
+    browser.call("Emulation.setEmulatedMedia", media="", features=[])
+    assert browser.errors == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_no_serious_barrier(page: Page, dark: bool) -> None:
     if not AXE.is_file():

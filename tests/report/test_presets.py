@@ -1,10 +1,12 @@
 """Presets: references, averages, ablations, base to new, costs; by figures made by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.report.test_tables import RUNS, run
@@ -14,6 +16,7 @@ from vipbench.harness.commands.report import Preset
 from vipbench.harness.errors import UserError
 from vipbench.harness.report.tables import load_runs, make_table, to_markdown
 from vipbench.harness.report.tables.derive import add_average, spread_references
+from vipbench.harness.report.tables.layout import Layout
 from vipbench.harness.report.tables.presets import PRESETS, Query, query_table
 
 
@@ -69,6 +72,38 @@ def test_few_shot_averages_over_datasets_unless_one_is_missing(tmp_path: Path) -
     assert rows["zero_shot"] == ["50.00 (1)"] * 4 + ["50.00 (2)"] + ["50.00 (2) |"]
     assert rows["vip"] == ["–", "–", "**90.00** (1)", "–", "–", "– |"], "the average of one dataset is none"
     assert "average: the mean over 2 values of dataset" in lines[-1]
+
+
+def test_zoo_groups_methods_by_family(tmp_path: Path) -> None:
+    for method, right in (("vip", 90), ("a_plugin", 40), ("clip_lora", 80), ("taskres", 70), ("coop", 60), ("gda", 50)):
+        write_run(tmp_path / "runs", method, 16, 1, share(right))
+    failed = tmp_path / "runs" / "kgcoop_16shot_seed1.partial"
+    failed.mkdir()
+    config = yaml.safe_load(next(tmp_path.glob("runs/coop*/config.yaml")).read_text())
+    (failed / "config.yaml").write_text(yaml.safe_dump(config | {"method": {"name": "kgcoop"}}))
+    lines = shown(tmp_path, "--preset", "zoo")
+    assert lines[0].startswith("| family | method | accuracy, shots=16 |")
+    families = {"untrained": ["gda"], "adapters": ["taskres"], "prompts": ["coop", "vip", "kgcoop"]}
+    families |= {"image tower": ["clip_lora"], "unknown": ["a_plugin"]}
+    expected = [[family, method] for family, methods in families.items() for method in methods]
+    assert [line.removeprefix("| ").split(" | ")[:2] for line in lines[2:9]] == expected
+    assert "– (0 of 1)" in lines[6], "a run that is not finished has its family"
+
+
+def test_symptom_sets_of_a_kind_stand_in_one_row_for_all_datasets() -> None:
+    kinds = ["clinical", "description"]
+    sets = [(data, kind, f"symptoms_cache/{data}/{kind}.json") for data in ("derm", "chest") for kind in kinds]
+    runs = pd.DataFrame(
+        [
+            run("vip", 16, 1, 0.5, dataset=data, symptoms=place, **{"digests.symptoms": place, "digests.dataset": data})
+            for data, _, place in sets
+        ]
+    )
+    made = query_table(runs, Query(rows=("method", "symptom_set"), columns=("dataset",)))
+    assert made.rows == [("vip", kind) for kind in kinds] and len(made.cells) == 4
+    named = replace(made, layout=Layout(names={"symptom_set": "knowledge", "description": "descriptions"}))
+    lines = to_markdown(named).splitlines()
+    assert lines[0].startswith("| method | knowledge |") and lines[3].startswith("| vip | descriptions | ")
 
 
 def test_an_average_of_what_is_no_column_is_one_line() -> None:

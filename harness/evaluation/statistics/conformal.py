@@ -4,17 +4,22 @@ LAC: Sadinle et al., arXiv 1609.00451. APS: Romano et al., arXiv 2006.02544. RAP
 latter two take a random part of a class's own probability, without which they hold labels too often where classes are few.
 
 The threshold comes from samples that neither adapted the model nor test the sets: half of the test split's patients, by `halves`.
+The validation split is no such part: recipes choose an epoch or a weight by it, and runs do not record its predictions.
+Since one half is one draw, `repeated_sets` averages over many.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.statistics.bootstrap import independent
 from vipbench.harness.evaluation.statistics.intervals import Interval, wilson
+from vipbench.harness.evaluation.statistics.weighted import nan_mean
 
 COVERAGE = 0.9
+HALVES = 100
 PENALTY, UNPENALISED = 0.1, 1  # of RAPS: lambda and k_reg
 
 
@@ -74,6 +79,85 @@ def conformal_sets(
         float(sets.sum(axis=1).mean()),
         by_class,
     )
+
+
+@dataclass(frozen=True)
+class RepeatedSets:
+    """Prediction sets over many random halves of the same samples, with the threshold from one half and tested on the other.
+
+    Attributes:
+        score, wanted: as in `PredictionSets`. repeats: the number of halves. patients: these are halved, not samples.
+        calibration, test: the mean numbers of samples that gave the threshold and that tested it.
+        coverage, size: means over halves, each with the ends of the central 95% of them.
+        coverage_by_class: means over the halves that have samples of the class, None where none has.
+    """
+
+    score: str
+    wanted: float
+    repeats: int
+    patients: bool
+    calibration: float
+    test: float
+    coverage: float
+    coverage_range: tuple[float, float]
+    size: float
+    size_range: tuple[float, float]
+    coverage_by_class: dict[str, float | None]
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The class whose samples' sets hold the label least often, and how often; None without samples."""
+        known = [(mean, name) for name, mean in self.coverage_by_class.items() if mean is not None]
+        return min(known)[::-1] if known else None
+
+
+def repeated_sets(
+    score: str,
+    of: Predicted,
+    clusters: np.ndarray | None = None,
+    wanted: float = COVERAGE,
+    repeats: int = HALVES,
+    seed: int = 0,
+) -> RepeatedSets:
+    """The prediction sets of samples, averaged over random halves; the random parts are drawn once.
+
+    Args:
+        clusters: [N] int, patients, which stay whole; None: each sample is one.
+    """
+    samples, classes = of.logits.shape
+    scores = SCORES[score](of.probabilities, np.random.default_rng(seed).random((samples, 1)))
+    own = scores[np.arange(samples), of.labels]
+    counts, coverages, sizes, by_class = [], [], [], []
+    for place in range(repeats):
+        calibration, test = halves(samples, clusters, seed + place)
+        threshold = _threshold(own[calibration], wanted)
+        held, labels = own[test] <= threshold, of.labels[test]
+        counts.append(calibration.sum())
+        coverages.append(held.mean())
+        sizes.append((scores[test] <= threshold).sum() / len(held))
+        there = np.bincount(labels, minlength=classes)
+        by_class.append(np.where(there > 0, np.bincount(labels, held, classes) / np.maximum(there, 1), np.nan))
+    means = nan_mean(np.stack(by_class))
+    calibrating = float(np.mean(counts))
+    return RepeatedSets(
+        score,
+        wanted,
+        repeats,
+        not independent(clusters),
+        calibrating,
+        samples - calibrating,
+        float(np.mean(coverages)),
+        _central(coverages),
+        float(np.mean(sizes)),
+        _central(sizes),
+        {name: None if np.isnan(mean) else float(mean) for name, mean in zip(of.classes, means, strict=True)},
+    )
+
+
+def _central(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of the central 95% of values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def halves(samples: int, clusters: np.ndarray | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

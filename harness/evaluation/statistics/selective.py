@@ -1,10 +1,13 @@
-"""Selective prediction: the risk of answering only where the model is confident (Geifman and El-Yaniv, arXiv 1705.08500)."""
+"""Selective prediction: the risk of answering only where the model is confident (Geifman and El-Yaniv, arXiv 1705.08500).
+
+The area under the curve is the metric `aurc`.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.metrics import Predicted, selective_risks
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,6 @@ class RiskCoverage:
 
 
 def risk_coverage(of: Predicted) -> RiskCoverage:
-    """The curve by top probability, compared as log-odds; samples of equal confidence share their errors evenly."""
-    confidence = of.log_odds.max(axis=1)
-    levels, level = np.unique(-confidence, return_inverse=True)
-    counts = np.bincount(level)
-    errors = np.bincount(level, of.predicted != of.labels)
-    ends = np.cumsum(counts)
-    taken = np.arange(1, len(confidence) + 1)
-    wrong = np.interp(taken, np.concatenate([[0], ends]), np.concatenate([[0.0], np.cumsum(errors)]))
-    assert len(levels) == len(ends)
-    return RiskCoverage(taken / len(taken), wrong / taken)
+    """The curve of predictions, the most confident ones first."""
+    risk = selective_risks(of)
+    return RiskCoverage(np.arange(1, len(risk) + 1) / len(risk), risk)

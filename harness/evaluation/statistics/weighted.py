@@ -95,6 +95,12 @@ class Clustered:
         return self._matrix(calibration_bins(confidence), CALIBRATION_BINS, true - confidence)
 
     @cached_property
+    def confidences(self) -> list[sparse.csr_matrix]:
+        """Matrices [K, M] of samples and of errors by their K distinct confidences, the highest first."""
+        levels, level = np.unique(-self.of.log_odds.max(axis=1), return_inverse=True)
+        return [self._matrix(level, len(levels), values) for values in (None, self.of.predicted != self.of.labels)]
+
+    @cached_property
     def distances(self) -> sparse.csr_matrix:
         """The matrix [3, M] of three distances of samples: that of `brier`, and the absolute and the squared one in classes."""
         off = self.of.predicted - self.of.labels
@@ -253,6 +259,21 @@ def _calibration(of_calibrated: bool, by_class: bool) -> WeightedMetric:
     return weighted
 
 
+def _aurc(resampled: Resampled) -> np.ndarray:
+    """The mean risk over all coverages, summed by levels of confidence.
+
+    In a level of n samples and e errors, behind N samples and E errors, the risk of the first i samples is (E + (i - N) e/n) / i,
+    for i from N + 1 to N + n, which sums to e + (E - N e/n) (H(N + n) - H(N)) with harmonic numbers H.
+    """
+    samples, errors = ((own @ resampled.counts).astype(np.float64) for own in resampled.clustered.confidences)
+    taken, wrong = _running_sums(samples.copy()), _running_sums(errors.copy())
+    before = taken - samples
+    rate = np.divide(errors, samples, out=np.zeros_like(errors), where=samples > 0)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, taken[-1].max() + 1))])
+    steps = harmonic[taken.astype(np.int64)] - harmonic[before.astype(np.int64)]
+    return _ratio((errors + (wrong - errors - before * rate) * steps).sum(axis=0), resampled.samples)
+
+
 def _quadratic_kappa(resampled: Resampled) -> np.ndarray:
     """One minus observed over expected squared distance; expected ones follow from the moments of labels and predictions."""
     _, by_label, by_prediction = resampled.counts_of_classes
@@ -273,6 +294,7 @@ WEIGHTED: dict[str, WeightedMetric] = {
     "ece": _calibration(of_calibrated=False, by_class=False),
     "classwise_ece": _calibration(of_calibrated=False, by_class=True),
     "brier": lambda resampled: resampled.distances[0],
+    "aurc": _aurc,
     "quadratic_kappa": _quadratic_kappa,
     "mae": lambda resampled: resampled.distances[1],
 }

@@ -15,6 +15,7 @@ from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER, Predicted
 from vipbench.harness.evaluation.predict import Predictions
 from vipbench.harness.evaluation.statistics.intervals import Interval, interval_over_seeds
 from vipbench.harness.report.figures.registry import Query
+from vipbench.harness.report.groupings import with_groupings
 from vipbench.harness.report.rows import resolve_filter, resolve_name, with_class_metrics
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
@@ -26,6 +27,7 @@ from vipbench.harness.runs.predictions import read_intervals, read_predicted
 
 NAMES = {
     "auroc": "AUROC",
+    "aurc": "AURC",
     "ece": "ECE",
     "mcc": "MCC",
     "macro_f1": "macro F1",
@@ -81,10 +83,15 @@ class Group:
         """The 95% interval of the mean; None where the metric has none, or the runs were not tested on the same samples."""
         if len(self.runs) == 1 and isinstance(found := read_intervals(Path(self.runs[0]["run"])).get(metric), Interval):
             return found
-        if metric in COSTS or len(self.values(metric)) < len(self.runs) or not same_samples(self.tested):
+        if metric in COSTS or len(self.values(metric)) < len(self.runs):
             return None
-        runs, clusters = [own.of for own in self.tested], self.tested[0].stored.clusters
-        return interval_over_seeds(statistic(metric), runs, clusters)
+        return self.interval_of(statistic(metric))
+
+    def interval_of(self, name: str) -> Interval | None:
+        """The 95% interval of a statistic's mean, from the predictions; None as for `interval`."""
+        if not same_samples(self.tested):
+            return None
+        return interval_over_seeds(name, [own.of for own in self.tested], self.tested[0].stored.clusters)
 
 
 def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
@@ -112,7 +119,8 @@ def load(directory: Path, filters: Sequence[str] = ()) -> pd.DataFrame:
 
 def groups(query: Query, columns: Sequence[str]) -> list[Group]:
     """The groups of a query, in the order of its runs. Raises UserError where one would mix more than seeds."""
-    runs, rows = with_class_metrics(query.runs, [query.metric]), list(query.rows)
+    rows = list(query.rows)
+    runs = with_groupings(with_class_metrics(query.runs, [query.metric]), (*rows, *columns))
     names = [resolve_name(name, runs, [METHOD]) for name in (*rows, *columns)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} names a panel or point already; leave it out of --rows or --columns")

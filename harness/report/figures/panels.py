@@ -1,7 +1,7 @@
 """Panels of a figure, one for each value of the config values that name one, and legends below them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from vipbench.harness.report.tables.values import sort_key
 
 MOST_PANELS, MOST_IN_A_ROW = 12, 3
 LEGEND_ROW = 0.14  # inches
+MOST_IN_A_LINE = 36  # letters of an entry below one of several panels
 
 
 def make_panels(
@@ -68,13 +69,20 @@ def place_note(names: Sequence[str], found: Sequence[Group], width: int | None =
     return f"{', '.join(shared)}; " if shared else ""
 
 
-def legends_of_panels(figure: Figure, axes: Sequence[Axes], place: Literal["lower right", "best"]) -> None:
-    """A legend below the one panel, or in each of several: their entries have numbers of their own."""
+def legends_of_panels(figure: Figure, axes: Sequence[Axes]) -> None:
+    """A legend below each panel, since the entries of each have numbers of their own; long ones in two lines."""
     if len(axes) == 1:
         legend_below(figure, axes)
         return
+    most = 0
     for ax in axes:
-        ax.legend(loc=place, fontsize=5.5, handlelength=1.2)
+        handles, labels = ax.get_legend_handles_labels()
+        labels = [label.replace(": ", ":\n", 1) if len(label) > MOST_IN_A_LINE else label for label in labels]
+        most = max(most, sum(1 + label.count("\n") for label in labels))
+        below = (0.5, -0.5 / ax.bbox.height * figure.dpi)
+        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=below, fontsize=5.5, handlelength=1.2)
+    down = -(-len(axes) // MOST_IN_A_ROW)
+    figure.set_figheight(figure.get_figheight() + down * LEGEND_ROW * most)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:

@@ -41,7 +41,7 @@ def roc(query: Query) -> Chart:
         ax.set_aspect("equal")
         ax.set_xlabel("1 − specificity (%)")
         ax.set_ylabel("sensitivity (%)")
-    legends_of_panels(drawn, list(axes.values()), "lower right")
+    legends_of_panels(drawn, list(axes.values()))
     note = f"{place_note(names, found)}{sample_note(found)}. Mean over classes, one against the others, and runs. "
     return Chart(drawn, note + interval_note(intervals, "Brackets") + damage_note(query))
 

@@ -31,7 +31,10 @@ INLINE_BYTES = 1_500_000  # of runs in detail that stand in the page as they are
 CHUNK = 200  # runs that are packed together
 HARDEST = 30  # samples in the list of those that most runs mistake
 MOST_STEP_BYTES = 16 << 20
-TOO_MANY = f"More than {DETAILED} runs: samples, curves, logs and intervals of cells are left out. A page of fewer runs has them."
+TOO_MANY = (
+    f"More than {DETAILED} runs: samples, curves and logs are left out, and intervals of cells of several runs, which need "
+    "predictions. A page of fewer runs has them."
+)
 POLICY = (
     "default-src 'none'; script-src {script}; style-src {style}; img-src data:; base-uri 'none'; form-action 'none'"
 )
@@ -72,6 +75,7 @@ class Evidence:
     samples: dict[str, Any] = field(default_factory=dict)
     hardest: list[dict[str, Any]] = field(default_factory=list)
     confusions: dict[int, Any] = field(default_factory=dict)
+    conformal: dict[int, Sequence[Any]] = field(default_factory=dict)
     images: list[dict[str, str]] = field(default_factory=list)
     cards: Sequence[Any] = ()
     notes: list[str] = field(default_factory=list)
@@ -84,6 +88,7 @@ def _evidence(entries: Sequence[Entry], options: Options) -> Evidence:
     predicted = read_samples(entries)
     found = Evidence(predicted.to_json(), errors_by_sample(predicted, HARDEST))
     found.confusions = {number: confusion(predicted, number) for number in predicted.runs}
+    found.conformal = dict(predicted.conformal)
     if options.images:
         found.images, found.notes = thumbnails(predicted, options.image_bytes)
     found.cards, missing = diagnosis_cards(entries, predicted, options.cards, options.images)
@@ -95,9 +100,10 @@ def _render(entries: Sequence[Entry], options: Options) -> str:
     detailed = len(entries) <= DETAILED
     evidence = _evidence(entries, options) if detailed else Evidence(notes=[TOO_MANY])
     numbers = {str(entry.folder): entry.number for entry in entries}
-    tables, problems = summary_tables(to_frame(entries), numbers, intervals=detailed)
+    recorded = None if detailed else {str(entry.folder): entry.intervals for entry in entries}
+    tables, problems = summary_tables(to_frame(entries), numbers, recorded)
     environment = _environment()
-    details = _details(environment.get_template("run.html.jinja2"), entries, evidence.confusions, detailed)
+    details = _details(environment.get_template("run.html.jinja2"), entries, evidence, detailed)
     inline = sum(map(len, details)) <= INLINE_BYTES
     css, script = (FOLDER / "page.css").read_text("utf-8"), (FOLDER / "page.js").read_text("utf-8")
     settings, metrics = _columns(entries)
@@ -172,7 +178,7 @@ def _number(value: Any) -> float | None:
     return round(float(value), 6) if is_number(value) else None
 
 
-def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[int, Any], detailed: bool) -> list[str]:
+def _details(template: Template, entries: Sequence[Entry], evidence: Evidence, detailed: bool) -> list[str]:
     """Each run in detail, as HTML."""
     found = []
     for entry in entries:
@@ -192,7 +198,8 @@ def _details(template: Template, entries: Sequence[Entry], confusions: Mapping[i
                 steps=len(steps),
                 curve=training_chart(steps),
                 log=log_tail(entry) if detailed or entry.state != DONE else "",
-                confusion=confusions.get(entry.number),
+                confusion=evidence.confusions.get(entry.number),
+                conformal=evidence.conformal.get(entry.number, ()),
             )
         )
     return found

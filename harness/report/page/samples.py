@@ -14,6 +14,7 @@ from PIL import Image
 from vipbench.harness.data.images import BadImage
 from vipbench.harness.data.reader import Dataset, Samples
 from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.statistics.conformal import SCORES, RepeatedSets, repeated_sets
 from vipbench.harness.report.page.entries import DONE, Entry
 from vipbench.harness.runs.predictions import read_predicted
 
@@ -36,10 +37,15 @@ class TestSet:
 
 @dataclass
 class Predicted:
-    """Predictions of runs by test set: `runs` has for each run's number its set, classes [N] and confidences [N] in per cent."""
+    """Predictions of runs by test set, and what derives from them, by the number of the run.
+
+    Attributes:
+        runs: the set, classes [N] and confidences [N] in per cent. conformal: prediction sets by each of their scores.
+    """
 
     sets: list[TestSet]
     runs: dict[int, tuple[int, list[int], list[int]]]
+    conformal: dict[int, list[RepeatedSets]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Values as page.js reads them."""
@@ -67,6 +73,7 @@ def read_samples(entries: Sequence[Entry]) -> Predicted:
         own.entries.append(entry)
         own.mistakes.update(ids[wrong] for wrong in np.flatnonzero(of.predicted != of.labels))
         confidences = np.rint(100 * of.probabilities.max(axis=1)).astype(int)
+        found.conformal[entry.number] = [repeated_sets(score, of, stored.clusters) for score in SCORES]
         found.runs[entry.number] = place, of.predicted.tolist(), confidences.tolist()
     return found
 

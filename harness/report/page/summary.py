@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from vipbench.harness.errors import UserError
+from vipbench.harness.evaluation.statistics.intervals import Interval, from_json
+from vipbench.harness.report.groupings import SYMPTOM_SET, with_groupings
 from vipbench.harness.report.page.charts import Chart, chart_of
 from vipbench.harness.report.sources import GROUP
 from vipbench.harness.report.tables.cells import Key, Table
@@ -13,6 +16,7 @@ from vipbench.harness.report.tables.derive import spread_references
 from vipbench.harness.report.tables.make import METHOD, NOT_RESULTS, SEEDS, make_table
 from vipbench.harness.report.tables.text import Signs, cell_text, column_title, notes, row_header, row_values
 from vipbench.harness.report.tables.values import show
+from vipbench.harness.runs.directory import INTERVALS
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")
 CHARTED = ("accuracy", "macro_f1")
@@ -42,25 +46,28 @@ class TableView:
 
 
 def summary_tables(
-    runs: pd.DataFrame, numbers: Mapping[str, int], intervals: bool
+    runs: pd.DataFrame, numbers: Mapping[str, int], recorded: Mapping[str, Any] | None
 ) -> tuple[list[TableView], list[str]]:
     """Tables of runs, one per dataset, and sentences on what could not be shown.
 
     Args:
         numbers: of the runs on the page, by their directories.
-        intervals: give the cells intervals, for which predictions are read.
+        recorded: contents of intervals.json by run, for the cells of one run; None: predictions are read, which gives the cells
+            of several runs an interval too, and the table its remarks on thin evidence.
     """
     if runs.empty:
         return [], ["No run is finished, so that there is no table."]
     metrics = [name for name in METRICS if f"metrics.{name}" in runs]
     try:
         table = _table(runs, metrics)
-        if intervals:
+        if recorded is None:
             from vipbench.harness.report.tables.evidence import (
                 add_evidence,  # needs PyTorch, which takes seconds to import
             )
 
             table = add_evidence(table)
+        else:
+            table = _add_recorded(table, recorded)
     except UserError as error:
         return [], [f"No table: {error}"]
     place = 1 + table.column_names.index(DATASET)
@@ -90,10 +97,30 @@ def _table(runs: pd.DataFrame, metrics: Sequence[str]) -> Table:
     try:
         return spread_references(make_table(runs, rows, columns, metrics))
     except UserError:
+        runs = with_groupings(runs, [SYMPTOM_SET])
         others = [name for name in _differing(runs) if name not in (*rows, *columns)]
         if not others:
             raise
         return spread_references(make_table(runs, [*rows, *others], columns, metrics))
+
+
+def _add_recorded(table: Table, recorded: Mapping[str, Any]) -> Table:
+    """Give the cells of one run the interval that the run recorded.
+
+    Raises:
+        UserError: the contents of a run's intervals.json are no intervals.
+    """
+    cells = dict(table.cells)
+    for (row, column), cell in table.cells.items():
+        if len(cell.values) == 1 and not cell.derived:
+            run, metric = cell.values[0].run, column[0]
+            if found := recorded.get(run, {}).get(metric):
+                try:
+                    own = from_json({metric: found})[metric]
+                except (TypeError, AttributeError) as error:
+                    raise UserError(f"{run}/{INTERVALS}: damaged: it holds no intervals") from error
+                cells[row, column] = replace(cell, interval=own if isinstance(own, Interval) else None)
+    return replace(table, cells=cells)
 
 
 def _differing(runs: pd.DataFrame) -> list[str]:
@@ -117,8 +144,8 @@ def _of_dataset(table: Table, place: int, dataset: object) -> Table:
     columns = {column: without(column) for column in table.columns if column[place] == dataset}
     cells = {(row, columns[column]): cell for (row, column), cell in table.cells.items() if column in columns}
     missing = {
-        (row, (*key[: place - 1], *key[place:])): count
-        for (row, key), count in table.missing.items()
+        (row, (*key[: place - 1], *key[place:])): runs
+        for (row, key), runs in table.missing.items()
         if key[place - 1] == dataset
     }
     filled = {row for row, _ in [*cells, *missing]}

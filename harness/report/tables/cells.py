@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
 from vipbench.harness.evaluation.statistics.intervals import Interval
@@ -29,6 +29,13 @@ class Value:
         first = self.seeds.get("seed")
         others = [f"{name} {value}" for name, value in self.seeds.items() if name != "seed" and value != first]
         return ", ".join([f"seed {first}", *others])
+
+
+class Missing(NamedTuple):
+    """A run that is not finished: its state, and the directory that it will have."""
+
+    state: str
+    run: str
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class ReportedRow:
 class Table:
     """Cells by (row, column); both are tuples of values, and a column starts with its metric.
 
-    `damaged` runs are in no cell. `missing` counts the runs that are not finished by row and column (without its metric), and
-    `unfinished` has a line for each. `remarks` are sentences below the table.
+    `damaged` runs are in no cell. `missing` has the runs that are not finished by row and column (without its metric), and
+    `unfinished` a line for each. `remarks` are sentences below the table.
     """
 
     row_names: list[str]
@@ -76,7 +83,7 @@ class Table:
     columns: list[Key]
     cells: dict[tuple[Key, Key], Cell]
     damaged: int = 0
-    missing: Mapping[tuple[Key, Key], int] = field(default_factory=dict)
+    missing: Mapping[tuple[Key, Key], Sequence[Missing]] = field(default_factory=dict)
     unfinished: Sequence[str] = ()
     reported: Sequence[ReportedRow] = ()
     remarks: Sequence[str] = ()
@@ -102,9 +109,9 @@ class Table:
         """The values of a row that name the data it is of."""
         return tuple(value for name, value in zip(self.row_names, row, strict=True) if name in OF_DATA)
 
-    def missing_at(self, row: Key, column: Key) -> int:
-        """The count of runs that a cell lacks."""
-        return self.missing.get((row, column[1:]), 0)
+    def missing_at(self, row: Key, column: Key) -> Sequence[Missing]:
+        """The runs that a cell lacks."""
+        return self.missing.get((row, column[1:]), ())
 
     @cached_property
     def _leading(self) -> dict[tuple[Key, Key], tuple[float | None, float | None]]:

@@ -9,22 +9,28 @@ from vipbench.harness.report.tables.cells import Cell, Key, Table
 from vipbench.harness.report.tables.values import show
 from vipbench.harness.runs.collect import DOUBTFUL
 
+DONE = "done"
+
 
 def to_frame(table: Table, show_runs: bool = False) -> pd.DataFrame:
-    """One row per cell: rows, columns, metric, mean, std, n, doubtful; further columns where some cell has a value for them.
+    """One row per cell that has runs or lacks some: rows, columns, metric, mean, std, n, doubtful; further columns where needed.
 
     These are "missing" (runs), "low", "high" and "interval" (its method), "p_holm" (of the difference from the best of the
-    column), and "source" of what is reported. With `show_runs` a row is a run: rows, columns, metric, seeds, value, run.
+    column), and "source" of what is reported. With `show_runs` a row is a run: rows, columns, metric, seeds, value, run; and
+    "state" where some run is not finished.
     """
     lines = []
     for row in table.rows:
         for column in table.columns:
             cell, missing = table.cells.get((row, column)), table.missing_at(row, column)
             place = _place(table, row, column)
-            if cell and show_runs:
-                lines += [place | {**value.seeds, "value": value.value, "run": value.run} for value in cell.values]
-            elif (cell or missing) and not show_runs:
-                lines.append(place | _figures(cell) | ({"missing": missing} if table.missing else {}))
+            if show_runs:
+                done = {"state": DONE} if table.missing else {}
+                values = cell.values if cell else ()
+                lines += [place | {**one.seeds, "value": one.value, "run": one.run} | done for one in values]
+                lines += [place | {"value": None, "run": run, "state": state} for state, run in missing]
+            elif cell or missing:
+                lines.append(place | _figures(cell) | ({"missing": len(missing)} if table.missing else {}))
     for reported in table.reported if not show_runs else []:
         for column, cell in reported.cells.items():
             lines.append(_place(table, reported.key, column) | _figures(cell) | {"source": reported.source})

@@ -39,10 +39,10 @@ def spread_references(table: Table) -> Table:
             for target in spread[column]:
                 cells.setdefault((row, target), cell)
     by_key = {column[1:]: [target[1:] for target in found] for column, found in spread.items()}
-    for (row, key), count in table.missing.items():
+    for (row, key), runs in table.missing.items():
         if key in by_key:
             del missing[row, key]
-            missing |= {(row, target): count for target in by_key[key]}
+            missing |= {(row, target): runs for target in by_key[key]}
     if not spread:
         return table
     columns = [column for column in table.columns if column not in spread]

@@ -14,7 +14,7 @@ from vipbench.harness.report.tables.text import (
     reported_text,
     row_header,
     row_values,
-    run_line,
+    run_lines,
     sources,
 )
 
@@ -56,5 +56,4 @@ def _cell(table: Table, row: Key, column: Key, show_runs: bool) -> tuple[str, st
     kind = ""
     if cell is not None:
         kind = "best" if table.is_best(row, column) else "second" if table.is_second(row, column) else ""
-    lines = [run_line(column, value, path=show_runs) for value in cell.values] if cell else []
-    return kind, cell_text(table, row, column, SIGNS), lines
+    return kind, cell_text(table, row, column, SIGNS), run_lines(table, row, column, path=show_runs)

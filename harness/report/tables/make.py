@@ -1,7 +1,6 @@
 """Group runs into the cells of a table; nothing is mixed, and what is missing is counted."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from vipbench.harness.report.rows import (
     short_name,
     with_class_metrics,
 )
-from vipbench.harness.report.tables.cells import Cell, Key, Table, Value
+from vipbench.harness.report.tables.cells import Cell, Key, Missing, Table, Value
 from vipbench.harness.report.tables.values import NO_VALUE, show, sort_key
 from vipbench.harness.runs.collect import DOUBTFUL, SHARED
 
@@ -63,10 +62,11 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         behind = [(str(result_folder(run)), _seeds(run)) for run in group]
         for metric, name in values.items():
             cells[row, (metric, *column)] = _cell(group, behind, metric, name)
-    lacking = Counter[tuple[Key, Key]]()
+    lacking: dict[tuple[Key, Key], list[Missing]] = {}
     placed = missing.dropna(subset=keys) if set(keys) <= set(missing) else missing.iloc[:0]  # configs that can be read
-    for key in map(tuple, placed[keys].to_numpy().tolist() if len(placed) else []):
-        lacking[key[: len(row_names)], key[len(row_names) :]] += 1
+    for run in placed.to_dict("records"):
+        key = tuple(run[name] for name in keys)
+        lacking.setdefault((key[: len(row_names)], key[len(row_names) :]), []).append(Missing(run["state"], run["run"]))
     places = [*((row, column[1:]) for row, column in cells), *lacking]
     row_keys = list(dict.fromkeys(row for row, _ in places))
     column_keys = sorted(dict.fromkeys(column for _, column in places), key=lambda key: [*map(sort_key, key)])
@@ -77,7 +77,7 @@ def make_table(runs: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], 
         columns=[(metric, *column) for metric in metrics for column in column_keys],
         cells=cells,
         damaged=damaged,
-        missing=dict(lacking),
+        missing=lacking,
         unfinished=[_unfinished(run) for run in missing.to_dict("records")],
     )
 

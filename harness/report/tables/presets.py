@@ -9,6 +9,7 @@ import pandas as pd
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
+from vipbench.harness.report.groupings import FAMILY, family_place, with_groupings
 from vipbench.harness.report.rows import EVALUATED, EVALUATION, OTHER_CLASSES, resolve_metric, with_evaluations
 from vipbench.harness.report.tables.cells import Table
 from vipbench.harness.report.tables.derive import add_average, add_harmonic_mean, spread_references
@@ -62,7 +63,11 @@ def query_table(runs: pd.DataFrame, query: Query) -> Table:
     metrics = query.metrics
     if query.base_to_new:
         runs, metrics = _base_to_new(runs, query.metrics), (BASE, NEW, MEAN_OF_H)
+    runs = with_groupings(runs, (*query.rows, *query.columns))
     table = make_table(runs, query.rows, query.columns, metrics)
+    if FAMILY in table.row_names:
+        place = table.row_names.index(FAMILY)
+        table = replace(table, rows=sorted(table.rows, key=lambda row: family_place(row[place])))
     if query.references:
         table = spread_references(table)
     if query.average:
@@ -104,7 +109,8 @@ def _cost(runs: pd.DataFrame) -> Query:
 
 
 def _zoo(runs: pd.DataFrame) -> Query:
-    return replace(_few_shot(runs), metrics=("accuracy", "auroc"))
+    query = _few_shot(runs)
+    return replace(query, rows=(FAMILY, *query.rows), metrics=("accuracy", "auroc"))
 
 
 PRESETS: Mapping[str, Callable[[pd.DataFrame], Query]] = {

@@ -66,7 +66,7 @@ def column_title(table: Table, column: Key) -> str:
 
 def cell_text(table: Table, row: Key, column: Key, signs: Signs) -> str:
     """Mean, deviation, interval and number of runs of a cell, with its marks."""
-    cell, missing = table.cells.get((row, column)), table.missing_at(row, column)
+    cell, missing = table.cells.get((row, column)), len(table.missing_at(row, column))
     if cell is None:
         return f"{signs.no_run} (0 of {missing})" if missing else signs.no_run
     runs = f"({cell.count} of {cell.count + missing})" if missing else f"({cell.count})"
@@ -135,17 +135,26 @@ def notes(table: Table, underlined: bool = False) -> list[str]:
 
 
 def opened(table: Table) -> list[tuple[str, list[str]]]:
-    """Each cell's place, and a line per run of it: its seed, its value and its directory."""
-    found = []
-    for row in table.rows:
-        for column in table.columns:
-            if cell := table.cells.get((row, column)):
-                place = f"{' / '.join(row_values(table, row))}, {column_title(table, column)}"
-                found.append((place, [run_line(column, value) for value in cell.values]))
-    return found
+    """Each cell's place, and its `run_lines`."""
+    return [
+        (f"{' / '.join(row_values(table, row))}, {column_title(table, column)}", lines)
+        for row in table.rows
+        for column in table.columns
+        if (lines := run_lines(table, row, column))
+    ]
 
 
-def run_line(column: Key, value: Value, path: bool = True) -> str:
-    """A run in a cell: "seed 1: 65.00  runs/coop_16shot_seed1_0123456789ab"; its directory's name where no path is wanted."""
-    shown = "undefined" if value.value is None else figure(column[0], value.value)
-    return f"{value.seed}: {shown}  {value.run if path else Path(value.run).name}"
+def run_lines(table: Table, row: Key, column: Key, path: bool = True) -> list[str]:
+    """A line per run of a cell, finished or missing: "seed 1: 65.00  runs/coop_16shot_seed1_0123456789ab".
+
+    Args:
+        path: name the directory with its place, else by its last name.
+    """
+    cell = table.cells.get((row, column))
+    named = [(f"{value.seed}: {_run_value(column, value)}", value.run) for value in (cell.values if cell else ())]
+    named += table.missing_at(row, column)
+    return [f"{words}  {run if path else Path(run).name}" for words, run in named]
+
+
+def _run_value(column: Key, value: Value) -> str:
+    return "undefined" if value.value is None else figure(column[0], value.value)

@@ -16,7 +16,7 @@ COSTS = {
     "cost.train_seconds": "{:.1f}",
     "cost.peak_gib": "{:.2f}",
 }
-COEFFICIENTS = {"mcc": "{:.3f}", "quadratic_kappa": "{:.3f}", "mae": "{:.3f}"}
+COEFFICIENTS = {"mcc": "{:.3f}", "aurc": "{:.3f}", "quadratic_kappa": "{:.3f}", "mae": "{:.3f}"}
 PLAIN = {**COEFFICIENTS, **COSTS}
 
 

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from tests.evaluation.statistics.drawn import draw
 from vipbench.harness.evaluation.metrics import Predicted
-from vipbench.harness.evaluation.statistics.conformal import SCORES, conformal_sets, halves
+from vipbench.harness.evaluation.statistics.conformal import SCORES, conformal_sets, halves, repeated_sets
 
 
 class Given(ClassifierMixin, BaseEstimator):
@@ -71,3 +71,29 @@ def test_halves_keep_patients_whole() -> None:
     assert not (calibration & test).any() and calibration.sum() == 30
     assert not set(clusters[calibration]) & set(clusters[test])
     assert not np.array_equal(calibration, halves(60, clusters, seed=4)[0])
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_repeated_halves_average_those_of_single_ones(score: str) -> None:
+    of, clusters = draw(np.random.default_rng(3), 80, images=3, scale=0.8)
+    found = repeated_sets(score, of, clusters, repeats=5, seed=7)
+    masks = [halves(len(of.labels), clusters, seed)[0] for seed in range(7, 12)]
+    single = [conformal_sets(score, of.select(own), of.select(~own)) for own in masks]
+    tolerance = 1e-9 if score == "lac" else 0.1  # the others draw random parts anew
+    assert found.coverage == pytest.approx(np.mean([one.coverage for one in single]), abs=tolerance)
+    assert found.size == pytest.approx(np.mean([one.size for one in single]), abs=3 * tolerance)
+    assert found.patients and found.worst and found.worst[1] == min(filter(None, found.coverage_by_class.values()))
+    assert found.calibration == np.mean([one.calibration for one in single])
+    assert found.calibration + found.test == len(of.labels)
+    assert found.coverage_range[0] < found.coverage < found.coverage_range[1]
+    if score == "lac":
+        for name, mean in found.coverage_by_class.items():
+            assert mean == pytest.approx(np.mean([one.coverage_by_class[name] for one in single]))
+
+
+def test_repeated_halves_without_enough_to_calibrate_hold_every_class() -> None:
+    found = repeated_sets(
+        "lac", Predicted(np.array([0, 1, 1, 0]), np.eye(2)[[0, 1, 1, 0]], ["a", "b", "c"][:2]), repeats=3
+    )
+    assert not found.patients, "each sample is one"
+    assert (found.coverage, found.size, found.calibration, found.test) == (1, 2, 2, 2)

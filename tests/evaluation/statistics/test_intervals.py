@@ -160,6 +160,7 @@ def test_intervals_of_a_run_are_the_same_each_time_and_survive_json() -> None:
             "ece",
             "classwise_ece",
             "brier",
+            "aurc",
         ),
         *("quadratic_kappa", "mae", "sensitivity", "specificity"),
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vipbench.harness.evaluation.metrics import Predicted
+from vipbench.harness.evaluation.metrics import Predicted, aurc
 from vipbench.harness.evaluation.statistics.selective import risk_coverage
 
 
@@ -17,6 +17,7 @@ def test_risk_of_the_most_confident_first() -> None:
     assert found.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert found.risk == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4])
     assert found.aurc == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    assert aurc(predicted([1.0, 4.0, 3.0, 2.0], [0, 1, 0, 1])) == pytest.approx(found.aurc)
     assert found.coverage_at(0.4) == 0.75 and found.coverage_at(0.0) == 0.25 and found.coverage_at(-1) == 0
 
 

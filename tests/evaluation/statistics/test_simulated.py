@@ -41,7 +41,7 @@ def test_intervals_hold_the_truth(classes: int, patients: int, images: int) -> N
         for name, own in each(of, clusters, seed):
             held[name].append(own.low <= known[name] <= own.high)
     shares = {name: float(np.mean(values)) for name, values in held.items()}
-    assert len(shares) == 11 + 2 * classes and all(len(values) == DRAWS for values in held.values())
+    assert len(shares) == 12 + 2 * classes and all(len(values) == DRAWS for values in held.values())
     assert not {name: share for name, share in shares.items() if not 0.93 <= share <= 0.97}
 
 
