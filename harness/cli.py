@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vipbench.harness.commands import backbone, bank, data, demo, figures, methods, page, report, serve, sweep, symptoms
-from vipbench.harness.commands.options import MovedPlugins, Plugins
+from vipbench.harness.commands.options import MovedPlugins, Plugins, Rename
 from vipbench.harness.data.choices import OnError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
 
@@ -48,6 +48,7 @@ class Device(StrEnum):
 app.command()(data.prepare)
 app.command()(data.index)
 app.command()(data.inspect)
+app.command()(data.datasets)
 app.command()(report.table)
 app.command()(report.compare)
 app.command()(report.runs)
@@ -95,12 +96,15 @@ def evaluate(
     symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
     device: Annotated[Device, typer.Option(help="where to compute; auto is a GPU where there is one")] = Device.auto,
     on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
+    rename: Rename = None,
     plugin: MovedPlugins = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
+    from vipbench.harness.data.names import renames
     from vipbench.harness.runs.transfer import evaluate_run
 
-    evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None, plugin or [])
+    damaged, changes = on_error.value if on_error else None, renames(rename or [])
+    evaluate_run(run, data, split, symptoms, device.value, damaged, plugin or [], changes)
 
 
 def main() -> None:
