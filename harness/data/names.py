@@ -23,7 +23,7 @@ SEPARATORS = "|;,+&/"  # between the labels of an image that has several
 URL = re.compile(r"[a-z][a-z0-9+]*://[^\x00-\x1f\x7f]+")
 
 # What file managers, archivers and file systems leave lying about; hidden names are passed over as well.
-CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "dicomdir"}
 DOCUMENTS = {"readme", "license", "licence", "copying", "changelog", "changes", "citation", "notice"}
 DOCUMENT_SUFFIXES = {"", ".md", ".txt", ".rst", ".cff"}
 

@@ -77,7 +77,7 @@ def evaluate_run(
         provenance = Provenance(dataset, digests, topology)
         provenance.add(run=path.name, split=split)
         if changes:
-            provenance.add(renamed=dict(changes))
+            provenance.add(classes=labelled, renamed=dict(changes))
         if source.images.skipped:
             provenance.add(skipped={split: source.images.skipped})
         out = path / EVALUATIONS / _name(dataset.info.name, split, digests, trained, changes)

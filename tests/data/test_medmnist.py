@@ -1,6 +1,7 @@
 """MedMNIST's published files: grey and RGB, any size, streamed; multi-label sets, volumes and damage refused in a line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,10 @@ from vipbench.harness.data.reader import Dataset
 from vipbench.harness.errors import UserError
 
 
-def published(
-    path: Path, shape: tuple[int, ...] = (28, 28), classes: int = 2, labels: int = 1
-) -> dict[str, np.ndarray]:
+def published(path: Path, shape: tuple[int, ...] = (28, 28), classes: int = 2, labels: int = 1) -> dict[str, Any]:
     """Write a file as MedMNIST publishes them, with six images in each split; returns its arrays."""
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in SPLITS:
         arrays[f"{split}_images"] = rng.integers(0, 256, (6, *shape), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(6 * labels, dtype=np.uint8).reshape(6, labels) % classes
@@ -84,7 +83,7 @@ def test_damaged_and_hostile_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = tmp_path / "pneumoniamnist.npz"
     arrays = published(file)
 
-    def refused(message: str, **changes: np.ndarray) -> None:
+    def refused(message: str, **changes: Any) -> None:
         if changes:
             np.savez_compressed(file, **{**arrays, **changes})
         with pytest.raises(UserError, match=message):
