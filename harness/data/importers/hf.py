@@ -7,6 +7,7 @@ Splits are those of the files' names or folders: data/train-00000-of-00002.parqu
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,21 @@ def _text(value: Any) -> str | None:
     return None if value is None or value != value else str(value).strip() or None
 
 
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Raise UserError where a file cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
 def _schema(file: Path) -> pa.Schema:
-    return next(_batches(file, None)).schema
+    with _damage(file):
+        if file.suffix == ".parquet":
+            return pq.read_schema(file)
+        with pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as reader:
+            return reader.schema
 
 
 def _rows(file: Path, columns: list[str]) -> Rows:
@@ -184,25 +198,20 @@ def _rows(file: Path, columns: list[str]) -> Rows:
             yield f"row {number}", row
 
 
-def _batches(file: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """Batches of some columns; with None an empty one, of the file's schema. Raises UserError where the file is damaged."""
-    try:
+def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of some columns, of at most `ROWS` rows. Raises UserError where the file is damaged."""
+    with _damage(file):
         if file.suffix == ".parquet":
-            table = pq.ParquetFile(file)
-            if columns is None:
-                yield pa.RecordBatch.from_pylist([], table.schema_arrow)
-                return
-            yield from table.iter_batches(ROWS, columns=columns)
+            for batch in pq.ParquetFile(file).iter_batches(ROWS, columns=columns):
+                batch.validate(full=True)
+                yield batch
             return
         with pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as reader:
-            if columns is None:
-                yield pa.RecordBatch.from_pylist([], reader.schema)
-                return
             for batch in reader:
-                for first in range(0, len(batch), ROWS):
-                    yield batch.select(columns).slice(first, ROWS)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+                chosen = batch.select(columns)
+                chosen.validate(full=True)  # places in the file, and text
+                for first in range(0, len(chosen), ROWS):
+                    yield chosen.slice(first, ROWS)
 
 
 def _images(files: Sequence[Path], column: str) -> Iterator[ImageBytes]:

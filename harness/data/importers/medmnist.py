@@ -5,6 +5,7 @@ PneumoniaMNIST. Grades (RetinaMNIST) are declared as such; sets of several label
 The arrays are read as a stream, one image at a time, and never unpickled.
 """
 
+import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -17,13 +18,13 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from vipbench.harness.data.cards import Card, card_names, load_card
-from vipbench.harness.data.images import BadImage, check_size, png
+from vipbench.harness.data.images import DECODE_ERRORS, BadImage, check_size, png
 from vipbench.harness.data.importers.base import Record, Source
 from vipbench.harness.data.info import MAX_SAMPLES, SPLITS
 from vipbench.harness.errors import UserError
 
 RESOLUTION = re.compile(r"_[0-9]{1,4}$")
-DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, EOFError, NotImplementedError, KeyError)
+DAMAGED = (*DECODE_ERRORS, zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError)  # the last of encrypted archives
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,15 @@ def _labels(archive: zipfile.ZipFile, split: str, file: Path, classes: int) -> n
     name = f"{split}_labels"
     with archive.open(f"{name}.npy") as member:
         shape, columns_first, kind = _header(member)
-        columns = int(np.prod(shape[1:])) if shape else 0
+        columns = math.prod(shape[1:]) if shape else 0
         if columns > 1:
             raise UserError(
                 f"{file}: {name} are {list(shape)}: several labels of one image (multi-label), and an image has one class here"
             )
         if columns != 1 or kind.kind not in "ui" or (columns_first and len(shape) > 1 and min(shape) > 1):
             raise UserError(f"{file}: {name} are {list(shape)} of {kind}; they should be [N, 1] whole numbers")
-        if shape[0] > MAX_SAMPLES:
-            raise UserError(f"{file}: {name} has {shape[0]} labels, more than {MAX_SAMPLES}")
+        if not 0 <= shape[0] <= MAX_SAMPLES:
+            raise UserError(f"{file}: {name} are of {shape[0]} images; there may be {MAX_SAMPLES}")
         labels = np.frombuffer(_exactly(member, shape[0] * kind.itemsize), kind)
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise UserError(f"{file}: {name} go from {labels.min()} to {labels.max()}; {classes} classes are named")
@@ -142,7 +143,7 @@ def _images(file: Path, splits: list[str]) -> Iterator[Pixels]:
                 with archive.open(f"{split}_images.npy") as member:
                     _header(member)
                     for _ in range(shape[0]):
-                        data = _exactly(member, int(np.prod(shape[1:])))
+                        data = _exactly(member, math.prod(shape[1:]))
                         yield Pixels(np.frombuffer(data, np.uint8).reshape(shape[1:]))
     except UserError:
         raise
