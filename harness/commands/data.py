@@ -179,21 +179,24 @@ def inspect(
         Path | None, typer.Option(help="compare all images, and list those that look alike in this CSV file")
     ] = None,
     distance: Annotated[
-        int, typer.Option(min=0, max=255, help="bits of 256 in which the hashes of near-duplicates may differ")
-    ] = 24,
+        int | None,
+        typer.Option(min=0, max=255, help="bits of 256 in which the hashes of near-duplicates may differ; default: 24"),
+    ] = None,
 ) -> None:
     """Print a dataset's counts, and verify the checksums of its shards and images."""
     from vipbench.harness.data.info import DatasetInfo
     from vipbench.harness.data.shards import verify
 
+    if distance is not None and near_duplicates is None:
+        raise UserError("--distance: has no effect without --near-duplicates FILE; leave it out")
     _show(DatasetInfo.load(folder), folder)
     verify(folder)
     typer.echo("all checksums are right")
     if near_duplicates is not None:
-        from vipbench.harness.data.near_duplicates import find
+        from vipbench.harness.data.near_duplicates import DISTANCE, find
         from vipbench.harness.data.reader import Dataset
 
-        typer.echo(find(Dataset(folder), near_duplicates, distance))
+        typer.echo(find(Dataset(folder), near_duplicates, DISTANCE if distance is None else distance))
 
 
 def datasets(

@@ -163,7 +163,7 @@ def decode(data: bytes, frame: str = "first", window: Window | None = None) -> I
     except (BadImage, UserError):
         raise
     except Exception as error:  # pydicom and its decoders have no common kind of error
-        raise BadImage(f"the DICOM file cannot be decoded: {' '.join(str(error).split())[:200]}") from error
+        raise BadImage(f"the DICOM file cannot be decoded: {' '.join(str(error).split())[:400]}") from error
 
 
 def _frame(frame: str, frames: int) -> int:

@@ -46,14 +46,11 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: no class is named")
 
 
-def sorted_classes(places: Mapping[str, str]) -> list[str]:
-    """Class names that labels give, in order: by value where all are numbers, else as text.
+def refuse_several_labels(places: Mapping[str, str]) -> None:
+    """Raise UserError where a label holds several classes' names between separators, so that an image has several labels.
 
     Args:
-        places: each name, and the first place that has it.
-
-    Raises:
-        UserError: a name holds several others between separators, so that an image has several labels.
+        places: each label, and the first place that has it.
     """
     for name, where in places.items():
         for separator in SEPARATORS:
@@ -64,6 +61,11 @@ def sorted_classes(places: Mapping[str, str]) -> list[str]:
                     "(multi-label), and an image has one class here; leave such images out, or list the name in --classes "
                     "where it is a class's own"
                 )
+
+
+def sorted_classes(places: Mapping[str, str]) -> list[str]:
+    """Class names that labels give, in order: by value where all are numbers, else as text. Raises as `refuse_several_labels`."""
+    refuse_several_labels(places)
     return sorted(places, key=float) if all(map(NUMBER.fullmatch, places)) else sorted(places)
 
 

@@ -354,6 +354,13 @@ def test_coop_split_errors(tmp_path: Path, entries: list[list[object]], message:
         coop_split.read(write_split(tmp_path, train=entries))
 
 
+def test_a_coop_split_of_several_labels_is_refused(tmp_path: Path) -> None:
+    file = write_split(tmp_path, train=[["1.jpg", 0, "x"], ["2.jpg", 1, "x|y"]])
+    with pytest.raises(UserError, match=r"label 1: 'x\|y' names 2 classes, separated by '\|'.*multi-label"):
+        coop_split.read(file)
+    assert coop_split.read(file, ["x", "x|y"]).classes == ["x", "x|y"]
+
+
 def test_coop_split_that_is_no_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a CoOp split"):
         coop_split.read(write_split(tmp_path, training=[]))

@@ -73,3 +73,5 @@ def test_inspect_lists_them(tmp_path: Path) -> None:
     )
     none = CliRunner().invoke(app, ["inspect", str(tmp_path / "data")])
     assert "look alike" not in none.output
+    idle = CliRunner().invoke(app, ["inspect", str(tmp_path / "data"), "--distance", "3"])
+    assert "--distance: has no effect without --near-duplicates" in str(idle.exception)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vipbench.harness.data.images import ImageBytes
 from vipbench.harness.data.importers.base import SPLIT_NAMES, Record, Source
-from vipbench.harness.data.names import class_name, sorted_classes
+from vipbench.harness.data.names import class_name, refuse_several_labels, sorted_classes
 from vipbench.harness.errors import UserError, did_you_mean
 
 SUFFIXES = (".parquet", ".arrow")
@@ -68,6 +68,8 @@ def read(
             name = _class(row[columns.label], columns, f"{file}, {where}")
             places.setdefault(name, f"{file}, {where}")
             listed.append((name, split, file, where, row))
+    if classes is None:
+        refuse_several_labels(dict.fromkeys(columns.names or [], str(files[0][1])) | places)
     names = classes or columns.names or sorted_classes(places)
     if unknown := next((name for name in places if name not in names), None):
         hint = did_you_mean(unknown, names, otherwise=f"the classes are {names}")
