@@ -25,7 +25,7 @@ from vipbench.harness.commands import (
     sweep,
     symptoms,
 )
-from vipbench.harness.commands.options import MovedPlugins, Plugins
+from vipbench.harness.commands.options import MovedPlugins, Plugins, Rename
 from vipbench.harness.data.choices import OnError
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.console import interruptions, setup_logging, user_errors
@@ -79,6 +79,7 @@ app.command()(init.init)
 app.command()(data.prepare)
 app.command()(data.index)
 app.command()(data.inspect)
+app.command()(data.datasets)
 app.command()(report.table)
 app.command()(report.compare)
 app.command()(report.runs)
@@ -138,12 +139,15 @@ def evaluate(
     symptoms: Annotated[Path | None, typer.Option(help="a symptom set, where the run's own does not fit")] = None,
     device: Annotated[Device, typer.Option(help="where to compute; auto is a GPU where there is one")] = Device.auto,
     on_error: Annotated[OnError | None, typer.Option(help="what a damaged image does; default: as in the run")] = None,
+    rename: Rename = None,
     plugin: MovedPlugins = None,
 ) -> None:
     """Score a run's saved prompts on another dataset."""
+    from vipbench.harness.data.names import renames
     from vipbench.harness.runs.transfer import evaluate_run
 
-    evaluate_run(run, data, split, symptoms, device.value, on_error.value if on_error else None, plugin or [])
+    damaged, changes = on_error.value if on_error else None, renames(rename or [])
+    evaluate_run(run, data, split, symptoms, device.value, damaged, plugin or [], changes)
 
 
 def main() -> None:

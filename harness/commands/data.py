@@ -1,18 +1,22 @@
-"""The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`."""
+"""The data verbs: `vipbench prepare SOURCE --format folder --out DIR`, `vipbench index --train A.tar`, `vipbench inspect DIR`,
+`vipbench datasets`.
+"""
 
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vipbench.harness.commands.options import Rename
 from vipbench.harness.data.choices import Leaks, OnError
 from vipbench.harness.data.importers import formats, importer
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.processes import available_cores
 
 if TYPE_CHECKING:
+    from vipbench.harness.data.cards import Card
     from vipbench.harness.data.importers.base import Source
     from vipbench.harness.data.info import DatasetInfo
 
@@ -45,19 +49,37 @@ LeaksOption = Annotated[
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="a folder, a CSV or Parquet manifest, or a CoOp-style split JSON")],
+    source: Annotated[
+        Path, typer.Argument(help="a folder, a CSV or Parquet manifest, a CoOp-style split JSON, or MedMNIST's .npz")
+    ],
     out: Annotated[Path, typer.Option(help="the dataset's folder, which this makes")],
-    format: Annotated[str, typer.Option(help=f"what SOURCE is: {', '.join(formats())}")] = "folder",
+    format: Annotated[
+        str | None, typer.Option(help=f"what SOURCE is: {', '.join(formats())}; default: the recipe's, or folder")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="a card of `vipbench datasets`: how to read SOURCE, and what must be in it")
+    ] = None,
     image_root: Annotated[Path | None, typer.Option(help="where paths in SOURCE start; default: its folder")] = None,
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: the name of --out")] = None,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
     classes: Classes = None,
     classes_file: ClassesFile = None,
+    rename: Rename = None,
     val_fraction: Annotated[float, typer.Option(help="part of train for a missing val split; 0: none")] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="part of train for a missing test split; 0: none")] = 0.2,
     seed: Annotated[int, typer.Option(help="of the splits that are made")] = 0,
     ordinal: Ordinal = False,
     metadata: Metadata = None,
+    label_column: Annotated[str | None, typer.Option(help="hf: the column of the class, where several may be")] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="dicom: which frame of several: first (default), middle or a number from 1")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="dicom: the values to show, CENTER,WIDTH; default: as the file asks")
+    ] = None,
+    pseudonym_key: Annotated[
+        Path | None, typer.Option(help="dicom: the key of the pseudonyms; default: OUT.key, made once beside --out")
+    ] = None,
     shard_size: Annotated[
         int, typer.Option(min=1, max=MAX_SHARD_MIB, help="about this many MiB of images per shard")
     ] = 256,
@@ -69,23 +91,37 @@ def prepare(
     ] = None,
 ) -> None:
     """Check images and labels and write them as a dataset: shards, indexes and dataset.json."""
-    from vipbench.harness.data.names import column_names, listed_classes
+    from vipbench.harness.data.cards import load_card
+    from vipbench.harness.data.dicom import parse_frame, parse_window
+    from vipbench.harness.data.names import column_names, listed_classes, renames
     from vipbench.harness.data.shards import write_dataset
     from vipbench.harness.data.splits import HoldOut
 
     hold_out = HoldOut(val_fraction, test_fraction, seed)
-    order = listed_classes(classes, classes_file)
-    _check_order(ordinal, order)
-    read: Callable[..., Source] = importer(format)
-    columns = column_names(metadata)
-    if columns and "metadata" not in signature(read).parameters:
-        raise UserError(f"--metadata: --format {format} has no columns; a manifest has (--format csv)")
-    listed = read(source, order, image_root, **({"metadata": columns} if columns else {}))
+    order, changes = listed_classes(classes, classes_file), renames(rename or [])
+    card = load_card(recipe) if recipe else None
+    _check_order(ordinal and card is None, order)
+    format = format or (card.format if card else "folder")
+    source, root = card.place(source) if card else (source, None)
+    listed = _read(
+        format,
+        source,
+        out,
+        order,
+        image_root or root,
+        metadata=column_names(metadata),
+        label_column=label_column,
+        frame=parse_frame(frame) if frame else None,
+        window=parse_window(window) if window else None,
+        pseudonym_key=pseudonym_key,
+    )
+    if card:
+        listed = _compared(listed, card, str(recipe))
     info = write_dataset(
-        listed,
+        listed.rename(changes),
         out,
         name=out.resolve().name if name is None else name,
-        modality=modality,
+        modality=modality or (card.modality if card else None),
         shard_bytes=shard_size * 2**20,
         on_error="skip" if on_error is OnError.skip else "raise",
         leaks=leaks,
@@ -139,14 +175,93 @@ def index(
 
 def inspect(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder or URL that `prepare` or `index` wrote")],
+    near_duplicates: Annotated[
+        Path | None, typer.Option(help="compare all images, and list those that look alike in this CSV file")
+    ] = None,
+    distance: Annotated[
+        int | None,
+        typer.Option(min=0, max=255, help="bits of 256 in which the hashes of near-duplicates may differ; default: 24"),
+    ] = None,
 ) -> None:
     """Print a dataset's counts, and verify the checksums of its shards and images."""
     from vipbench.harness.data.info import DatasetInfo
     from vipbench.harness.data.shards import verify
 
+    if distance is not None and near_duplicates is None:
+        raise UserError("--distance: has no effect without --near-duplicates FILE; leave it out")
     _show(DatasetInfo.load(folder), folder)
     verify(folder)
     typer.echo("all checksums are right")
+    if near_duplicates is not None:
+        from vipbench.harness.data.near_duplicates import DISTANCE, find
+        from vipbench.harness.data.reader import Dataset
+
+        typer.echo(find(Dataset(folder), near_duplicates, DISTANCE if distance is None else distance))
+
+
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="show the card of this dataset")] = None,
+) -> None:
+    """List the public datasets that have a card, or show one: source, licence, counts, known flaws of the split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vipbench.harness.data.cards import card_names, load_card
+
+    if name is not None:
+        typer.echo(load_card(name).text(name))
+        return
+    table = Table("name", "modality", "classes", "train/val/test", "licence", box=None)
+    table.columns[0].no_wrap = table.columns[3].no_wrap = True
+    for key in card_names():
+        card = load_card(key)
+        images = "/".join(str(card.total(split)) for split in card.counts)
+        kind = "" if card.task == "classes" else f", {card.task}"
+        table.add_row(key, card.modality, f"{len(card.classes)}{kind}", images, card.licence or "not checked")
+    Console(markup=False, highlight=False).print(table)
+
+
+def _read(
+    format: str, source: Path, out: Path, classes: list[str] | None, root: Path | None, **options: Any
+) -> "Source":
+    """List a source with the importer of a format and those of its options that are given.
+
+    Raises:
+        UserError: an option that the importer does not have, or as the importer does.
+    """
+    from vipbench.harness.data.pseudonyms import load_key, make_key
+
+    read: Callable[..., Source] = importer(format)
+    takes = signature(read).parameters
+    given = {option: value for option, value in options.items() if value}
+    key = given.pop("pseudonym_key", None)
+    if "key" in takes:
+        given["key"] = load_key(key) if key else make_key(out.parent / f"{out.name}.key")
+    elif key:
+        raise UserError(f"--pseudonym-key: --format {format} makes no pseudonyms of a key; dicom does")
+    if "metadata" in given and "metadata" not in takes:
+        raise UserError(f"--metadata: --format {format} has no columns; a manifest has (--format csv)")
+    for option in given:
+        if option not in takes:
+            raise UserError(f"--{option.replace('_', '-')}: --format {format} has no such option; leave it out")
+    return read(source, classes, root, **given)
+
+
+def _compared(source: "Source", card: "Card", name: str) -> "Source":
+    """The source, with notes, if it is what its card describes. Raises UserError where it is not."""
+    from dataclasses import replace
+
+    if differences := card.differences(source.counts()):
+        more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+        raise UserError(
+            f"--recipe {name}: SOURCE is not what the card describes: {'; '.join(differences[:5])}{more}; "
+            f"`vipbench datasets {name}` shows the card, and without --recipe SOURCE is prepared as it is"
+        )
+    notes = [
+        f"classes and counts are those of the card {name!r}",
+        *(f"known of {card.title}: {leak}" for leak in card.leaks),
+    ]
+    return replace(source, notes=[*source.notes, *notes], ordinal=source.ordinal or card.task == "ordinal")
 
 
 def _check_order(ordinal: bool, classes: list[str] | None) -> None:

@@ -19,6 +19,10 @@ Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an
 Out = Annotated[Path, typer.Option(help="the symptom set to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file at --out")]
 
+Rename = Annotated[
+    list[str] | None, typer.Option("--rename", help='another name of a class, "OLD=NEW"; may be given several times')
+]
+
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="a Python file that registers a method; repeatable")
 ]

@@ -8,7 +8,16 @@ import typer
 from vipbench.harness.commands.cache import cache_app
 from vipbench.harness.commands.controls import controls
 from vipbench.harness.commands.generate import generate
-from vipbench.harness.commands.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
+from vipbench.harness.commands.options import (
+    BackboneName,
+    Out,
+    Overwrite,
+    Pretrained,
+    Rename,
+    check_output,
+    class_names,
+    load,
+)
 from vipbench.harness.system.files import output_errors
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in the images of each class, in words.")
@@ -26,13 +35,16 @@ def import_(
     out: Out,
     modality: Annotated[str | None, typer.Option(help="such as dermoscopy or chest X-ray")] = None,
     author: Annotated[str, typer.Option(help="who or what wrote the symptoms")] = "unknown",
+    rename: Rename = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Read symptoms in their plain form and write a symptom set."""
+    from vipbench.harness.data.names import renames
     from vipbench.harness.symptoms.sets import import_plain
 
     check_output(out, overwrite)
-    symptoms = import_plain(file, task=task, modality=modality, author=author)
+    changes = renames(rename or [])
+    symptoms = import_plain(file, task=task, modality=modality, author=author, changes=changes)
     with output_errors(out):
         symptoms.save(out)
     count = sum(len(entry.symptoms) for entry in symptoms.classes)

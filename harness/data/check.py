@@ -1,20 +1,22 @@
 """Decode every image of a source once, in order, on any number of processes; good images wait in a spool file."""
 
+import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import BinaryIO
 
-from vipbench.harness.data.images import BadImage, Normalised, normalise_file
-from vipbench.harness.data.importers.base import Record
+from vipbench.harness.data.images import BadImage, Normalised, StoredImage, normalise
+from vipbench.harness.data.importers.base import Record, Source
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.processes import end_with_parent
 from vipbench.harness.system.progress import Progress
+
+log = logging.getLogger(__name__)
 
 AHEAD = 4  # images in flight per process, which bounds memory
 
@@ -30,9 +32,7 @@ class Checked:
     size: int
 
 
-def check_images(
-    records: list[Record], spool: BinaryIO, skip_bad: bool, workers: int
-) -> tuple[list[Checked], list[str]]:
+def check_images(source: Source, spool: BinaryIO, skip_bad: bool, workers: int) -> tuple[list[Checked], list[str]]:
     """Decode and normalise images into a spool; returns the good ones in order and notes on what was skipped or changed.
 
     Raises:
@@ -41,35 +41,43 @@ def check_images(
     checked: list[Checked] = []
     skipped: list[str] = []
     changes: Counter[str] = Counter()
-    with Progress("check images", len(records), "images") as progress:
-        for record, image in zip(records, _normalise_all([record.path for record in records], workers), strict=True):
+    with Progress("check images", len(source.records), "images") as progress:
+        for record, image in zip(source.records, _normalise_all(source.read_images(), workers), strict=True):
             if isinstance(image, Normalised):
                 offset = spool.tell()
                 spool.write(image.data)
                 checked.append(Checked(record, image.extension, image.pixels, offset, len(image.data)))
                 changes.update(image.changes)
             elif skip_bad:
-                skipped.append(f"skipped {record.key} ({record.path.name}): {image}")
+                skipped.append(_skipped(record, image, source.pseudonymous))
             else:
-                raise UserError(f"{record.path}: {image} (--on-error skip leaves out such images)")
+                raise UserError(f"{record.place}: {image} (--on-error skip leaves out such images)")
             progress.advance(note=f"{len(skipped)} skipped" if skipped else None)
     if not checked:
-        raise UserError(f"none of the {len(records)} images can be used; the first: {skipped[0]}")
+        raise UserError(f"none of the {len(source.records)} images can be used; the first: {skipped[0]}")
     return checked, [*(f"{count} images {change}" for change, count in sorted(changes.items())), *skipped]
 
 
-def _normalise_all(paths: list[Path], workers: int) -> Iterator[Normalised | BadImage]:
-    """Images in the order of their paths, at most `AHEAD` per process in memory."""
+def _skipped(record: Record, reason: BadImage, pseudonymous: bool) -> str:
+    """A note, which is stored; of a source whose names may identify somebody the file and the reason are only logged."""
+    if pseudonymous:
+        log.warning("%s: skipped, as %s: %s", record.place, record.key, reason)
+        return f"skipped {record.key}"
+    return f"skipped {record.key} ({record.inside or record.path.name}): {reason}"
+
+
+def _normalise_all(images: Iterable[StoredImage], workers: int) -> Iterator[Normalised | BadImage]:
+    """Images in their order, at most `AHEAD` per process in memory."""
     if workers <= 1:
-        yield from map(_try_normalise, paths)
+        yield from map(_try_normalise, images)
         return
     pending: deque[Future[Normalised | BadImage]] = deque()
     # Spawned, since forking a process that has threads can hang it.
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
-            for path in paths:
-                pending.append(pool.submit(_try_normalise, path))
+            for image in images:
+                pending.append(pool.submit(_try_normalise, image))
                 if len(pending) >= AHEAD * workers:
                     yield pending.popleft().result()
             while pending:
@@ -78,8 +86,8 @@ def _normalise_all(paths: list[Path], workers: int) -> Iterator[Normalised | Bad
             raise UserError("a process that decodes images was killed, perhaps for memory; try --workers 1") from error
 
 
-def _try_normalise(path: Path) -> Normalised | BadImage:
+def _try_normalise(image: StoredImage) -> Normalised | BadImage:
     try:
-        return normalise_file(path)
+        return normalise(image.read())
     except BadImage as error:
         return error

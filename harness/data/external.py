@@ -22,7 +22,7 @@ from vipbench.harness.data.index import schema, write_index
 from vipbench.harness.data.info import INFO, DatasetInfo, ShardInfo, check_dataset_name
 from vipbench.harness.data.leaks import REPORT, LeakDecision, PlacedSample, decide_leaks
 from vipbench.harness.data.members import Reading, ShardContent, ShardSample, read_shard
-from vipbench.harness.data.names import check_class_names, is_plain_url, is_safe_name
+from vipbench.harness.data.names import check_class_names, is_plain_url, is_safe_name, sorted_classes
 from vipbench.harness.data.remote import is_url, matching
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import output_errors, write_text
@@ -183,10 +183,11 @@ def _classes(contents: Contents, reading: Reading) -> list[str]:
         raise UserError(f"sample {key!r} has its label in .{kind}, sample {another!r} in .{other}; one kind is needed")
     if reading.classes is not None:
         return list(reading.classes)
-    labels = {sample.label for sample in samples}
+    places = {sample.label: f"{sample.shard}: sample {key!r}" for key, sample in reversed(keyed)}
+    labels = set(places)
     numbers = sorted({sample.number for sample in samples if sample.number is not None})
     if not numbers:
-        classes = sorted(labels)
+        classes = sorted_classes(places)
     else:
         named: dict[int, str] = {}
         for sample in samples:

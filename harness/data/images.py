@@ -13,6 +13,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -103,13 +104,43 @@ class Normalised:
     changes: tuple[str, ...] = ()
 
 
-def normalise_file(path: Path) -> Normalised:
-    """Read and normalise an image file. Raises BadImage, also where the file cannot be read."""
-    try:
-        data = read_whole(path, MAX_FILE_BYTES)
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from error
-    return normalise(data)
+class StoredImage(Protocol):
+    """An image of a source. It travels to the process that decodes it, and is read there."""
+
+    def read(self) -> bytes:
+        """The bytes of an image file. Raises BadImage where there are none."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file on disk."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises BadImage where it cannot be read."""
+        try:
+            return read_whole(self.path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """The bytes of an image file, which something else holds."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        """The bytes as they are."""
+        return self.data
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
 
 
 def max_pixels() -> int:
@@ -187,9 +218,7 @@ def normalise(data: bytes) -> Normalised:
         extension = "jpg" if stored.startswith(JPEG_START) else "png"
         return Normalised(extension, stored, _pixel_digest(rgb), tuple(_several_frames(image)))
     rgb, changes = upright_rgb(image)
-    buffer = io.BytesIO()
-    rgb.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return Normalised("png", buffer.getvalue(), _pixel_digest(rgb), tuple(changes))
+    return Normalised("png", png(rgb), _pixel_digest(rgb), tuple(changes))
 
 
 def _several_frames(image: Image.Image) -> list[str]:

@@ -3,10 +3,10 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vipbench.harness.errors import UserError
+from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.system.files import read_whole
 
 MAX_NAME = 200  # characters of a class's or dataset's name
@@ -18,10 +18,12 @@ RESERVED = (  # columns of an index and of predictions
     *("key", "label", "patient", "extension", "offset", "size", "sha256"),
     *("id", "class", "predicted", "logits", "probabilities"),
 )
+NUMBER = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
+SEPARATORS = "|;,+&/"  # between the labels of an image that has several
 URL = re.compile(r"[a-z][a-z0-9+]*://[^\x00-\x1f\x7f]+")
 
 # What file managers, archivers and file systems leave lying about; hidden names are passed over as well.
-CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "dicomdir"}
 DOCUMENTS = {"readme", "license", "licence", "copying", "changelog", "changes", "citation", "notice"}
 DOCUMENT_SUFFIXES = {"", ".md", ".txt", ".rst", ".cff"}
 
@@ -42,6 +44,50 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: the class {twin!r} is there twice; names must be distinct")
     if not names:
         raise UserError(f"{where}: no class is named")
+
+
+def refuse_several_labels(places: Mapping[str, str]) -> None:
+    """Raise UserError where a label holds several classes' names between separators, so that an image has several labels.
+
+    Args:
+        places: each label, and the first place that has it.
+    """
+    for name, where in places.items():
+        for separator in SEPARATORS:
+            parts = [class_name(part) for part in name.split(separator)]
+            if len(parts) > 1 and all(parts) and (separator == "|" or set(parts) <= places.keys()):
+                raise UserError(
+                    f"{where}: {name[:80]!r} names {len(parts)} classes, separated by {separator!r}: several labels of one image "
+                    "(multi-label), and an image has one class here; leave such images out, or list the name in --classes "
+                    "where it is a class's own"
+                )
+
+
+def sorted_classes(places: Mapping[str, str]) -> list[str]:
+    """Class names that labels give, in order: by value where all are numbers, else as text. Raises as `refuse_several_labels`."""
+    refuse_several_labels(places)
+    return sorted(places, key=float) if all(map(NUMBER.fullmatch, places)) else sorted(places)
+
+
+def renames(options: Sequence[str]) -> dict[str, str]:
+    """New names of classes by their old ones, from `--rename "OLD=NEW"`. Raises UserError where one is not of that form."""
+    found: dict[str, str] = {}
+    for option in options:
+        old, equals, new = (class_name(part) for part in option.partition("="))
+        if not equals or "=" in new or old in found:
+            raise UserError(f'--rename: {option[:80]!r}; it should be "OLD=NEW", each old name once')
+        check_class_names([old], "--rename")
+        check_class_names([new], "--rename")
+        found[old] = new
+    return found
+
+
+def renamed(classes: Sequence[str], changes: Mapping[str, str], where: str) -> list[str]:
+    """Class names after renaming, in the same order. Raises UserError where one that is to be renamed is not among them."""
+    for old in changes:
+        if old not in classes:
+            raise UserError(f"--rename: {where} has no class {old!r}; {did_you_mean(old, classes)}")
+    return [changes.get(name, name) for name in classes]
 
 
 def listed_classes(names: str | None, file: Path | None) -> list[str] | None:

@@ -64,7 +64,7 @@ def write_dataset(
         leaks: what to do about images and patients in several splits of the source; leaks.csv lists them.
         hold_out: how to make val and test where the source lacks them; default `HoldOut()`.
         workers: processes that decode.
-        ordinal: the order of the classes is one of degree.
+        ordinal: the order of the classes is one of degree, even if the source does not declare it.
 
     Raises:
         UserError: `out` exists (or, with `overwrite`, is no dataset) or cannot be written, an image cannot be used, an image or
@@ -74,12 +74,13 @@ def write_dataset(
     if overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         DatasetInfo.load(out)  # --overwrite replaces datasets, nothing else
     with atomic_directory(out, overwrite) as folder, tempfile.TemporaryFile(dir=folder) as spool:
-        samples, image_notes = check_images(source.records, spool, on_error == "skip", workers)
+        samples, image_notes = check_images(source, spool, on_error == "skip", workers)
         place = Path(os.path.abspath(out))
         refused = place.parent / f"{place.name}.{REPORT}"
         split = split_samples(samples, source.classes, hold_out or HoldOut(), leaks, refused)
         records = [sample.record for members in split.splits.values() for sample in members]
-        patients = pseudonyms(record.patient for record in records)
+        known = [record.patient for record in records if record.patient]
+        patients = dict(zip(known, known, strict=True)) if source.pseudonymous else pseudonyms(known)
         shards: dict[str, list[ShardInfo]] = {name_of_split: [] for name_of_split in split.splits}
         tables: dict[str, list[pa.Table]] = {name_of_split: [] for name_of_split in split.splits}
         with Progress("write shards", sum(map(len, split.splits.values())), "images") as progress:
@@ -103,7 +104,7 @@ def write_dataset(
             tables=tables,
             notes=[*source.notes, *split.notes, *_patients_in_names(records), *image_notes],
             leaks=split.leaks,
-            ordinal=ordinal,
+            ordinal=ordinal or source.ordinal,
         )
 
 

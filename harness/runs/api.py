@@ -170,7 +170,10 @@ class Run:
             )
         method = build_method(config, make_task(classes, symptoms, config.templates), backbone)
         if method.per_class and set(classes) != set(self.classes):
-            raise UserError(f"{data or self.path}: {name} learned for {self.classes}; {classes} are other classes")
+            raise UserError(
+                f"{data or self.path}: {name} learned for {self.classes}; {classes} are other classes (`vipbench evaluate "
+                '--rename "OLD=NEW"` maps names that differ)'
+            )
         method.load_learned(learned)
         return method
 

@@ -7,14 +7,16 @@ A set is a JSON file, `symptoms_cache/<task>/<name>.json`:
      "provenance": {"kind": "hand-written", "author": "...", "created": "2026-01-31", "how": "..."}}
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from vipbench.harness.config.validation import parse
+from vipbench.harness.data.names import renamed
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.models.phrases import as_sentence, without_full_stop
 from vipbench.harness.symptoms.words import names_class, same_words
@@ -140,8 +142,13 @@ def sets_digest(sets: Sequence[SymptomSet]) -> str | None:
     return digest_json(digests) if len(digests) > 1 else (digests[0] if digests else None)
 
 
-def import_plain(path: Path, *, task: str, modality: str | None, author: str) -> SymptomSet:
+def import_plain(
+    path: Path, *, task: str, modality: str | None, author: str, changes: Mapping[str, str] = MappingProxyType({})
+) -> SymptomSet:
     """Read the plain form `{"class": ["symptom", ...]}`, which the ViP repository uses.
+
+    Args:
+        changes: new names of classes by those in the file.
 
     Raises:
         UserError: the file is not of that form, or names a class twice.
@@ -152,13 +159,19 @@ def import_plain(path: Path, *, task: str, modality: str | None, author: str) ->
     for name, texts in content.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}: class {name[:80]!r}: its value must be a list of texts")
-    refuse_twins(content, path)
-    classes = [{"name": name, "symptoms": [{"text": text} for text in texts]} for name, texts in content.items()]
+    names = renamed(list(content), changes, str(path))
+    refuse_twins(names, path)
+    classes = [
+        {"name": name, "symptoms": [{"text": text} for text in texts]}
+        for name, texts in zip(names, content.values(), strict=True)
+    ]
     provenance = {
         "kind": "imported",
         "author": author,
         "created": datetime.now(UTC).date().isoformat(),
-        "how": f"vipbench symptoms import {path.name}",
+        "how": " ".join(
+            ["vipbench symptoms import", path.name, *(f"--rename '{old}={new}'" for old, new in changes.items())]
+        ),
     }
     content = {"task": task, "modality": modality, "classes": classes, "provenance": provenance}
     return parse(SymptomSet, content, str(path))

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from tests.data.drawn_images import drawn
 from vipbench.harness.data.decode import Picture
-from vipbench.harness.data.images import BadImage, max_pixels, normalise, normalise_file
+from vipbench.harness.data.images import BadImage, ImageFile, max_pixels, normalise
 from vipbench.harness.errors import UserError
 
 
@@ -188,7 +188,7 @@ def test_no_image_is_refused(data: bytes) -> None:
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="cannot be read: No such file"):
-        normalise_file(tmp_path / "none.png")
+        ImageFile(tmp_path / "none.png").read()
 
 
 def palette_with_transparency() -> tuple[Image.Image, dict[str, Any]]:

@@ -12,6 +12,7 @@ from tests.data.drawn_images import image_folder, save
 from vipbench.harness.data import importers
 from vipbench.harness.data.importers import coop_split, csv, folder
 from vipbench.harness.data.importers.base import Record, Source, sample_key
+from vipbench.harness.data.names import renames
 from vipbench.harness.errors import UserError
 
 
@@ -45,7 +46,7 @@ def test_hidden_files_and_others_are_ignored_and_counted(tmp_path: Path) -> None
     (tmp_path / "README.txt").touch()
     source = folder.read(tmp_path)
     assert len(source.records) == 2
-    assert source.notes == ["2 hidden files or files that are no images were ignored"]
+    assert source.notes == ["2 hidden files or files that are no images were ignored: 1 .txt, 1 hidden"]
 
 
 def test_folder_of_an_unknown_class_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -136,6 +137,18 @@ MANIFEST_ERRORS = {
     "infinite": ("path,label\na.jpg,-Inf\n", "row 2: the label is '-Inf'"),
     "open quotes": ('path,label\n"a.jpg,mel\n', "cannot be read as a table"),
     "NUL": ("path,label\na\0.jpg,mel\nb.jpg,m\0el\n", "printable characters|cannot be read"),
+    "several labels": (
+        "path,label\na.jpg,mel\nb.jpg,edema|effusion\n",
+        "row 3: 'edema|effusion' names 2 .*by '|'.*multi-label",
+    ),
+    "labels that are classes": (
+        "path,label\na.jpg,x\nb.jpg,y\nc.jpg,x; y\n",
+        "row 4: 'x; y' names 2 classes, separated by ';'",
+    ),
+    "a column per class": (
+        "path,edema,effusion,age\na.jpg,1,0,40\nb.jpg,,1,50\n",
+        r"no column 'label', but 2 columns of 0 and 1 \(edema, effusion\): several labels of one image \(multi-label\)",
+    ),
     "a huge cell": ("path,label\na.jpg," + "x" * 200_000 + "\n", "cannot be read as a table: field larger"),
 }
 
@@ -180,6 +193,61 @@ def test_manifest_cells_of_other_types(tmp_path: Path, labels: list[Any], expect
             csv.read(tmp_path / "all.parquet")
 
 
+def test_labels_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,{label}" for number, label in enumerate([10, 2, 0, 1, -1, 0.5])]
+    (tmp_path / "all.csv").write_text("\n".join(["path,label", *rows]))
+    assert csv.read(tmp_path / "all.csv").classes == ["-1", "0", "0.5", "1", "2", "10"]
+    assert folder.read(image_folder(tmp_path / "in", {"10": 1, "2": 1})).classes == ["2", "10"]
+    assert folder.read(image_folder(tmp_path / "text", {"10": 1, "2": 1, "other": 1})).classes == ["10", "2", "other"]
+
+
+def test_columns_of_0_and_1_in_parquet_are_several_labels(tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "edema": [1, 0], "mass": [0.0, 1.0], "age": [0, 50]})
+    table.to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(UserError, match=r"2 columns of 0 and 1 \(edema, mass\).*multi-label"):
+        csv.read(tmp_path / "all.parquet")
+
+
+def test_a_name_with_a_separator_may_be_a_class_where_it_is_listed_or_stands_alone(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,label\na.jpg,x\nb.jpg,y\nc.jpg,x|y\nd.jpg,n/a\n")
+    assert csv.read(tmp_path / "all.csv", ["x", "y", "x|y", "n/a"]).classes[2] == "x|y"
+    (tmp_path / "all.csv").write_text('path,label\na.jpg,"nevus, atypical"\nb.jpg,nevus\n')
+    assert csv.read(tmp_path / "all.csv").classes == ["nevus", "nevus, atypical"]
+
+
+def test_files_that_are_left_out_are_named_by_suffix(tmp_path: Path) -> None:
+    image_folder(tmp_path / "some", {"mel": 1})
+    for name in ("a.dcm", "b.DCM", "1.2.840.1", "c.txt"):
+        (tmp_path / "some" / "mel" / name).write_bytes(b"")
+    (note,) = folder.read(tmp_path / "some").notes
+    assert note == "4 hidden files or files that are no images were ignored: 2 .dcm, 1 .txt, 1 without suffix"
+    (tmp_path / "none" / "mel").mkdir(parents=True)
+    (tmp_path / "none" / "mel" / "a.dcm").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no images found among its files: 1 \.dcm \(--format dicom reads"):
+        folder.read(tmp_path / "none")
+
+
+def test_classes_get_other_names_and_may_become_one(tmp_path: Path) -> None:
+    source = folder.read(image_folder(tmp_path, {"bacterial": 2, "normal lung": 1, "viral": 1}))
+    renamed = source.rename({"normal lung": "normal", "viral": "pneumonia", "bacterial": "pneumonia"})
+    assert renamed.classes == ["pneumonia", "normal"]
+    assert {(record.key, renamed.classes[record.label]) for record in renamed.records} == {
+        ("bacterial/000", "pneumonia"),
+        ("bacterial/001", "pneumonia"),
+        ("viral/000", "pneumonia"),
+        ("normal lung/000", "normal"),
+    }
+    assert "class 'viral' of the source is called 'pneumonia'" in renamed.notes
+    with pytest.raises(UserError, match="the source has no class 'viral lung'; did you mean"):
+        source.rename({"viral lung": "x"})
+
+
+@pytest.mark.parametrize("option", ["a", "a=", "=b", "a=b=c"])
+def test_renaming_needs_an_old_and_a_new_name(option: str) -> None:
+    with pytest.raises(UserError, match="--rename"):
+        renames([option])
+
+
 def test_patients_are_the_same_with_and_without_gaps(tmp_path: Path) -> None:
     pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": ["x", "y"], "patient": [12.0, None]}).to_parquet(
         tmp_path / "all.parquet"
@@ -220,7 +288,7 @@ def test_folders_that_file_managers_leave_are_no_classes(tmp_path: Path) -> None
     source = folder.read(tmp_path)
     assert source.classes == ["mel"]
     assert len(source.records) == 1
-    assert source.notes == ["2 hidden files or files that are no images were ignored"]
+    assert source.notes == ["2 hidden files or files that are no images were ignored: 2 hidden"]
 
 
 def test_class_names_follow_one_rule_in_every_format(tmp_path: Path) -> None:
@@ -284,6 +352,13 @@ COOP_ERRORS = {
 def test_coop_split_errors(tmp_path: Path, entries: list[list[object]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         coop_split.read(write_split(tmp_path, train=entries))
+
+
+def test_a_coop_split_of_several_labels_is_refused(tmp_path: Path) -> None:
+    file = write_split(tmp_path, train=[["1.jpg", 0, "x"], ["2.jpg", 1, "x|y"]])
+    with pytest.raises(UserError, match=r"label 1: 'x\|y' names 2 classes, separated by '\|'.*multi-label"):
+        coop_split.read(file)
+    assert coop_split.read(file, ["x", "x|y"]).classes == ["x", "x|y"]
 
 
 def test_coop_split_that_is_no_split(tmp_path: Path) -> None:

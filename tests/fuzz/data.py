@@ -11,6 +11,9 @@ from PIL import Image
 
 from tests.data.drawn_images import drawn, image_folder, save
 from tests.data.external_shards import samples, write
+from tests.data.test_dicom import FILES
+from tests.data.test_hf import table, write_arrow, write_parquet
+from tests.data.test_medmnist import published
 from tests.fuzz.kind import Kind, Sound, each, quick_config, verb
 from vipbench.harness.data.describe import digest_tables
 from vipbench.harness.data.reader import Dataset
@@ -121,9 +124,33 @@ def _use_images(sound: Sound, folder: Path, rng: Random) -> None:
     _read_all(folder / "data-images")
 
 
+def _make_containers(sound: Sound, folder: Path) -> None:
+    published(folder / "pneumoniamnist.npz", (8, 8))
+    for split in ("train", "test"):
+        write_parquet(folder / "hub" / f"{split}-00000.parquet", table([f"{split}0", f"{split}1"], [0, 1]))
+        write_arrow(folder / "saved" / split / "data.arrow", table([f"{split}0", f"{split}1"], [0, 1]))
+    for number, name in enumerate(
+        ("MR_small.dcm", "MR_small_RLE.dcm", "examples_palette.dcm", "SC_rgb_rle_2frame.dcm")
+    ):
+        place = folder / "dicom" / "ab"[number % 2] / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(FILES / name, place)
+
+
+def _use_containers(sound: Sound, folder: Path, rng: Random) -> None:
+    error = ["--on-error", rng.choice(["raise", "skip"])]
+    each(
+        lambda: _prepare(folder / "pneumoniamnist.npz", "medmnist", *error),
+        lambda: _prepare(folder / "hub", "hf", *error),
+        lambda: _prepare(folder / "saved", "hf", *error),
+        lambda: _prepare(folder / "dicom", "dicom", *error),
+    )
+
+
 KINDS = {
     "dataset": Kind(_make_dataset, ("data/*",), _use_dataset, _seal_dataset),
     "shards": Kind(_make_shards, ("*",), _use_shards),
     "lists": Kind(_make_lists, ("*.*",), _use_lists),
     "images": Kind(_make_images, ("images/*/*",), _use_images),
+    "containers": Kind(_make_containers, ("*.npz", "hub/*", "saved/*/*", "dicom/*/*"), _use_containers),
 }

@@ -52,6 +52,22 @@ def test_predictions_are_in_the_order_of_the_recorded_classes(
     assert [classes[label] for label in found["label"]] == [CLASSES[label] for label in expected["label"]]
 
 
+def test_classes_of_other_names_are_mapped(run_and_set: tuple[Path, Path], dataset: Path, tmp_path: Path) -> None:
+    run, _ = run_and_set
+    write_images(tmp_path / "images")
+    command = ["prepare", str(tmp_path / "images"), "--format", "folder", "--out", str(tmp_path / "data")]
+    assert CliRunner().invoke(app, [*command, "--rename", f"{CLASSES[0]}=another"]).exit_code == 0
+    scored = ["evaluate", str(run), "--data", str(tmp_path / "data"), "--device", "cpu"]
+    assert CliRunner().invoke(app, [*scored, "--rename", f"another={CLASSES[0]}"]).exit_code == 0
+    (found,) = (run / "evaluations").glob("*_renamed-*")
+    record = json.loads((found / "provenance.json").read_text())
+    assert set(record["classes"]) == set(CLASSES) and record["renamed"] == {"another": CLASSES[0]}
+    own = predictions(evaluate_run(run, dataset, "test", None, "cpu"))
+    assert predictions(found)["class"].to_dict() == own["class"].to_dict()
+    with pytest.raises(UserError, match=r"the class .* is there twice"):
+        evaluate_run(run, tmp_path / "data", "test", None, "cpu", changes={"another": CLASSES[1]})
+
+
 def test_a_changed_symptom_set_is_refused_unless_it_is_named(
     run_and_set: tuple[Path, Path], dataset: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,19 @@ def test_import_reads_the_plain_form(tmp_path: Path) -> None:
     assert (imported.provenance.kind, imported.provenance.author) == ("imported", "GPT-4")
 
 
+def test_import_with_other_names_of_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "plain.json", {"normal lung": ["clear"], "pneumonia": ["white patches"]})
+    imported = import_plain(path, task="x", modality=None, author="a", changes={"normal lung": "normal"})
+    assert imported.texts(["pneumonia", "normal"]) == [["white patches"], ["clear"]]
+    assert "--rename 'normal lung=normal'" in imported.provenance.how
+    for changes, message in (
+        ({"normal lungs": "normal"}, "has no class 'normal lungs'; did you mean 'normal lung'"),
+        ({"normal lung": "Pneumonia"}, "occurs twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            import_plain(path, task="x", modality=None, author="a", changes=changes)
+
+
 @pytest.mark.parametrize(
     "content",
     ["[]", "{}", '{"a": "round"}', '{"a": [1]}', '{"a": ["x"], "a": ["y"]}', '{"a": [""]}', '{"a": {"b": ["x"]}}'],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vipbench.harness.data import images
-from vipbench.harness.data.images import BadImage, normalise_file
+from vipbench.harness.data.images import BadImage, ImageFile
 from vipbench.harness.data.importers import csv
 from vipbench.harness.data.names import listed_classes
 from vipbench.harness.errors import UserError
@@ -115,7 +115,7 @@ def test_a_huge_image_log_or_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         os.truncate(file, 64 << 30)
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(BadImage, match="cannot be read: larger than 1 MiB"):
-        normalise_file(files[0])
+        ImageFile(files[0]).read()
     with files[1].open("ab") as log:
         log.write(b"\nerror: no luck\n")
     assert last_line(files[1]) == "error: no luck"

@@ -1,7 +1,8 @@
 """Importers: a file for each kind of source, found by its name, that lists labelled images without opening one.
 
 An importer is a function `read(source, classes, image_root) -> Source`; `vipbench prepare --format NAME` calls the one in
-NAME.py, and `vipbench.harness.data.shards.write_dataset` checks and writes the images that it lists.
+NAME.py, and `vipbench.harness.data.shards.write_dataset` checks and writes the images that it lists. One that has further
+arguments gets the options of those names.
 """
 
 import importlib

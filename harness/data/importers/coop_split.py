@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vipbench.harness.config.validation import first_problem
 from vipbench.harness.data.importers.base import Row, Source, make_source
-from vipbench.harness.data.names import class_name
+from vipbench.harness.data.names import class_name, refuse_several_labels
 from vipbench.harness.errors import UserError
 from vipbench.harness.system.files import read_json
 
@@ -36,4 +36,6 @@ def read(file: Path, classes: list[str] | None = None, image_root: Path | None =
             rows.append(Row(path, name, split, None, where))
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{file}: labels are {str(sorted(names))[:80]}; they must count 0, 1, ... without gaps")
+    if classes is None:
+        refuse_several_labels({name: f"{file}, label {label}" for label, name in names.items()})
     return make_source(rows, image_root or file.parent, classes or [names[label] for label in sorted(names)])

@@ -3,7 +3,8 @@
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.system.files import lines_of
 
 COLUMNS = ("path", "label", "split", "patient")
+BINARY = {"0", "1", "0.0", "1.0", "True", "False"}
+PEEKED = 1000  # rows that show what a column holds
 NOT_NUMBERS = ("nan", "inf", "-inf", "infinity", "-infinity")
 
 
@@ -21,7 +24,7 @@ def read(
 ) -> Source:
     """Read a CSV or Parquet table: path, label (a class name), optionally split and patient, and the columns of `metadata`.
 
-    Paths are relative to `image_root`, or to the table's folder. Classes are sorted by name unless given in order.
+    Paths are relative to `image_root`, or to the table's folder. Classes are sorted, numbers by value, unless given in order.
     """
     if not os.path.isfile(file):
         raise UserError(f"{file}: no such file")
@@ -44,17 +47,31 @@ def read(
     if 0 < sum(row.split is None for row in rows) < len(rows):
         blank = next(row for row in rows if row.split is None)
         raise UserError(f"{blank.where}: no split, but other rows have one; give each row a split, or none")
-    return make_source(rows, image_root or file.parent, classes or sorted({row.class_name for row in rows}))
+    return make_source(rows, image_root or file.parent, classes)
 
 
-def _check_columns(columns: Iterable[str], file: Path, metadata: Sequence[str]) -> None:
-    names = list(columns)
+def _check_columns(names: list[str], file: Path, metadata: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UserError where a column is missing or there twice; the first of `rows` show what else gives labels."""
     if absent := [name for name in metadata if name not in names]:
         raise UserError(f"{file}: --metadata: no column {absent[0]!r}; {did_you_mean(absent[0], names)}")
+    if "path" in names and "label" not in names and len(marks := _binary_columns(names, rows)) > 1:
+        raise UserError(
+            f"{file}: no column 'label', but {len(marks)} columns of 0 and 1 ({', '.join(marks[:5])}): several labels of one "
+            "image (multi-label), and an image has one class here; give a column 'label' with the class of each"
+        )
     if missing := [name for name in ("path", "label") if name not in names]:
         raise UserError(f"{file}: no column {missing[0]!r}; it needs path and label (and may have split, patient)")
     if twice := [name for name in (*COLUMNS, *metadata) if names.count(name) > 1]:
         raise UserError(f"{file}: the column {twice[0]!r} is there twice")
+
+
+def _binary_columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns whose first cells are all 0 or 1."""
+    cells: dict[str, set[str]] = {name: set() for name in names if name not in COLUMNS}
+    for row in islice(rows, PEEKED):
+        for name, values in cells.items():
+            values.add(str(row.get(name) or 0).strip())
+    return [name for name, values in cells.items() if values and values <= BINARY]
 
 
 def _csv_rows(file: Path, metadata: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -64,7 +81,7 @@ def _csv_rows(file: Path, metadata: Sequence[str]) -> Iterator[tuple[str, dict[s
         header = next(reader, None)
         if header is None:
             raise csv.Error("it is empty")
-        _check_columns(header, file, metadata)
+        _check_columns(header, file, metadata, (dict(zip(header, row, strict=False)) for row in reader))
         for row in reader:
             where = f"{file}, row {reader.line_num}"
             if len(row) > len(header):
@@ -81,7 +98,10 @@ def _parquet_rows(file: Path, metadata: Sequence[str]) -> Iterator[tuple[str, di
 
     try:
         table = pq.ParquetFile(file)
-        _check_columns(table.schema_arrow.names, file, metadata)
+        batches = table.iter_batches(PEEKED)
+        _check_columns(
+            table.schema_arrow.names, file, metadata, (row for batch in batches for row in batch.to_pylist())
+        )
         columns = [name for name in (*COLUMNS, *metadata) if name in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(columns=columns):

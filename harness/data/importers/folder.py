@@ -1,13 +1,21 @@
 """A folder with a folder of images for each class, in folders of splits or not."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from vipbench.harness.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from vipbench.harness.data.images import SUFFIXES
 from vipbench.harness.data.importers.base import SPLIT_NAMES, Row, Source, make_source
-from vipbench.harness.data.names import CLUTTER, class_name
+from vipbench.harness.data.names import CLUTTER, class_name, sorted_classes
 from vipbench.harness.errors import UserError
+
+SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+SHOWN = 5  # kinds of files in a message
+
+Accepts = Callable[[Path], bool]
 
 
 def read(root: Path, classes: list[str] | None = None, image_root: Path | None = None) -> Source:
@@ -16,30 +24,64 @@ def read(root: Path, classes: list[str] | None = None, image_root: Path | None =
     Hidden files, file managers' own and files that are no images are left out, and so is a link to what is listed at its
     own place; the notes count them.
     """
+    return list_folder(root, classes, image_root, _is_image)
+
+
+def list_folder(root: Path, classes: list[str] | None, image_root: Path | None, accepts: Accepts) -> Source:
+    """List a folder as `read` does, with the files that `accepts` takes as images."""
     if image_root:
         raise UserError("--image-root: a folder source has its images inside; leave the option out")
     if not os.path.isdir(root):
         raise UserError(f"{root}: not a folder")
-    rows, names, ignored, links = [], set(), 0, 0
+    rows, names, ignored, links = [], dict[str, str](), Counter[str](), 0
     try:
-        for split, folder in _split_folders(root):
-            for class_folder in _subfolders(folder):
+        for split, folder in _split_folders(root, accepts):
+            for class_folder in _subfolders(folder, accepts):
                 name = class_name(class_folder.name)
-                names.add(name)
-                found = _ClassFolder(class_folder, root)
+                names.setdefault(name, str(class_folder))
+                found = _ClassFolder(class_folder, root, accepts)
                 for file in found.images:
                     rows.append(Row(file.relative_to(root).as_posix(), name, split, None, str(file)))
                 ignored, links = ignored + found.ignored, links + found.links
+        if not rows:
+            raise UserError(f"{root}: no images found{_left_out(root)}; files end in {', '.join(sorted(SUFFIXES))}")
     except OSError as error:
         raise UserError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
-    notes = [f"{ignored} hidden files or files that are no images were ignored"] if ignored else []
+    count = ignored.total()
+    notes = [f"{count} hidden files or files that are no images were ignored: {_listed(ignored)}"] if count else []
     notes += [f"{links} links to files or folders that are listed elsewhere were left out"] if links else []
-    return make_source(rows, root, classes or sorted(names), notes)
+    return make_source(rows, root, classes or sorted_classes(names), notes)
 
 
-def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _kind(path: Path) -> str:
+    """The kind of a file that is left out: its suffix, where it has one that is no part of a name."""
+    if _is_hidden(path.name):
+        return "hidden"
+    return path.suffix.lower() if SUFFIX.fullmatch(path.suffix.lower()) else "without suffix"
+
+
+def _listed(kinds: Mapping[str, int]) -> str:
+    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{sum(count for _, count in most[SHOWN:])} others"] if len(most) > SHOWN else []
+    return ", ".join([f"{count} {kind}" for kind, count in most[:SHOWN]] + more)
+
+
+def _left_out(root: Path) -> str:
+    """The files of a folder without images, by suffix, as a phrase."""
+    kinds = Counter(_kind(Path(name)) for _, _, names in os.walk(root) for name in names)
+    if not kinds:
+        return ""
+    dicom = " (--format dicom reads those that are DICOM)" if kinds.keys() & {*DICOM_SUFFIXES, "without suffix"} else ""
+    return f" among its files: {_listed(kinds)}{dicom}"
+
+
+def _split_folders(root: Path, accepts: Accepts) -> list[tuple[str | None, Path]]:
     """The folders that hold class folders, each with its split; the root itself where there are no splits."""
-    found = {folder: SPLIT_NAMES.get(folder.name.casefold()) for folder in _subfolders(root)}
+    found = {folder: SPLIT_NAMES.get(folder.name.casefold()) for folder in _subfolders(root, accepts)}
     splits = [split for split in found.values() if split]
     if not splits:
         for inner in (inner for folder in found for inner in _visible_folders(folder)):
@@ -55,10 +97,10 @@ def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
     return [(split, folder) for folder, split in found.items()]
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path, accepts: Accepts) -> list[Path]:
     """Folders in name order, hidden ones left out. Raises UserError where an image lies beside them, in no class."""
     for entry in sorted(folder.iterdir()):
-        if entry.is_file() and entry.suffix.lower() in SUFFIXES and not entry.name.startswith("."):
+        if entry.is_file() and not entry.name.startswith(".") and accepts(entry):
             raise UserError(f"{entry}: an image outside the class folders; put it into a folder named by its class")
     return _visible_folders(folder)
 
@@ -78,11 +120,11 @@ class _ClassFolder:
     source, or that was visited before; of several names of one file in a class the first is taken, a real one before a link.
 
     Attributes:
-        images: paths in order. ignored: files that are hidden or no images. links: names that were left out.
+        images: paths in order. ignored: files that are hidden or no images, by kind. links: names that were left out.
     """
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.root, self.ignored, self.links = _real(root), 0, 0
+    def __init__(self, folder: Path, root: Path, accepts: Accepts) -> None:
+        self.root, self.accepts, self.ignored, self.links = _real(root), accepts, Counter[str](), 0
         self._visited: set[Path] = set()
         taken: dict[Path, Path] = {}
         for real, path in sorted(self._files(folder), key=lambda pair: (pair[1].is_symlink(), pair[1])):
@@ -103,8 +145,8 @@ class _ClassFolder:
                         self.links += 1
                     elif not _is_hidden(entry.name):
                         folders.append(entry)
-                elif _is_hidden(entry.name) or entry.suffix.lower() not in SUFFIXES:
-                    self.ignored += 1
+                elif _is_hidden(entry.name) or not self.accepts(entry):
+                    self.ignored[_kind(entry)] += 1
                 else:
                     yield real, entry
 
