@@ -8,7 +8,7 @@ from vipbench.harness.data.names import MAX_NAME, listed_classes
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.filters import Rules
 from vipbench.harness.symptoms.generate import Plan, groups_of
-from vipbench.harness.symptoms.prompting import KNOWLEDGE, Preset, Templates, find_preset
+from vipbench.harness.symptoms.prompting import GUARDS, VERSIONS, Preset, Templates, find_knowledge, find_preset
 from vipbench.harness.symptoms.sets import fold, refuse_twins
 from vipbench.harness.system.files import read_json, read_whole
 
@@ -50,6 +50,14 @@ def read_classes(
     return Classes(task, modality, pairs)
 
 
+def penalties(
+    version: int, presence: float | None, frequency: float | None, repetition: float | None
+) -> dict[str, float]:
+    """Collect the sampling's penalties: those given, else the ones that go with a version of the templates."""
+    given = {"presence_penalty": presence, "frequency_penalty": frequency, "repetition_penalty": repetition}
+    return {**GUARDS[version], **{name: value for name, value in given.items() if value is not None}}
+
+
 def make_plan(
     classes: Classes,
     *,
@@ -60,28 +68,41 @@ def make_plan(
     rounds: int = 3,
     synonyms: Path | None = None,
     templates: Path | None = None,
+    version: int = VERSIONS[-1],
+    one_step: bool = False,
     presets: Path | None = None,
     keep_jargon: bool = False,
     backbone: "tuple[str, str | None, Backbone] | None" = None,
 ) -> Plan:
-    """Make the plan for a set. `backbone`: its name, its pretrained tag, and the model itself.
+    """Make the plan for a set.
+
+    Args:
+        templates: a folder with templates or examples in place of ours.
+        version: of our templates.
+        one_step: ask for symptoms at once, without the features first (for small models).
+        backbone: its name, its pretrained tag, and the model itself.
 
     Raises:
-        UserError: no preset for the modality, faulty templates, presets or synonyms.
+        UserError: no preset for the modality, no such form of the knowledge, faulty templates, presets or synonyms.
     """
-    steps = KNOWLEDGE[kind].steps
+    knowledge = find_knowledge(kind, one_step)
+    steps = knowledge.steps
+    if one_step and version == 1:
+        raise UserError("--steps 1 needs templates of version 2 or later; version 1 asks in two steps")
     names = [name for name, _ in classes.pairs]
     if not classes.modality and steps:
         raise UserError("--modality: say what kind of picture it is, such as dermoscopy or chest X-ray")
     modality, preset = (
         find_preset(classes.modality, presets) if steps and classes.modality else ("", Preset(picture="", look_at=[]))
     )
+    asked = Templates(templates, version)
     rules = Rules(
         accepts=steps[-1].accepts if steps else bool,
-        visual=KNOWLEDGE[kind].visual,
+        visual=knowledge.visual,
         synonyms=_read_synonyms(synonyms, names) if synonyms else {},
         keep_jargon=keep_jargon,
         tower=backbone[2].text if backbone else None,
+        copied=asked.example_phrases(modality, preset.picture),
     )
     described = {"name": backbone[0], "pretrained": backbone[1], "digest": backbone[2].digest} if backbone else None
     return Plan(
@@ -91,7 +112,8 @@ def make_plan(
         modality=modality or classes.modality,
         preset=preset,
         kind=kind,
-        templates=Templates(templates),
+        templates=asked,
+        one_step=one_step,
         sampling=sampling,
         rules=rules,
         samples=samples,

@@ -83,7 +83,7 @@ def test_a_set_is_written_with_its_provenance() -> None:
 
 def test_what_is_asked() -> None:
     model = Model()
-    generate(plan_for(), WHO, model.ask)
+    generate(plan_for(version=1), WHO, model.ask)
     by_step: dict[str, list[Request]] = {}
     for request in model.asked:
         by_step.setdefault(key_of(request.schema), []).append(request)
@@ -158,7 +158,7 @@ def test_many_classes_name_only_their_neighbours() -> None:
             for name, word in zip(names, WORDS, strict=False)
         }
     )
-    symptoms = generate(plan_for(names, samples=1), WHO, model.ask)
+    symptoms = generate(plan_for(names, samples=1, version=1), WHO, model.ask)
     assert [entry.name for entry in symptoms.classes] == names
     first = next(request for request in model.asked if asked_class(request.messages) == "disease 0")
     assert "disease 19" in first.messages[0]["content"] and "disease 20" not in first.messages[0]["content"]
