@@ -4,8 +4,8 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -60,7 +60,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of answers: servers, one to be started, or the record alone (none of them)."""
+    """The origin of answers: servers, one to be started, or the record alone (none of them). `verifier`: another LLM's."""
 
     urls: list[str]
     serve: str | None
@@ -72,6 +72,7 @@ class Source:
     concurrency: int
     gpus: int | None
     tensor_parallel: int
+    verifier: "Source | None" = None
 
 
 def generate(
@@ -102,6 +103,18 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions, where too few are left")] = 3,
+    consensus: Annotated[
+        int | None,
+        typer.Option(min=1, help="of the samples must contain a symptom; default: a third (other knowledge: 1)"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="ask for each symptom: can it be seen, is it truer of its class? yes or no")
+    ] = False,
+    verify_url: Annotated[list[str] | None, typer.Option(help="or have another LLM verify, on these servers")] = None,
+    verify_model: Annotated[
+        str | None, typer.Option(help="its name there, or on --url; offline: of its answers")
+    ] = None,
+    verify_key_file: Annotated[Path | None, typer.Option(help="a file with the API key of --verify-url")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
@@ -152,6 +165,8 @@ def generate(
         samples=samples,
         count=count,
         rounds=rounds,
+        consensus=consensus,
+        verify=verify or bool(verify_url or verify_model),
         synonyms=synonyms,
         templates=templates,
         presets=presets,
@@ -170,6 +185,8 @@ def generate(
         gpus=gpus,
         tensor_parallel=tensor_parallel,
     )
+    if verify_url or verify_model:
+        source = replace(source, verifier=_verifying(source, verify_url or [], verify_model, verify_key_file))
     if dry_run:
         _estimate(plan, tokens_per_second)
     elif batch_file or from_batch:
@@ -221,6 +238,22 @@ def _given_options(context: typer.Context) -> list[str]:
     return words
 
 
+def _verifying(source: Source, urls: list[str], model: str | None, key_file: Path | None) -> Source:
+    """Make the source of another LLM's answers. A key for `--url` is not sent elsewhere."""
+    if source.serve and not urls:
+        raise UserError("--verify-model: --serve serves one model; say with --verify-url where the other one is served")
+    same = not urls
+    return replace(
+        source,
+        urls=source.urls if same else urls,
+        serve=None,
+        model=model,
+        revision=None,
+        server_version=None,
+        api_key=read_key(key_file) if key_file else (source.api_key if same else None),
+    )
+
+
 def _check_source(source: Source, offline: bool) -> None:
     if sum([bool(source.urls), source.serve is not None, offline]) != 1:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
@@ -229,13 +262,22 @@ def _check_source(source: Source, offline: bool) -> None:
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
     from vipbench.harness.symptoms.generate import generate
     from vipbench.harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.verify import Verifier
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
-    with ResponseCache(source.cache) as cache, _client(source, cache) as client:
+    with ExitStack() as stack:
+        cache = stack.enter_context(ResponseCache(source.cache))
+        client = stack.enter_context(_client(source, cache))
         file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
         check_output(file, overwrite)
-        symptoms = generate(plan, client.identity, client.complete, client.stats.note, lambda: client.identity)
+        verifier = None
+        if source.verifier:
+            other = stack.enter_context(_client(source.verifier, cache))
+            verifier = Verifier(other.complete, lambda: other.identity)
+        symptoms = generate(
+            plan, client.identity, client.complete, client.stats.note, lambda: client.identity, verifier
+        )
         typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
     _finish(symptoms, file)
 
@@ -283,6 +325,8 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
+    if source.verifier:
+        raise UserError("--verify-url, --verify-model: a batch file is for one model; give --verify alone")
     if batch_file:
         check_output(batch_file)
     identity = Identity(source.model, source.revision or "unknown", source.server_version or BATCH)
@@ -353,6 +397,8 @@ def _file(out: Path, task: str, name: str) -> Path:
 
 def _finish(symptoms: "SymptomSet", file: Path) -> None:
     """Write the set; print what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
+    from vipbench.harness.symptoms.verdict import judge
+
     with output_errors(file):
         symptoms.save(file)
     counts = [len(entry.symptoms) for entry in symptoms.classes]
@@ -370,6 +416,13 @@ def _finish(symptoms: "SymptomSet", file: Path) -> None:
         named = ", ".join(f"{name} {count}" for name, count in list(missing.items())[:SHOWN])
         more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
         typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
+    verdict = judge(symptoms)
+    if (verification := details.get("verification")) and not verification["used"]:
+        typer.echo(
+            f"not verified: {verification['model']} answers {verification['controls'] or 0:.0%} of the questions with known "
+            "answers right; by chance half of them are"
+        )
+    typer.echo(str(verdict))
     if 0 in counts:
         typer.echo(f"{counts.count(0)} of the classes have no symptom at all, so the set cannot be used as it is")
         raise typer.Exit(1)

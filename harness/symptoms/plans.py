@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vipbench.harness.models.backbone import Backbone
 
 
+CONSENSUS = 3  # a third of the samples have to contain a symptom, unless another number is given
+
+
 class Classes(NamedTuple):
     """A task's (class, label of its group) pairs, in the set's order."""
 
@@ -58,13 +61,20 @@ def make_plan(
     samples: int = 4,
     count: int = 4,
     rounds: int = 3,
+    consensus: int | None = None,
+    verify: bool = False,
     synonyms: Path | None = None,
     templates: Path | None = None,
     presets: Path | None = None,
     keep_jargon: bool = False,
     backbone: "tuple[str, str | None, Backbone] | None" = None,
 ) -> Plan:
-    """Make the plan for a set. `backbone`: its name, its pretrained tag, and the model itself.
+    """Make the plan for a set.
+
+    Args:
+        consensus: the least number of samples that must contain a phrase; None: a third, for symptoms; 1 for other kinds.
+        verify: have an LLM verify the phrases.
+        backbone: its name, its pretrained tag, and the model itself.
 
     Raises:
         UserError: no preset for the modality, faulty templates, presets or synonyms.
@@ -76,9 +86,18 @@ def make_plan(
     modality, preset = (
         find_preset(classes.modality, presets) if steps and classes.modality else ("", Preset(picture="", look_at=[]))
     )
+    visual = KNOWLEDGE[kind].visual
+    if verify and not visual:
+        raise UserError(f"--verify is for symptoms; what is written as {kind} is not seen in a picture")
+    if (consensus or 1) > samples:
+        raise UserError(
+            f"--consensus {consensus} of {samples} samples; give more --samples, or ask fewer of them to agree"
+        )
     rules = Rules(
         accepts=steps[-1].accepts if steps else bool,
-        visual=KNOWLEDGE[kind].visual,
+        visual=visual,
+        classes=names,
+        consensus=consensus or (-(-samples // CONSENSUS) if visual else 1),
         synonyms=_read_synonyms(synonyms, names) if synonyms else {},
         keep_jargon=keep_jargon,
         tower=backbone[2].text if backbone else None,
@@ -97,6 +116,7 @@ def make_plan(
         samples=samples,
         count=count,
         rounds=rounds,
+        verify=verify,
         backbone=described,
     )
 
