@@ -22,6 +22,7 @@ from vipbench.harness.commands.options import (
     check_output,
     load,
 )
+from vipbench.harness.commands.outcome import finish
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.keys import read_key
 from vipbench.harness.system.files import output_errors
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from vipbench.harness.symptoms.llm.cache import ResponseCache
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.record import Identity
-    from vipbench.harness.symptoms.sets import SymptomSet
 
-SHOWN = 10  # classes in a message about missing symptoms
 CHARACTERS_PER_TOKEN = 4  # of English, about
 MODEL_NAME = "MODEL"  # in place of the name of a model before the server has answered
 BATCH = "batch"  # in place of the version of a server that answers a batch file, unless it is given
@@ -194,7 +193,7 @@ def generate(
     elif not plan.knowledge.steps:
         file = _file(out, plan.task, name or plan.kind)
         check_output(file, overwrite)
-        _finish(without_llm(plan, seed), file)
+        finish(without_llm(plan, seed), file)
     else:
         _check_source(source, offline)
         check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
@@ -279,7 +278,7 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
             plan, client.identity, client.complete, client.stats.note, lambda: client.identity, verifier
         )
         typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
-    _finish(symptoms, file)
+    finish(symptoms, file)
 
 
 @contextmanager
@@ -393,36 +392,3 @@ def _file(out: Path, task: str, name: str) -> Path:
                 f"{part!r} cannot be part of the set's file name OUT/TASK/NAME.json; choose --task and --name"
             )
     return out / task / f"{name}.json"
-
-
-def _finish(symptoms: "SymptomSet", file: Path) -> None:
-    """Write the set; print what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
-    from vipbench.harness.symptoms.verdict import judge
-
-    with output_errors(file):
-        symptoms.save(file)
-    counts = [len(entry.symptoms) for entry in symptoms.classes]
-    typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")
-    details = symptoms.provenance.model_dump()
-    removed = {reason: count for reason, count in details.get("removed", {}).items() if count}
-    if removed:
-        typer.echo("removed: " + ", ".join(f"{reason} {count}" for reason, count in removed.items()))
-    if details.get("jargon"):
-        typer.echo(
-            "jargon met: " + ", ".join(f"{word} ({count})" for word, count in list(details["jargon"].items())[:SHOWN])
-        )
-    missing = details.get("missing", {})
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in list(missing.items())[:SHOWN])
-        more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
-        typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
-    verdict = judge(symptoms)
-    if (verification := details.get("verification")) and not verification["used"]:
-        typer.echo(
-            f"not verified: {verification['model']} answers {verification['controls'] or 0:.0%} of the questions with known "
-            "answers right; by chance half of them are"
-        )
-    typer.echo(str(verdict))
-    if 0 in counts:
-        typer.echo(f"{counts.count(0)} of the classes have no symptom at all, so the set cannot be used as it is")
-        raise typer.Exit(1)

@@ -55,6 +55,7 @@ def test_log_probabilities_are_read_kept_and_checked(tmp_path: Path) -> None:
     body["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
     response = parse_completion(body, datetime.now(UTC))
     assert response.logprobs == [[("yes", -0.25), ("no", -9999.0)]]
+    odd: Any
     for odd in (None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"content": [3]}, [], {"content": []}):
         body["choices"][0]["logprobs"] = odd
         assert parse_completion(body, datetime.now(UTC)).logprobs is None
