@@ -1,6 +1,5 @@
 """`vipbench symptoms generate`: options become a plan, a plan becomes a set, an estimate or a batch file."""
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vipbench.harness.commands.estimate import print_estimate
 from vipbench.harness.commands.options import (
     ApiKey,
     ApiKeyFile,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.record import Identity
 
-CHARACTERS_PER_TOKEN = 4  # of English, about
 MODEL_NAME = "MODEL"  # in place of the name of a model before the server has answered
 BATCH = "batch"  # in place of the version of a server that answers a batch file, unless it is given
 SLURM = "--executor slurm"
@@ -117,9 +116,25 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="of the sampling, against loops; default: the templates'")
+    ] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="the same, growing with each repetition")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0, help="the same, but of the question's words too (vLLM's own); 1 is none")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the sampling, and of random words")] = 0,
     synonyms: Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')] = None,
-    templates: Annotated[Path | None, typer.Option(help="a folder with templates in place of ours")] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="a folder with templates or worked examples in place of ours")
+    ] = None,
+    templates_version: Annotated[
+        int, typer.Option(min=1, max=2, help="of our templates; 1 has no worked examples")
+    ] = 2,
+    steps: Annotated[
+        int,
+        typer.Option(min=1, max=2, help="1 asks for symptoms at once, as suits small models; 2: for features first"),
+    ] = 2,
     presets: Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")] = None,
     keep_jargon: Annotated[bool, typer.Option("--keep-jargon", help="count medical terms, but keep them")] = False,
     backbone: BackboneName = None,
@@ -160,7 +175,13 @@ def generate(
     plan = plans.make_plan(
         classes_given,
         kind=knowledge.value,
-        sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed},
+        sampling={
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            **plans.penalties(templates_version, presence_penalty, frequency_penalty, repetition_penalty),
+        },
         samples=samples,
         count=count,
         rounds=rounds,
@@ -168,6 +189,8 @@ def generate(
         verify=verify or bool(verify_url or verify_model),
         synonyms=synonyms,
         templates=templates,
+        version=templates_version,
+        one_step=steps == 1,
         presets=presets,
         keep_jargon=keep_jargon,
         backbone=None if backbone is None else (backbone, pretrained, load(backbone, pretrained)),
@@ -187,7 +210,7 @@ def generate(
     if verify_url or verify_model:
         source = replace(source, verifier=_verifying(source, verify_url or [], verify_model, verify_key_file))
     if dry_run:
-        _estimate(plan, tokens_per_second)
+        print_estimate(plan, tokens_per_second)
     elif batch_file or from_batch:
         _batch(plan, source, batch_file, from_batch)
     elif not plan.knowledge.steps:
@@ -344,45 +367,6 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 def _identity_options(identity: "Identity") -> str:
     model, revision, version = map(shlex.quote, identity)
     return f"--model {model} --revision {revision} --server-version {version}"
-
-
-def _estimate(plan: "Plan", tokens_per_second: float) -> None:
-    """Print requests, tokens and time of the first round, and one request in full."""
-    from vipbench.harness.symptoms.generate import Group
-
-    questions = answers = prompt = 0
-    example = None
-    for names in plan.groups:
-        group = Group(names)
-        for name in names:
-            for step in plan.knowledge.steps:
-                features = [] if step is plan.knowledge.steps[0] else ["x" * 80] * plan.most_items
-                question = plan.question(group, name, step, 0, features, "MODEL")
-                example = example or question
-                questions += plan.samples
-                prompt += plan.samples * sum(len(message["content"]) for message in question.messages)
-                answers += plan.samples * plan.most_items * (80 if step is plan.knowledge.steps[0] else 30)
-    prompt, answers = prompt // CHARACTERS_PER_TOKEN, answers // CHARACTERS_PER_TOKEN
-    seconds = answers / tokens_per_second
-    typer.echo(f"{len(plan.classes)} classes, {plan.samples} samples, {len(plan.knowledge.steps)} steps")
-    typer.echo(f"first round: {questions:,} requests, at most {plan.rounds} rounds ({questions * plan.rounds:,})")
-    typer.echo(f"about {prompt:,} prompt tokens (most of them shared by a group) and {answers:,} answer tokens a round")
-    typer.echo(f"about {_duration(seconds)} a round at {tokens_per_second:g} answer tokens/s (--tokens-per-second)")
-    if example:
-        typer.echo("the first request:")
-        for message in example.messages:
-            typer.echo(f"[{message['role']}]\n{message['content']}")
-        typer.echo(f"[schema]\n{json.dumps(example.schema)}")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
 
 
 def _file(out: Path, task: str, name: str) -> Path:

@@ -5,7 +5,7 @@ in several answers are one phrase with an agreement of several), in the order of
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -38,6 +38,7 @@ MOST_WORDS = 12  # in a symptom, where no text tower sets the limit
 SAME_COSINE = 0.9  # of centred text features; from here on two phrases mean the same
 FILTERS = (
     "malformed",  # not as the schema demands, repetitive, or without a common word
+    "copied from an example",
     "names the class",
     "names another class",
     "not visual",
@@ -92,6 +93,7 @@ class Rules:
         consensus: the least number of samples that must contain a phrase, in these or other words.
         keep_jargon: count jargon, but keep it (for backbones that were trained on medical text).
         tower: bounds the length by its tokenizer, and finds near-duplicates by its features; None: by words alone.
+        copied: folded phrases of the worked examples in the prompt, which are no answers.
     """
 
     accepts: Callable[[object], bool]
@@ -101,11 +103,14 @@ class Rules:
     consensus: int = 1
     keep_jargon: bool = False
     tower: "TextTower | None" = None
+    copied: Collection[str] = frozenset()
 
     def rejection_reason(self, name: str, text: str) -> str | None:
         """Name the filter that removes a phrase of class `name` by itself, without a look at others; None: it passes."""
         if not self.accepts(text) or repeats(text):
             return "malformed"
+        if fold(text) in self.copied:
+            return "copied from an example"
         if self.visual:
             if names_class(text, [name, *self.synonyms.get(fold(name), ())]):
                 return "names the class"

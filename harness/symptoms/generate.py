@@ -8,11 +8,10 @@ that judge words (wordfreq, snowballstemmer): rebuilt from them offline, it is t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any
 
 from vipbench.harness.data.stateless_random import keyed_generator
@@ -21,7 +20,7 @@ from vipbench.harness.symptoms.filters import FILTERS, Mention, Rules, Selection
 from vipbench.harness.symptoms.llm.answers import parse, tidy
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.record import Ask, Identity, Request, Response
-from vipbench.harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
+from vipbench.harness.symptoms.prompting import Knowledge, Preset, Step, Templates, find_knowledge
 from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
 from vipbench.harness.symptoms.verdict import with_verdict
 from vipbench.harness.symptoms.verify import Belief, Claim, Verification, Verifier
@@ -29,7 +28,6 @@ from vipbench.harness.symptoms.words import LISTS, LISTS_FILE
 from vipbench.harness.system.files import digest_file, digest_json
 from vipbench.harness.system.progress import Progress
 
-MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
 BLOCK_REQUESTS = 2048  # at a time, about: enough to keep servers busy
 RANDOM_WORDS = 4  # in a phrase
 CUT_OFF, NO_JSON, NO_ITEM = "answer cut off", "answer not parseable", "answer without a usable item"
@@ -47,6 +45,7 @@ class Plan:
         count: the symptoms wanted for each class.
         rounds: the most rounds of questions, for the classes that have too few.
         verify: have an LLM verify what is chosen; what fails makes place for the next.
+        one_step: ask for symptoms at once, without the features first.
         backbone: name, pretrained and digest of the backbone whose text tower is in `rules`; None: there is none.
     """
 
@@ -63,11 +62,12 @@ class Plan:
     count: int = 4
     rounds: int = 3
     verify: bool = False
+    one_step: bool = False
     backbone: dict[str, Any] | None = None
 
     @property
     def knowledge(self) -> Knowledge:
-        return KNOWLEDGE[self.kind]
+        return find_knowledge(self.kind, self.one_step)
 
     @property
     def most_items(self) -> int:
@@ -101,8 +101,11 @@ class Plan:
             "name": name,
             "features": features,
         }
-        messages = self.templates.messages(step.template, variables)
-        return Question(model, messages, step.schema(self.most_items), self.sampling, sample, group, name)
+        turns = self.templates.turns(step, self.modality or "", self.preset.picture, self.most_items)
+        messages = self.templates.messages(step.template, variables, turns)
+        return Question(
+            model, messages, step.schema(self.most_items, self.templates.version), self.sampling, sample, group, name
+        )
 
 
 @dataclass
@@ -135,15 +138,20 @@ class Group:
         found = self.selection.symptoms
         return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
 
-    def take(self, name: str, sample: int, step: Step, response: Response, most: int) -> None:
-        """Keep the first `most` items of an answer, in place of those of the step before."""
+    def take(self, name: str, sample: int, step: Step, response: Response, plan: Plan) -> None:
+        """Keep the first items of an answer, in place of those of the step before."""
         self.answers += 1
         self.pending -= 1
         self.created = max(self.created, response.created)
         for key in ("prompt_tokens", "completion_tokens"):
             self.tokens[key] += response.usage.get(key, 0)
         items = parse(response.text, step.key)
-        texts = [tidy(item) for item in (items or ())[:most]]
+        texts = [tidy(item) for item in items or ()]
+        if plan.templates.version > 1:  # the record of version 1 was made with duplicates in the next step's questions
+            texts = distinct(texts)
+            if step is not plan.knowledge.steps[-1]:
+                texts = [text for text in texts if fold(text) not in plan.rules.copied]
+        texts = texts[: plan.most_items]
         usable = any(map(step.accepts, texts))
         if items is None:
             self.lost[CUT_OFF if response.finish_reason == "length" else NO_JSON] += 1
@@ -180,17 +188,12 @@ class Question(Request):
     name: str
 
 
-def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Divide (class, label of its group) pairs into groups of at most `MOST_IN_GROUP` neighbours, of about equal size."""
-    by_label: dict[str, list[str]] = {}
-    for name, label in classes:
-        by_label.setdefault(label, []).append(name)
-    groups = []
-    for names in by_label.values():
-        parts = -(-len(names) // MOST_IN_GROUP)
-        bounds = [len(names) * part // parts for part in range(parts + 1)]
-        groups += [names[begin:end] for begin, end in pairwise(bounds)]
-    return groups
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Drop repetitions, whatever their case; the first of equal texts stays."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(fold(text), text)
+    return list(first.values())
 
 
 def generate(
@@ -289,7 +292,7 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask, verificatio
         for step in plan.knowledge.steps:
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
-                question.group.take(question.name, question.sample, step, response, plan.most_items)
+                question.group.take(question.name, question.sample, step, response, plan)
         answered = [group for group in {id(group): group for group, _ in short}.values() if not group.pending]
         for group in answered:
             group.select(plan.rules, plan.count)
@@ -360,6 +363,7 @@ def _provenance(
             "how": f"vipbench symptoms generate --knowledge {plan.kind}",
             **identity._asdict(),
             "templates": plan.templates.digests(plan.knowledge.steps),
+            **plan.templates.digest_of_examples(),
             "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
             "words": digest_file(LISTS_FILE),
             "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},

@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from tests.symptoms.fake_endpoint import FakeEndpoint, completion
 from vipbench.harness.commands.symptoms import app
 from vipbench.harness.errors import UserError
-from vipbench.harness.symptoms.generate import Plan, generate, groups_of, pending
+from vipbench.harness.symptoms.generate import Plan, generate, pending
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.record import Ask, Identity, Request, Response
-from vipbench.harness.symptoms.plans import Classes, make_plan
+from vipbench.harness.symptoms.plans import Classes, groups_of, make_plan
 from vipbench.harness.symptoms.prompting import KNOWLEDGE
 from vipbench.harness.symptoms.sets import SymptomSet
 
@@ -83,7 +83,7 @@ def test_a_set_is_written_with_its_provenance() -> None:
 
 def test_what_is_asked() -> None:
     model = Model()
-    generate(plan_for(), WHO, model.ask)
+    generate(plan_for(version=1), WHO, model.ask)
     by_step: dict[str, list[Request]] = {}
     for request in model.asked:
         by_step.setdefault(key_of(request.schema), []).append(request)
@@ -174,7 +174,7 @@ def test_many_classes_name_only_their_neighbours() -> None:
             for name, word in zip(names, WORDS, strict=False)
         }
     )
-    symptoms = generate(plan_for(names, samples=1), WHO, model.ask)
+    symptoms = generate(plan_for(names, samples=1, version=1), WHO, model.ask)
     assert [entry.name for entry in symptoms.classes] == names
     first = next(request for request in model.asked if asked_class(request.messages) == "disease 0")
     assert "disease 19" in first.messages[0]["content"] and "disease 20" not in first.messages[0]["content"]

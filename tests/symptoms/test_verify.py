@@ -210,7 +210,7 @@ def server() -> Iterator[FakeEndpoint]:
 def test_a_verified_set_is_rebuilt_byte_for_byte_even_where_logprobs_were_refused(
     tmp_path: Path, server: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is only reported does not change an answer, so it is no part of the server's identity."""
+    """Leave log-probabilities out of the server's identity, since they change what is reported and not the answer."""
     monkeypatch.setattr(f"{__name__}.NO_LOGPROBS", True)
     made = []
     for source in (["--url", server.url], ["--offline"]):
