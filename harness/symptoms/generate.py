@@ -119,7 +119,6 @@ class Group:
         created: the time of the latest answer.
         tokens: prompt and completion tokens of all answers.
         beliefs: in phrases that were verified, by class and text.
-        asked: the samples of each class.
     """
 
     names: list[str]
@@ -131,7 +130,6 @@ class Group:
     tokens: Counter[str] = field(default_factory=Counter)
     selection: Selection = field(default_factory=lambda: Selection({}))
     beliefs: dict[tuple[str, str], Belief] = field(default_factory=dict)
-    asked: Counter[str] = field(default_factory=Counter)
 
     def short_of(self, count: int) -> list[str]:
         """List the classes with fewer than `count` symptoms; none while answers are awaited."""
@@ -330,7 +328,6 @@ def _questions(
 
 
 def _add(total: Group, group: Group) -> None:
-    total.asked.update(name for name, _ in group.items)
     total.lost += group.lost
     total.answers += group.answers
     total.tokens += group.tokens
@@ -372,7 +369,6 @@ def _provenance(
             "count": plan.count,
             "rounds": plan.rounds,
             "consensus": rules.consensus,
-            "asked": {name: count for name, count in sorted(total.asked.items()) if count != plan.samples},
             **({"verification": verification.describe()} if verification else {}),
             "synonyms": digest_json(dict(rules.synonyms)) if rules.synonyms else None,
             "keep_jargon": rules.keep_jargon,

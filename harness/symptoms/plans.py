@@ -11,6 +11,7 @@ from vipbench.harness.symptoms.filters import Rules
 from vipbench.harness.symptoms.generate import Plan
 from vipbench.harness.symptoms.prompting import GUARDS, VERSIONS, Preset, Templates, find_knowledge, find_preset
 from vipbench.harness.symptoms.sets import fold, refuse_twins
+from vipbench.harness.symptoms.verdict import usual_consensus
 from vipbench.harness.system.files import read_json, read_whole
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 
 MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
-CONSENSUS = 3  # a third of the samples have to contain a symptom, unless another number is given
 
 
 class Classes(NamedTuple):
@@ -115,7 +115,7 @@ def make_plan(
         accepts=steps[-1].accepts if steps else bool,
         visual=knowledge.visual,
         classes=names,
-        consensus=consensus or (-(-samples // CONSENSUS) if knowledge.visual else 1),
+        consensus=consensus or (usual_consensus(samples) if knowledge.visual else 1),
         synonyms=_read_synonyms(synonyms, names) if synonyms else {},
         keep_jargon=keep_jargon,
         tower=backbone[2].text if backbone else None,

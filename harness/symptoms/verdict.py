@@ -14,9 +14,9 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.sets import SymptomSet
 from vipbench.harness.symptoms.words import is_visual
 
-LEAST = {"consensus": 1 / 3, "verified": 1 / 3, "visual": 1 / 2, "coverage": 1 / 2}
+LEAST = {"consensus": 1 / 2, "verified": 1 / 3, "visual": 1 / 2, "coverage": 1 / 2}
 MEANS = {
-    "consensus": "of a class's answers contain a symptom, on average",
+    "consensus": "of the symptoms are in a third of the samples, and in two at least",
     "verified": "of the phrases that an LLM was asked to verify passed",
     "visual": "of the phrases have a word for a colour, shape, texture, border, size or place",
     "coverage": "of the classes have at least half of the symptoms that were wanted",
@@ -60,7 +60,7 @@ def judge(symptoms: SymptomSet) -> Verdict:
     passed = sum(symptom.seen is not None or symptom.truer is not None for symptom in phrases)
     failed = _count(_entry(provenance, "removed", "not verified"))
     figures = {
-        "consensus": _mean(_shares_of_answers(symptoms, provenance)),
+        "consensus": _consensus([symptom.agreement or 0 for symptom in phrases], _count(provenance.get("samples"))),
         "verified": passed / (passed + failed) if passed + failed else None,
         "visual": _mean([float(is_visual(symptom.text)) for symptom in phrases]),
         "coverage": sum(enough) / len(enough),
@@ -94,16 +94,16 @@ def refuse_unusable(sets: Sequence[SymptomSet], files: Path | Sequence[Path] | N
             )
 
 
-def _shares_of_answers(symptoms: SymptomSet, provenance: dict[str, Any]) -> list[float]:
-    """List for each symptom with an agreement the share of the answers about its class that contain it."""
-    samples = _count(provenance.get("samples"))
-    return [
-        min(1.0, symptom.agreement / asked)
-        for entry in symptoms.classes
-        if (asked := _count(_entry(provenance, "asked", entry.name)) or samples)
-        for symptom in entry.symptoms
-        if symptom.agreement is not None
-    ]
+def usual_consensus(samples: int) -> int:
+    """Return a third of the samples, rounded up."""
+    return -(-samples // 3)
+
+
+def _consensus(agreements: list[int], samples: int) -> float | None:
+    """Compute the share of symptoms that enough samples contain; None where one alone was drawn, or none."""
+    if samples < 2:
+        return None
+    return _mean([float(agreement >= max(2, usual_consensus(samples))) for agreement in agreements])
 
 
 def _entry(provenance: dict[str, Any], name: str, key: str) -> object:

@@ -58,19 +58,20 @@ def test_a_good_set_is_usable_and_says_so() -> None:
 
 def test_nonsense_is_not_usable() -> None:
     verdict = judge(written(NONSENSE, agreement=1))
-    assert not verdict.usable and (verdict.consensus, verdict.visual) == (0.25, 0.125)
-    assert len(verdict.reasons) == 2 and "NOT usable: 25% of a class's answers" in str(verdict)
+    assert not verdict.usable and (verdict.consensus, verdict.visual) == (0.0, 0.125)
+    assert len(verdict.reasons) == 2 and "NOT usable: 0% of the symptoms are in a third" in str(verdict)
     assert "12% of the phrases have a word for a colour" in str(verdict)
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"agreement": 1}, "of a class's answers"),
-        ({"agreement": 2, "asked": {"melanoma": 12, "nevus": 12}}, "17% of a class's answers"),
+        ({"agreement": 1}, "0% of the symptoms are in a third of the samples"),
+        ({"agreement": 2, "samples": 12}, "0% of the symptoms are in a third of the samples"),
+        ({"agreement": 1, "samples": 1}, None),  # nothing to agree with
         ({"removed": {"not verified": 12}}, None),  # nothing passed the verification: it removed, as it should
         ({"count": 11}, "0% of the classes have"),
-        ({"count": "many", "samples": [], "removed": 3, "asked": ["x"]}, None),  # not ours, and no hindrance
+        ({"count": "many", "samples": [], "removed": 3}, None),  # not ours, and no hindrance
     ],
 )
 def test_each_figure_can_make_a_set_unusable(changed: dict[str, Any], reason: str | None) -> None:
@@ -127,7 +128,7 @@ def nonsense(tmp_path: Path) -> Path:
 
 def test_check_shows_the_verdict(nonsense: Path, symptoms: Path) -> None:
     bad = CliRunner().invoke(app, ["symptoms", "check", str(nonsense)])
-    assert bad.exit_code == 1 and "verdict: NOT usable: 25% of a class's answers" in bad.output
+    assert bad.exit_code == 1 and "verdict: NOT usable: 0% of the symptoms are in a third" in bad.output
     good = CliRunner().invoke(app, ["symptoms", "check", str(symptoms)])
     assert good.exit_code == 0 and "verdict: usable (consensus -, verified -" in good.output
 
@@ -143,7 +144,7 @@ def test_runs_and_sweeps_refuse_an_unusable_set_unless_told_otherwise(
     bad.write_text(json.dumps(content))
     own = {**base_config, "symptoms": [str(symptoms), str(bad)]}
     overrides = [f"run.out={tmp_path / 'runs'}", "method=zero_shot", "method.text=symptoms"]
-    refusal = rf"^{bad}: not usable: 25% of .* are needed; make a better set, or .*run\.unusable_symptoms=take$"
+    refusal = rf"^{bad}: not usable: 0% of .* are needed; make a better set, or .*run\.unusable_symptoms=take$"
     with pytest.raises(UserError, match=refusal):
         execute(resolve_config(override(own, overrides)))
     grid = tmp_path / "grid.yaml"
