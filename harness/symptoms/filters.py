@@ -38,7 +38,7 @@ MOST_WORDS = 12  # in a symptom, where no text tower sets the limit
 SAME_COSINE = 0.9  # of centred text features; from here on two phrases mean the same
 FILTERS = (
     "malformed",  # not as the schema demands, repetitive, or without a common word
-    "copied from an example",
+    "copied from an example",  # or from the question
     "names the class",
     "names another class",
     "not visual",
@@ -93,7 +93,7 @@ class Rules:
         consensus: the least number of samples that must contain a phrase, in these or other words.
         keep_jargon: count jargon, but keep it (for backbones that were trained on medical text).
         tower: bounds the length by its tokenizer, and finds near-duplicates by its features; None: by words alone.
-        copied: folded phrases of the worked examples in the prompt, which are no answers.
+        copied: phrases of the worked examples in the prompt (folded), and of the question, which are no answers.
     """
 
     accepts: Callable[[object], bool]
@@ -109,7 +109,7 @@ class Rules:
         """Name the filter that removes a phrase of class `name` by itself, without a look at others; None: it passes."""
         if not self.accepts(text) or repeats(text):
             return "malformed"
-        if fold(text) in self.copied:
+        if content(text) in self._copied:
             return "copied from an example"
         if self.visual:
             if names_class(text, [name, *self.synonyms.get(fold(name), ())]):
@@ -127,6 +127,10 @@ class Rules:
         if self.visual and not is_phrase(text):
             return "not a phrase"
         return None if self.fits(text) else "too long"
+
+    @cached_property
+    def _copied(self) -> frozenset[frozenset[str]]:
+        return frozenset(map(content, self.copied))
 
     @cached_property
     def _names(self) -> Names:

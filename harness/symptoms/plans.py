@@ -119,7 +119,7 @@ def make_plan(
         synonyms=_read_synonyms(synonyms, names) if synonyms else {},
         keep_jargon=keep_jargon,
         tower=backbone[2].text if backbone else None,
-        copied=asked.example_phrases(modality, preset.picture),
+        copied=asked.example_phrases(modality, preset.picture).union(map(fold, preset.look_at) if version > 1 else ()),
     )
     described = {"name": backbone[0], "pretrained": backbone[1], "digest": backbone[2].digest} if backbone else None
     return Plan(

@@ -34,6 +34,9 @@ LISTED = '{"symptoms": ["a", "b"]}'
         (f"<think>x</think>{LISTED}<think>y</think>", ["a", "b"]),
         (f"{LISTED}<think>was that right? [no]", ["a", "b"]),
         ('<think>perhaps {"symptoms": ["no"]} or', None),  # cut off while it thought
+        (f'[THINK]{{"symptoms": ["no"]}}[/THINK]{LISTED}', ["a", "b"]),
+        (f'<Thinking>{{"symptoms": ["no"]}}</Thinking>\n{LISTED}', ["a", "b"]),
+        (f'{{"symptoms": ["no"]}}</reasoning>{LISTED}', ["a", "b"]),
         # talk, fences, several objects
         (f"Here [as asked] they are: {LISTED} and {{that}} was all}}", ["a", "b"]),
         ('{"symptoms": ["a"]}\n{"symptoms": ["b"]}', ["a", "b"]),

@@ -44,6 +44,8 @@ def texts(chosen: Any, name: str = "melanoma") -> list[tuple[str, int | None]]:
         ("fever and tiredness", "not visual"),
         ("erythematous edge", "jargon"),
         ("a b c d e f g h i j k dark skin", "too long"),
+        ("dots and lines inside", "copied from an example"),
+        ("the dots and the lines inside", "copied from an example"),
         ("more like nevi", "names another class"),
         ("like a birthmark", "names another class"),
         ("large small spot", "contradicts itself"),
@@ -54,7 +56,7 @@ def texts(chosen: Any, name: str = "melanoma") -> list[tuple[str, int | None]]:
 )
 def test_each_filter_removes_and_counts(text: str, reason: str | None) -> None:
     synonyms = {"melanoma": ["skin cancer"], "nevus": ["birthmark"]}
-    rules = Rules(SYMPTOMS.accepts, classes=["melanoma", "nevus"], synonyms=synonyms)
+    rules = Rules(SYMPTOMS.accepts, classes=["melanoma", "nevus"], synonyms=synonyms, copied=["dots and lines inside"])
     chosen = select({"melanoma": mentions([text])}, rules, 4)
     assert chosen.removed == ({reason: 1} if reason else {})
     assert bool(texts(chosen)) is (reason is None)

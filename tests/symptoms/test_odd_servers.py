@@ -172,6 +172,7 @@ def test_a_date_is_against_our_clock_where_the_server_tells_no_time() -> None:
         ("https://h/v2", "https://h/v2"),
         ("https://h/api/v3", "https://h/api/v3"),
         ("https://h/openai/v1", "https://h/openai/v1"),
+        ("https://h/openai/deployments/x/", "https://h/openai/deployments/x"),
         ("https://h/v1beta/openai/", "https://h/v1beta/openai"),
         ("http://[::1]:8000", "http://[::1]:8000/v1"),
     ],
@@ -200,7 +201,7 @@ def test_what_is_secret_in_a_url_is_refused_and_not_shown(url: str) -> None:
     assert "hid" not in str(error.value) and "den@" not in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("base", ["/v1", "/v2", "/api/v3", "/openai/v1", "/v1beta/openai"])
+@pytest.mark.parametrize("base", ["/v1", "/v2", "/api/v3", "/openai/v1", "/v1beta/openai", "/openai/deployments/x"])
 def test_any_version_path_is_asked(cache: ResponseCache, base: str) -> None:
     with FakeEndpoint() as endpoint:
         endpoint.base = base
@@ -215,6 +216,17 @@ def test_a_server_without_a_list_of_models_works_where_one_is_named(cache: Respo
         client = Client([endpoint.url], "fake", cache)
         assert client.identity == ("fake", "unknown", f"unknown at {endpoint.url}/v1")
         assert len(list(client.complete(requests(2)))) == 2
+
+
+def test_a_key_that_may_not_list_models_works_where_one_is_named(cache: ResponseCache) -> None:
+    with FakeEndpoint(version=None) as endpoint:
+        endpoint.raw["/v1/models"] = sending(head("content-length: 0", "403 Forbidden"))
+        with pytest.raises(UserError, match=r"wants an API key, or another one \(status 403\)"):
+            Client([endpoint.url], None, cache)
+        assert len(list(Client([endpoint.url], "fake", cache).complete(requests(2)))) == 2
+        endpoint.raw["/v1/models"] = sending(head("content-length: 0", "401 Unauthorized"))
+        with pytest.raises(UserError, match=r"wants an API key, or another one \(status 401\)"):
+            Client([endpoint.url], "fake", cache)
 
 
 def test_a_server_of_unknown_version_does_not_answer_for_another(endpoint: FakeEndpoint, cache: ResponseCache) -> None:
@@ -304,6 +316,8 @@ def test_refused_fields_are_left_out_and_that_is_recorded(
     [
         (400, "max_tokens is too large: 9 exceeds max_model_len"),
         (400, "the prompt is unsafe"),
+        (400, "presence_penalty must be between -2 and 2"),
+        (422, "temperature must be non-negative, got -1"),
         (404, "no such model; seed"),
         (403, "response_format is for paying customers"),
         (402, "no money left"),
@@ -323,6 +337,35 @@ def test_a_field_that_is_refused_again_though_it_was_left_out_ends_the_job(
     with pytest.raises(UserError, match="refused a request") as error:
         list(Client([endpoint.url], None, cache, concurrency=1).complete(requests(2)))
     assert len(endpoint.asked) == 2 and str(error.value).isprintable()
+
+
+def test_penalties_sampling_and_a_systems_message_are_left_out_where_they_are_refused(
+    endpoint: FakeEndpoint, cache: ResponseCache
+) -> None:
+    """One after the other, as hosted services refuse them; the message of the system begins the user's first."""
+    refusals = {
+        "repetition_penalty": "Unrecognized request argument supplied: repetition_penalty",
+        "presence_penalty": "Argument not supported on this model: presencePenalty",
+        "frequency_penalty": "Unsupported parameter: 'frequency_penalty' is not supported with this model.",
+        "temperature": "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) is",
+        "top_p": "Unsupported parameter: 'top_p'",
+        "system": "System role not supported",
+    }
+
+    async def reply(body: dict[str, Any], number: int) -> Reply:
+        present = {*body, *(message["role"] for message in body["messages"])}
+        words = next((refusals[name] for name in refusals if name in present), None)
+        return (400, {"error": {"message": words}}) if words else (200, completion(answer_to(body)))
+
+    endpoint.reply = reply
+    sampling = {name: 0.5 for name in refusals if name != "system"}
+    messages = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    request = Request("fake", messages, None, sampling, 0)
+    client = Client([endpoint.url], None, cache)
+    assert len(list(client.complete([request]))) == 1 and len(endpoint.asked) == len(refusals) + 1
+    assert endpoint.asked[-1] == {"model": "fake", "messages": [{"role": "user", "content": "s\n\nu"}, *messages[2:]]}
+    version = "1.0 without frequency_penalty, presence_penalty, repetition_penalty, system, temperature, top_p"
+    assert client.identity.server_version == version and cache.get(request.key("r1", version))
 
 
 # hostile

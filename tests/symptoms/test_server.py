@@ -34,7 +34,8 @@ child.stdout.readline()
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         key, children = os.environ.get("VLLM_API_KEY"), [os.getpid(), child.pid]
-        content = json.dumps({"options": options, "key": key, "children": children})
+        needs = [os.environ.get(name) for name in ("VLLM_CPU_KVCACHE_SPACE", "HF_HUB_OFFLINE")]
+        content = json.dumps({"options": options, "key": key, "children": children, "needs": needs})
         self.send_response(200); self.end_headers(); self.wfile.write(content.encode())
 HTTPServer(("127.0.0.1", int(options[options.index("--port") + 1])), Handler).serve_forever()
 """
@@ -113,6 +114,63 @@ def test_it_is_up_when_entered_and_gone_when_left(stub: Path, model: Path) -> No
         assert log.exists()
     assert gone(told["children"])
     assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("packages", "length", "wanted", "cache"),
+    [
+        ("torch 2.13.0+cpu\nvllm-cpu 0.32.0", 4096, ["--enforce-eager", "--no-enable-chunked-prefill"], True),
+        (
+            "vllm 0.12.0+cpu\ntorch 2.9.0\nNone None",
+            9000,
+            ["--enforce-eager", "--no-enable-chunked-prefill", 8192],
+            True,
+        ),
+        ("torch 2.13.0\nvllm 0.32.0", 9000, [], False),
+        ("torch 2.13.0+cu130\nvllm 0.32.0", 131072, [32768], False),
+    ],
+)
+def test_it_gets_what_a_cpu_or_a_gpu_needs(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packages: str,
+    length: int,
+    wanted: list[str | int],
+    cache: bool,
+) -> None:
+    python = interpreter_with(STUB, tmp_path)
+    listed = tmp_path / "packages"
+    listed.write_text(packages + "\n")
+    python.write_text(python.read_text().replace("PYTHONPATH", f'[ "$1" = -c ] && exec cat {listed}\nPYTHONPATH', 1))
+    monkeypatch.setattr(server_module, "LOOK_SECONDS", 0.05)
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for content in ({"max_position_embeddings": length}, {"text_config": {"max_position_embeddings": length}}):
+        (model / "config.json").write_text(json.dumps(content))
+        with Server(str(model), python=python, arguments=["--max-num-seqs", "3"]) as server:
+            told = state(server.url)
+        options = told["options"]
+        begin, end = options.index("--generation-config"), options.index("--max-num-seqs")
+        lengths = [
+            words for word in wanted for words in (["--max-model-len", str(word)] if isinstance(word, int) else [word])
+        ]
+        assert options[begin + 2 : end] == lengths
+        assert (told["needs"][0] is not None and 1 <= int(told["needs"][0]) <= 8) == cache and told["needs"][1] == "1"
+    (model / "tokenizer_config.json").write_text('{"model_max_length": 512}')  # vLLM refuses to go beyond it
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "40")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with Server(str(model), python=python) as server:
+        told = state(server.url)
+    assert "--max-model-len" not in told["options"] and told["needs"] == ["40", "0"]
+
+
+def test_an_interpreter_that_does_not_run_is_one_line(tmp_path: Path, model: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    with pytest.raises(UserError, match="cannot list its packages: CalledProcessError"):
+        Server(str(model), python=python)
 
 
 def test_it_is_gone_after_an_error(stub: Path, model: Path) -> None:

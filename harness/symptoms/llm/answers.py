@@ -15,10 +15,11 @@ from vipbench.harness.models.phrases import without_full_stop
 from vipbench.harness.symptoms.llm.record import Response, Token
 
 MOST_CHARACTERS = 200_000  # of an answer that are parsed
-MOST_STARTS = 200  # brackets in it at which JSON may begin
+MOST_STARTS = 200  # brackets in it at which JSON may begin, and tags that may stand for <think>
 MOST_TOKENS = 1 << 40  # in the usage that a server reports for one answer
 MOST_POSITIONS = 512  # the last tokens of an answer whose log-probabilities are kept
 BEGIN, END = "<think>", "</think>"
+OTHER_TAGS = re.compile(r"\[(/?)think\]|<(/?)(?:thinking|thoughts?|reasoning)>", re.IGNORECASE)
 PLAIN_SIGNS = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # hyphens, dashes, minus
     | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'")
@@ -112,8 +113,8 @@ def _is_count(value: Any) -> bool:
 
 
 def without_thoughts(text: str) -> str:
-    """Remove <think>...</think>; where the opening tag is missing (a chat template wrote it), all before the closing one."""
-    *thought, rest = text.split(END)
+    """Remove <think>...</think> and its kin; all before a closing tag whose opening one is missing (a chat template wrote it)."""
+    *thought, rest = OTHER_TAGS.sub(r"<\1\2think>", text, count=MOST_STARTS).split(END)
     answered = [part.partition(BEGIN)[0] for part in thought if BEGIN in part]
     return "".join([*answered, rest.partition(BEGIN)[0]])
 

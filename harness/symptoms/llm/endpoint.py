@@ -30,16 +30,26 @@ MOST_SHOWN = 10  # models, in an error
 MOST_CHARACTERS = 200  # of the name of a model that the user did not choose
 MOST_WORDS = 10_000  # characters of a refusal that are searched
 UNKNOWN = "unknown"
-# Fields of a request that some servers refuse, and patterns for them in the refusals.
+# Fields of a request that some servers refuse (`system` is the message of that role), and patterns for them in the refusals.
 OPTIONAL_FIELDS = {
     "response_format": re.compile(r"response_format|json_schema|json schema|structured.output|grammar", re.IGNORECASE),
     "max_tokens": re.compile(r"max_tokens", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
     "logprobs": re.compile(r"\blogprobs\b|\blog.?probabilit", re.IGNORECASE),
     "top_logprobs": re.compile(r"logprobs\b|\blog.?probabilit", re.IGNORECASE),
+    "system": re.compile(r"system (?:role|message|prompt)|role\W+system", re.IGNORECASE),
+    **{
+        name: re.compile(name.replace("_", "[_ ]?"), re.IGNORECASE)
+        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    },
 }
+WITHOUT_SIZE = ("response_format", "seed", "system", "logprobs", "top_logprobs")
 REPORTED = {"logprobs", "top_logprobs"}  # those that change what a server reports with an answer, and not the answer
-SIZE_PROBLEM = re.compile(r"too (?:large|long|high|big|many)|exceed|maximum|at most|less than|model_len", re.IGNORECASE)
+# Refusals of a value, not of its field.
+SIZE_PROBLEM = re.compile(
+    r"too (?:large|long|high|big|many|small|low)|exceed|maximum|at most|less than|greater than|between|range|negative|model_len",
+    re.IGNORECASE,
+)
 
 
 class TryAgain(Exception):
@@ -113,7 +123,7 @@ class Endpoint:
             httpx.RequestError: the connection failed.
         """
         listed = await fetch(http, f"{self.url}/models", PROBE_SECONDS)
-        if listed.status in (401, 403):
+        if listed.status == 401 or (listed.status == 403 and model is None):  # a key may be for answers alone
             raise UserError(f"{self.url}: the server wants an API key, or another one (status {listed.status})")
         if listed.status in BUSY:
             raise self._pause(listed)
@@ -286,11 +296,12 @@ def _refusal(answer: Reply) -> str:
 
 
 def _refused_fields(answer: Reply, body: dict[str, Any]) -> list[str]:
-    """List the optional fields of a request that a refusal (400, 422) names, unless it is about the size of max_tokens."""
+    """List the optional fields of a request that a refusal (400, 422) names, unless it is about the size of a number."""
     if answer.status not in (400, 422):
         return []
     words = _refusal(answer)
-    named = [name for name, pattern in OPTIONAL_FIELDS.items() if name in body and pattern.search(words)]
-    if "max_tokens" in named and SIZE_PROBLEM.search(words) and "max_completion_tokens" not in words:
-        named.remove("max_tokens")
+    present = {*body, *(message["role"] for message in body["messages"])}
+    named = [name for name, pattern in OPTIONAL_FIELDS.items() if name in present and pattern.search(words)]
+    if SIZE_PROBLEM.search(words) and "max_completion_tokens" not in words:
+        named = [name for name in named if name in WITHOUT_SIZE]
     return named

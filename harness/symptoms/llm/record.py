@@ -41,7 +41,8 @@ class Request:
         """Make the request body for chat/completions. `sample` is added to a seed, so that the k answers differ.
 
         Args:
-            without: fields that the server refuses; max_tokens then goes under its newer name.
+            without: fields that the server refuses; max_tokens then goes under its newer name, and the system's message
+                begins the user's first.
         """
         body: dict[str, Any] = {"model": self.model, "messages": self.messages, **self.sampling}
         if "seed" in self.sampling:
@@ -51,6 +52,10 @@ class Request:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         if "max_tokens" in without and "max_tokens" in body:
             body["max_completion_tokens"] = body["max_tokens"]
+        if "system" in without and self.messages[0]["role"] == "system":
+            system, user, *others = self.messages
+            joined = f"{system['content']}\n\n{user['content']}"
+            body["messages"] = [{**user, "content": joined}, *others]
         return {name: value for name, value in body.items() if name not in without}
 
 

@@ -2,7 +2,8 @@
 
     vipbench serve MODEL [--gpus N --tensor-parallel N --data-parallel N --port P] [-- further options of vLLM]
 
-vLLM pins its own torch, so it runs under an interpreter of its own (see `interpreter`). It listens on this machine only,
+vLLM pins its own torch, so it runs under an interpreter of its own (see `interpreter`). What it needs on a CPU or a GPU
+it is given (see needs.py), before the user's own options, which override it. It listens on this machine only,
 unless told otherwise; then it takes an API key, which is on no command line.
 """
 
@@ -22,6 +23,7 @@ from typing import Self
 import httpx
 
 from vipbench.harness.errors import UserError
+from vipbench.harness.symptoms.llm import needs
 from vipbench.harness.symptoms.llm.keys import KEY_ADVICE
 from vipbench.harness.symptoms.llm.transport import LOOPBACK
 from vipbench.harness.system.files import digest_file, digest_json
@@ -111,7 +113,10 @@ class Server:
         self.command += ["--served-model-name", self.name, f"{self.name}@{self.revision}"]
         self.command += ["--tensor-parallel-size", str(tensor_parallel), "--data-parallel-size", str(copies)]
         # else a model's generation_config.json changes the sampling of requests
-        self.command += ["--generation-config", "vllm", *arguments]
+        self.command += ["--generation-config", "vllm"]
+        on_cpu = needs.is_cpu_build(self.python)
+        self.command += [*needs.options(_folder(model, pinned), on_cpu), *arguments]
+        self.needs = needs.environment(on_cpu, on_disk=not pinned)
         # last, so that they override all before them and a file named by --config
         self.command += ["--port", str(self.port), "--host", host]
 
@@ -125,7 +130,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(self.python, self.api_key),
+                env={**_environment(self.python, self.api_key), **self.needs},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
             )
         try:
@@ -226,6 +231,15 @@ def identify(model: str, revision: str | None) -> tuple[str, str, list[str]]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{model}: no directory here, and not to be had from the hub or its cache: {reason}") from error
     return model, commit, ["--revision", commit, "--tokenizer-revision", commit]
+
+
+def _folder(model: str, pinned: Sequence[str]) -> Path:
+    """Find the folder of a model's config.json: its own, or that in the hub's local cache, where `identify` brought it."""
+    if not pinned:
+        return Path(model)
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model, "config.json", revision=pinned[1])).parent
 
 
 def _digest(path: Path) -> str:
