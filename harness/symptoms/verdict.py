@@ -14,7 +14,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.sets import SymptomSet
 from vipbench.harness.symptoms.words import is_visual
 
-LEAST = {"consensus": 1 / 2, "verified": 1 / 3, "visual": 1 / 2, "coverage": 1 / 2}
+LEAST = {"consensus": 1 / 2, "verified": 1 / 3, "visual": 1 / 2, "coverage": 2 / 3}
 MEANS = {
     "consensus": "of the symptoms are in a third of the samples, and in two at least",
     "verified": "of the phrases that an LLM was asked to verify passed",

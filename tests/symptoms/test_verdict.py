@@ -22,10 +22,32 @@ from vipbench.sweeps.plan import write_plan
 
 COMMITTED = Path(__file__).parents[2] / "symptoms_cache"
 ROOT = Path(__file__).parents[2]
+# Sets of SmolLM2-135M-Instruct, as templates of version 1 and the filters of their time let them through without a warning.
+OF_VERSION_1 = {
+    "derm7pt": {
+        "melanoma": ["Sunscreen", "Malnutrition", "Socio-Economic Issues", "Fat Dealin"],
+        "nevus": [
+            "The sun shines bright",
+            "The moon shines bright",
+            "The sun is a star",
+            "The sun is a bright smile",
+        ],
+    },
+    "pneumonia": {
+        "normal lung": ["Lung cancer", "air trapped in the air", "white patch in one part of a lung", "purple lung"],
+        "pneumonia": ["The Dome Under the Lungs", "Malnutrition", "Sterile lung", "COPD"],
+    },
+    "demo": {
+        "melanoma": ["mopped up", "White", "blushing", "Light"],
+        "nevus": ["Blond hair", "mild, fair skin", "absence of any distinguishing features"],
+        "basal cell carcinoma": ["basal cell cancer"],
+        "seborrheic keratosis": ["mole", "tooth"],
+    },
+}
 NONSENSE = {
     "melanoma": ["Sunscreen", "Malnutrition", "Socio-Economic Issues", "Fat Dealin"],
     "nevus": ["The sun shines bright", "Blond hair", "mopped up", "tooth"],
-}  # of SmolLM2-135M-Instruct, to templates of version 1
+}
 GENERATED = {
     "kind": "generated",
     "author": "m",
@@ -61,6 +83,17 @@ def test_nonsense_is_not_usable() -> None:
     assert not verdict.usable and (verdict.consensus, verdict.visual) == (0.0, 0.125)
     assert len(verdict.reasons) == 2 and "NOT usable: 0% of the symptoms are in a third" in str(verdict)
     assert "12% of the phrases have a word for a colour" in str(verdict)
+
+
+@pytest.mark.parametrize("task", OF_VERSION_1)
+def test_what_version_1_made_a_real_llm_write_is_not_usable(task: str) -> None:
+    """Judge it by its words alone, whatever the samples agree on; a third and more of its phrases stay in the filters of today."""
+    verdict = judge(written(OF_VERSION_1[task], agreement=4))
+    assert not verdict.usable and "have a word for a colour" in verdict.reasons[0]
+    rules = plan_for(OF_VERSION_1[task]).rules
+    phrases = [(name, text) for name, texts in OF_VERSION_1[task].items() for text in texts]
+    passed = [text for name, text in phrases if rules.rejection_reason(name, text) is None]
+    assert len(passed) * 3 < len(phrases) * 2, passed
 
 
 @pytest.mark.parametrize(
