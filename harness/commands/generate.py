@@ -3,8 +3,8 @@
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from vipbench.harness.commands.options import (
     check_output,
     load,
 )
+from vipbench.harness.commands.outcome import finish
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.keys import read_key
 from vipbench.harness.system.files import output_errors
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from vipbench.harness.symptoms.llm.cache import ResponseCache
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.record import Identity
-    from vipbench.harness.symptoms.sets import SymptomSet
 
-SHOWN = 10  # classes in a message about missing symptoms
 MODEL_NAME = "MODEL"  # in place of the name of a model before the server has answered
 BATCH = "batch"  # in place of the version of a server that answers a batch file, unless it is given
 SLURM = "--executor slurm"
@@ -59,7 +58,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of answers: servers, one to be started, or the record alone (none of them)."""
+    """The origin of answers: servers, one to be started, or the record alone (none of them). `verifier`: another LLM's."""
 
     urls: list[str]
     serve: str | None
@@ -71,6 +70,7 @@ class Source:
     concurrency: int
     gpus: int | None
     tensor_parallel: int
+    verifier: "Source | None" = None
 
 
 def generate(
@@ -101,6 +101,18 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions, where too few are left")] = 3,
+    consensus: Annotated[
+        int | None,
+        typer.Option(min=1, help="of the samples must contain a symptom; default: a third (other knowledge: 1)"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="ask for each symptom: can it be seen, is it truer of its class? yes or no")
+    ] = False,
+    verify_url: Annotated[list[str] | None, typer.Option(help="or have another LLM verify, on these servers")] = None,
+    verify_model: Annotated[
+        str | None, typer.Option(help="its name there, or on --url; offline: of its answers")
+    ] = None,
+    verify_key_file: Annotated[Path | None, typer.Option(help="a file with the API key of --verify-url")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
@@ -173,6 +185,8 @@ def generate(
         samples=samples,
         count=count,
         rounds=rounds,
+        consensus=consensus,
+        verify=verify or bool(verify_url or verify_model),
         synonyms=synonyms,
         templates=templates,
         version=templates_version,
@@ -193,6 +207,8 @@ def generate(
         gpus=gpus,
         tensor_parallel=tensor_parallel,
     )
+    if verify_url or verify_model:
+        source = replace(source, verifier=_verifying(source, verify_url or [], verify_model, verify_key_file))
     if dry_run:
         print_estimate(plan, tokens_per_second)
     elif batch_file or from_batch:
@@ -200,7 +216,7 @@ def generate(
     elif not plan.knowledge.steps:
         file = _file(out, plan.task, name or plan.kind)
         check_output(file, overwrite)
-        _finish(without_llm(plan, seed), file)
+        finish(without_llm(plan, seed), file)
     else:
         _check_source(source, offline)
         check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
@@ -244,6 +260,22 @@ def _given_options(context: typer.Context) -> list[str]:
     return words
 
 
+def _verifying(source: Source, urls: list[str], model: str | None, key_file: Path | None) -> Source:
+    """Make the source of another LLM's answers. A key for `--url` is not sent elsewhere."""
+    if source.serve and not urls:
+        raise UserError("--verify-model: --serve serves one model; say with --verify-url where the other one is served")
+    same = not urls
+    return replace(
+        source,
+        urls=source.urls if same else urls,
+        serve=None,
+        model=model,
+        revision=None,
+        server_version=None,
+        api_key=read_key(key_file) if key_file else (source.api_key if same else None),
+    )
+
+
 def _check_source(source: Source, offline: bool) -> None:
     if sum([bool(source.urls), source.serve is not None, offline]) != 1:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
@@ -252,15 +284,24 @@ def _check_source(source: Source, offline: bool) -> None:
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
     from vipbench.harness.symptoms.generate import generate
     from vipbench.harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.verify import Verifier
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
-    with ResponseCache(source.cache) as cache, _client(source, cache) as client:
+    with ExitStack() as stack:
+        cache = stack.enter_context(ResponseCache(source.cache))
+        client = stack.enter_context(_client(source, cache))
         file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
         check_output(file, overwrite)
-        symptoms = generate(plan, client.identity, client.complete, client.stats.note, lambda: client.identity)
+        verifier = None
+        if source.verifier:
+            other = stack.enter_context(_client(source.verifier, cache))
+            verifier = Verifier(other.complete, lambda: other.identity)
+        symptoms = generate(
+            plan, client.identity, client.complete, client.stats.note, lambda: client.identity, verifier
+        )
         typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
-    _finish(symptoms, file)
+    finish(symptoms, file)
 
 
 @contextmanager
@@ -306,6 +347,8 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
+    if source.verifier:
+        raise UserError("--verify-url, --verify-model: a batch file is for one model; give --verify alone")
     if batch_file:
         check_output(batch_file)
     identity = Identity(source.model, source.revision or "unknown", source.server_version or BATCH)
@@ -333,27 +376,3 @@ def _file(out: Path, task: str, name: str) -> Path:
                 f"{part!r} cannot be part of the set's file name OUT/TASK/NAME.json; choose --task and --name"
             )
     return out / task / f"{name}.json"
-
-
-def _finish(symptoms: "SymptomSet", file: Path) -> None:
-    """Write the set; print what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
-    with output_errors(file):
-        symptoms.save(file)
-    counts = [len(entry.symptoms) for entry in symptoms.classes]
-    typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")
-    details = symptoms.provenance.model_dump()
-    removed = {reason: count for reason, count in details.get("removed", {}).items() if count}
-    if removed:
-        typer.echo("removed: " + ", ".join(f"{reason} {count}" for reason, count in removed.items()))
-    if details.get("jargon"):
-        typer.echo(
-            "jargon met: " + ", ".join(f"{word} ({count})" for word, count in list(details["jargon"].items())[:SHOWN])
-        )
-    missing = details.get("missing", {})
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in list(missing.items())[:SHOWN])
-        more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
-        typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
-    if 0 in counts:
-        typer.echo(f"{counts.count(0)} of the classes have no symptom at all, so the set cannot be used as it is")
-        raise typer.Exit(1)

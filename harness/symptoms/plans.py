@@ -1,19 +1,24 @@
 """Turn a user's options into the classes and the plan of a symptom set."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vipbench.harness.data.names import MAX_NAME, listed_classes
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.filters import Rules
-from vipbench.harness.symptoms.generate import Plan, groups_of
+from vipbench.harness.symptoms.generate import Plan
 from vipbench.harness.symptoms.prompting import GUARDS, VERSIONS, Preset, Templates, find_knowledge, find_preset
 from vipbench.harness.symptoms.sets import fold, refuse_twins
+from vipbench.harness.symptoms.verdict import usual_consensus
 from vipbench.harness.system.files import read_json, read_whole
 
 if TYPE_CHECKING:
     from vipbench.harness.models.backbone import Backbone
+
+
+MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
 
 
 class Classes(NamedTuple):
@@ -66,6 +71,8 @@ def make_plan(
     samples: int = 4,
     count: int = 4,
     rounds: int = 3,
+    consensus: int | None = None,
+    verify: bool = False,
     synonyms: Path | None = None,
     templates: Path | None = None,
     version: int = VERSIONS[-1],
@@ -77,6 +84,8 @@ def make_plan(
     """Make the plan for a set.
 
     Args:
+        consensus: the least number of samples that must contain a phrase; None: a third, for symptoms; 1 for other kinds.
+        verify: have an LLM verify the phrases.
         templates: a folder with templates or examples in place of ours.
         version: of our templates.
         one_step: ask for symptoms at once, without the features first (for small models).
@@ -95,14 +104,22 @@ def make_plan(
     modality, preset = (
         find_preset(classes.modality, presets) if steps and classes.modality else ("", Preset(picture="", look_at=[]))
     )
+    if verify and not knowledge.visual:
+        raise UserError(f"--verify is for symptoms; what is written as {kind} is not seen in a picture")
+    if (consensus or 1) > samples:
+        raise UserError(
+            f"--consensus {consensus} of {samples} samples; give more --samples, or ask fewer of them to agree"
+        )
     asked = Templates(templates, version)
     rules = Rules(
         accepts=steps[-1].accepts if steps else bool,
         visual=knowledge.visual,
+        classes=names,
+        consensus=consensus or (usual_consensus(samples) if knowledge.visual else 1),
         synonyms=_read_synonyms(synonyms, names) if synonyms else {},
         keep_jargon=keep_jargon,
         tower=backbone[2].text if backbone else None,
-        copied=asked.example_phrases(modality, preset.picture),
+        copied=asked.example_phrases(modality, preset.picture).union(map(fold, preset.look_at) if version > 1 else ()),
     )
     described = {"name": backbone[0], "pretrained": backbone[1], "digest": backbone[2].digest} if backbone else None
     return Plan(
@@ -119,8 +136,22 @@ def make_plan(
         samples=samples,
         count=count,
         rounds=rounds,
+        verify=verify,
         backbone=described,
     )
+
+
+def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Divide (class, label of its group) pairs into groups of at most `MOST_IN_GROUP` neighbours, of about equal size."""
+    by_label: dict[str, list[str]] = {}
+    for name, label in classes:
+        by_label.setdefault(label, []).append(name)
+    groups = []
+    for names in by_label.values():
+        parts = -(-len(names) // MOST_IN_GROUP)
+        bounds = [len(names) * part // parts for part in range(parts + 1)]
+        groups += [names[begin:end] for begin, end in pairwise(bounds)]
+    return groups
 
 
 def _read_lines(file: Path) -> list[tuple[str, str]]:

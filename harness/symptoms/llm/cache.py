@@ -13,7 +13,6 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -114,7 +113,7 @@ class ResponseCache:
             if (who, text) not in shared:
                 shared[who, text] = digest_json([*who, content])
             # JSON, since a model may answer with what SQLite cannot hold as text (a lone surrogate)
-            rows.append((key, json.dumps(last), request.sample, json.dumps(vars(response)), shared[who, text]))
+            rows.append((key, json.dumps(last), request.sample, json.dumps(response.content()), shared[who, text]))
         with self._transaction():
             self.connection.executemany(
                 "INSERT OR IGNORE INTO shared (digest, model, revision, server_version, content) VALUES (?, ?, ?, ?, ?)",
@@ -187,7 +186,7 @@ class ResponseCache:
                     **answer.request.content(),
                     "revision": answer.identity.revision,
                     "server_version": answer.identity.server_version,
-                    "response": asdict(answer.response),
+                    "response": answer.response.content(),
                 }
                 file.write(json.dumps(line, sort_keys=True) + "\n")
                 count += 1

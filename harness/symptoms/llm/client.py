@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_rando
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.cache import ResponseCache
-from vipbench.harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
+from vipbench.harness.symptoms.llm.endpoint import REPORTED, UNKNOWN, Busy, Endpoint, Refused, TryAgain
 from vipbench.harness.symptoms.llm.record import Answer, Identity, Request, Response
 from vipbench.harness.symptoms.llm.recorder import Outcomes, Recorder
 from vipbench.harness.symptoms.llm.routing import Router
@@ -127,8 +127,8 @@ class Client:
         model, revision, version = self.served
         if UNKNOWN in (revision, version):
             version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"
-        if self.without:
-            version += f" without {', '.join(sorted(self.without))}"
+        if refused := self.without - REPORTED:
+            version += f" without {', '.join(sorted(refused))}"
         return Identity(model, revision, version)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:

@@ -46,13 +46,16 @@ OPTIONAL_FIELDS = {
     "response_format": re.compile(r"response_format|json_schema|json schema|structured.output|grammar", re.IGNORECASE),
     "max_tokens": re.compile(r"max_tokens", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
+    "logprobs": re.compile(r"\blogprobs\b|\blog.?probabilit", re.IGNORECASE),
+    "top_logprobs": re.compile(r"logprobs\b|\blog.?probabilit", re.IGNORECASE),
     "system": re.compile(r"system (?:role|message|prompt)|role\W+system", re.IGNORECASE),
     **{
         name: re.compile(name.replace("_", "[_ ]?"), re.IGNORECASE)
         for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     },
 }
-WITHOUT_SIZE = ("response_format", "seed", "system")
+WITHOUT_SIZE = ("response_format", "seed", "system", "logprobs", "top_logprobs")
+REPORTED = {"logprobs", "top_logprobs"}  # those that change what a server reports with an answer, and not the answer
 # Refusals of a value, not of its field.
 SIZE_PROBLEM = re.compile(
     r"too (?:large|long|high|big|many|small|low)|exceed|maximum|at most|less than|greater than|between|range|negative|model_len",
