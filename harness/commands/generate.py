@@ -179,7 +179,7 @@ def generate(
         check_output(file, overwrite)
         _finish(without_llm(plan, seed), file)
     else:
-        _check_source(source, offline)
+        check_source(source, offline)
         check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
         if executor is Place.slurm:
             _submit(context, source, profile, {"partition": partition, "time": time, "gpus_per_run": gpus})
@@ -221,7 +221,7 @@ def _given_options(context: typer.Context) -> list[str]:
     return words
 
 
-def _check_source(source: Source, offline: bool) -> None:
+def check_source(source: Source, offline: bool) -> None:
     if sum([bool(source.urls), source.serve is not None, offline]) != 1:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
 
@@ -232,7 +232,7 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
-    with ResponseCache(source.cache) as cache, _client(source, cache) as client:
+    with ResponseCache(source.cache) as cache, open_client(source, cache) as client:
         file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
         check_output(file, overwrite)
         symptoms = generate(plan, client.identity, client.complete, client.stats.note, lambda: client.identity)
@@ -241,7 +241,7 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
 
 
 @contextmanager
-def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
+def open_client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.server import Server
 

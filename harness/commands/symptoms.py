@@ -7,12 +7,15 @@ import typer
 
 from vipbench.harness.commands.cache import cache_app
 from vipbench.harness.commands.generate import generate
+from vipbench.harness.commands.improve import improve, merge
 from vipbench.harness.commands.options import BackboneName, Out, Overwrite, Pretrained, check_output, class_names, load
 from vipbench.harness.system.files import output_errors
 
 app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in the images of each class, in words.")
 app.add_typer(cache_app, name="cache")
 app.command()(generate)
+app.command()(improve)
+app.command()(merge)
 
 SetFile = Annotated[Path, typer.Argument(metavar="SET", help="a symptom set, a JSON file")]
 
