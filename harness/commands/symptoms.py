@@ -54,13 +54,16 @@ def show(file: SetFile) -> None:
 
     symptoms = SymptomSet.load(file)
     table = Table("class", "symptom", title=f"{symptoms.task} ({symptoms.modality or 'modality not given'})")
-    table.add_column("agreement", justify="right")
+    for name in ("agreement", "seen", "truer"):
+        table.add_column(name, justify="right")
     for entry in symptoms.classes:
         for place, symptom in enumerate(entry.symptoms):
-            agreement = "" if symptom.agreement is None else str(symptom.agreement)
-            table.add_row("" if place else entry.name, symptom.text, agreement)
+            figures = (symptom.agreement, symptom.seen, symptom.truer)
+            table.add_row(
+                "" if place else entry.name, symptom.text, *("" if one is None else str(one) for one in figures)
+            )
         if not entry.symptoms:
-            table.add_row(entry.name, "(none)", "")
+            table.add_row(entry.name, "(none)")
         table.add_section()
     Console(markup=False, highlight=False).print(table)
     for name, value in symptoms.provenance.model_dump(mode="json").items():
@@ -78,19 +81,22 @@ def check(
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
 ) -> None:
-    """Look for mistakes in a set; exit status 1 when there are any."""
+    """Look for mistakes in a set and judge it; exit status 1 for mistakes, or a set that is not usable."""
     from vipbench.harness.symptoms import sets
+    from vipbench.harness.symptoms.verdict import judge
 
     symptoms = sets.SymptomSet.load(file)
     wanted = class_names(data, classes)
     tower = load(backbone, pretrained).text if backbone else None
     problems = sets.check(symptoms, wanted, tower)
+    verdict = judge(symptoms)
+    typer.echo(str(verdict))
     for problem in problems:
         typer.echo(problem)
     unchecked = [part for part, given in (("classes (--data)", wanted), ("length (--backbone)", tower)) if not given]
     left_out = f"; not looked at: {', '.join(unchecked)}" if unchecked else ""
     typer.echo(f"{file}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''}{left_out}")
-    if problems:
+    if problems or not verdict.usable:
         raise typer.Exit(1)
 
 

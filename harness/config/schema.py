@@ -164,6 +164,8 @@ class RunConfig(Section):
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     tracking_project: str = "vipbench"  # its name at W&B and MLflow
     plugins: tuple[HomePath, ...] = ()  # Python files that register methods; see harness/methods/registry.py
+    # A symptom set whose verdict is "not usable" (see harness/symptoms/verdict.py) ends the run, or is taken as it is.
+    unusable_symptoms: Literal["refuse", "take"] = "refuse"
     bank: bool = True  # store image features under `out`, shared by all runs there
     bank_gib: Gib | None = None  # how much the stored features may take; those used longest ago leave first
 

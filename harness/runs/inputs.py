@@ -16,6 +16,7 @@ from vipbench.harness.methods.registry import method_class, method_digest, plugi
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.models.tower_view import Block
 from vipbench.harness.symptoms.sets import SymptomSet, load_sets, sets_digest
+from vipbench.harness.symptoms.verdict import refuse_unusable
 from vipbench.harness.system.devices import to_device
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def load_inputs(config: Config, topology: Topology) -> Inputs:
         raise UserError("run.compile: weights come and go during a pass under ZeRO-3; use run.compile=false")
     dataset = Dataset(config.data.path)
     symptoms = load_sets(config.symptoms)
+    if config.run.unusable_symptoms == "refuse":
+        refuse_unusable(symptoms, config.symptoms)
     task = make_task(dataset.classes, symptoms, config.templates)
     backbone = load_backbone(config.backbone, topology.device)
     backbone.text.memory_bytes = int(config.run.text_memory_gib * 2**30)

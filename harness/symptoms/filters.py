@@ -5,19 +5,26 @@ in several answers are one phrase with an agreement of several), in the order of
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vipbench.harness.models.phrases import as_sentence
 from vipbench.harness.symptoms.sets import Symptom, fold, most_tokens
+from vipbench.harness.symptoms.verify import Belief
 from vipbench.harness.symptoms.words import (
     NO,
+    SMALL_WORDS,
+    Names,
     content,
+    contradicts_itself,
     is_common,
     is_jargon,
+    is_phrase,
     is_unseen,
     names_class,
     same_content,
@@ -31,12 +38,18 @@ MOST_WORDS = 12  # in a symptom, where no text tower sets the limit
 SAME_COSINE = 0.9  # of centred text features; from here on two phrases mean the same
 FILTERS = (
     "malformed",  # not as the schema demands, repetitive, or without a common word
+    "copied from an example",
     "names the class",
+    "names another class",
     "not visual",
     "jargon",
+    "contradicts itself",
+    "not a phrase",
     "too long",
     "near-duplicate",
+    "no consensus",  # in too few of the samples
     "said of several classes",
+    "not verified",  # an LLM does not believe it; see harness/symptoms/verify.py
 )
 
 
@@ -74,32 +87,51 @@ class Rules:
 
     Attributes:
         accepts: tests an item against the form that the schema demands.
-        visual: phrases must be visible, plain, without the class's name, and of one class only.
+        visual: phrases must be visible, plain, without the name of a class, and of one class only.
+        classes: all names of the task's classes.
         synonyms: other names of classes, by the folded class name.
+        consensus: the least number of samples that must contain a phrase, in these or other words.
         keep_jargon: count jargon, but keep it (for backbones that were trained on medical text).
         tower: bounds the length by its tokenizer, and finds near-duplicates by its features; None: by words alone.
+        copied: folded phrases of the worked examples in the prompt, which are no answers.
     """
 
     accepts: Callable[[object], bool]
     visual: bool = True
+    classes: Sequence[str] = ()
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    consensus: int = 1
     keep_jargon: bool = False
     tower: "TextTower | None" = None
+    copied: Collection[str] = frozenset()
 
     def rejection_reason(self, name: str, text: str) -> str | None:
         """Name the filter that removes a phrase of class `name` by itself, without a look at others; None: it passes."""
         if not self.accepts(text) or repeats(text):
             return "malformed"
+        if fold(text) in self.copied:
+            return "copied from an example"
         if self.visual:
             if names_class(text, [name, *self.synonyms.get(fold(name), ())]):
                 return "names the class"
+            if self._names.found_in(text):
+                return "names another class"
             if is_unseen(text):
                 return "not visual"
             if not self.keep_jargon and jargon(text):
                 return "jargon"
         if not self.keep_jargon and not any(map(is_common, words(text))):
             return "malformed"
+        if self.visual and contradicts_itself(text):
+            return "contradicts itself"
+        if self.visual and not is_phrase(text):
+            return "not a phrase"
         return None if self.fits(text) else "too long"
+
+    @cached_property
+    def _names(self) -> Names:
+        """All names of all classes."""
+        return Names([*self.classes, *(name for others in self.synonyms.values() for name in others)])
 
     def fits(self, text: str) -> bool:
         if self.tower is None:
@@ -116,17 +148,29 @@ class Selection:
     jargon: Counter[str] = field(default_factory=Counter)
 
 
-def select(mentions: Mapping[str, Iterable[Mention]], rules: Rules, count: int) -> Selection:
-    """Select at most `count` symptoms for each class of a group, ranked by agreement, then by the first mention."""
+def select(
+    mentions: Mapping[str, Iterable[Mention]],
+    rules: Rules,
+    count: int,
+    beliefs: Mapping[tuple[str, str], Belief] | None = None,
+) -> Selection:
+    """Select at most `count` symptoms for each class of a group, ranked by agreement, then by the first mention.
+
+    Args:
+        beliefs: in phrases that were verified, by class and text.
+    """
     chosen = Selection({})
     phrases = {name: _admit(name, items, rules, chosen) for name, items in mentions.items()}
     same = _SameMeaning([phrase.text for found in phrases.values() for phrase in found], rules.tower)
     phrases = {name: _merge(found, same, chosen.removed) for name, found in phrases.items()}
+    for name, found in phrases.items():
+        phrases[name] = [phrase for phrase in found if len(phrase.samples) >= rules.consensus]
+        chosen.removed["no consensus"] += len(found) - len(phrases[name])
     if rules.visual:
         phrases = _apart(phrases, same, chosen.removed)
     for name, found in phrases.items():
-        ranked = sorted(found, key=lambda phrase: phrase.rank)[:count]
-        chosen.symptoms[name] = [Symptom(text=phrase.text, agreement=len(phrase.samples)) for phrase in ranked]
+        ranked = sorted(found, key=lambda phrase: phrase.rank)
+        chosen.symptoms[name] = list(_believed(name, ranked, beliefs or {}, chosen.removed))[:count]
     chosen.removed = +chosen.removed  # without those that removed nothing
     return chosen
 
@@ -137,9 +181,13 @@ def jargon(text: str) -> list[str]:
 
 
 def repeats(text: str) -> bool:
-    """Return True where at least half of the words of a text (of three or more) occurred before in it."""
+    """Find repetition in a text of three words or more: a word twice in a row, the same two again, or half of all words."""
     found = words(text)
-    return len(found) >= 3 and len(set(found)) * 2 <= len(found)
+    if len(found) < 3:
+        return False
+    pairs = [pair for pair in pairwise(found) if not SMALL_WORDS.issuperset(pair)]
+    twice = any(left == right and left not in SMALL_WORDS for left, right in pairs)
+    return twice or len(set(pairs)) < len(pairs) or len(set(found)) * 2 <= len(found)
 
 
 def _admit(name: str, items: Iterable[Mention], rules: Rules, chosen: Selection) -> list[Phrase]:
@@ -182,6 +230,19 @@ def _apart(phrases: dict[str, list[Phrase]], same: "_SameMeaning", removed: Coun
         apart[name] = [phrase for phrase in found if not any(same(phrase, other) for other in others)]
         removed["said of several classes"] += len(found) - len(apart[name])
     return apart
+
+
+def _believed(
+    name: str, phrases: list[Phrase], beliefs: Mapping[tuple[str, str], Belief], removed: Counter[str]
+) -> Iterator[Symptom]:
+    """Make symptoms of phrases, without those that were verified in vain."""
+    for phrase in phrases:
+        belief = beliefs.get((name, phrase.text))
+        if belief and not belief.verified:
+            removed["not verified"] += 1
+        else:
+            seen, truer = belief or Belief()
+            yield Symptom(text=phrase.text, agreement=len(phrase.samples), seen=seen, truer=truer)
 
 
 class _SameMeaning:

@@ -8,11 +8,10 @@ that judge words (wordfreq, snowballstemmer): rebuilt from them offline, it is t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any
 
 from vipbench.harness.data.stateless_random import keyed_generator
@@ -20,20 +19,19 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
 from vipbench.harness.symptoms.llm.answers import parse, tidy
 from vipbench.harness.symptoms.llm.cache import ResponseCache
-from vipbench.harness.symptoms.llm.record import Identity, Request, Response
-from vipbench.harness.symptoms.prompting import KNOWLEDGE, Knowledge, Preset, Step, Templates
+from vipbench.harness.symptoms.llm.record import Ask, Identity, Request, Response
+from vipbench.harness.symptoms.prompting import Knowledge, Preset, Step, Templates, find_knowledge
 from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
+from vipbench.harness.symptoms.verdict import with_verdict
+from vipbench.harness.symptoms.verify import Belief, Claim, Verification, Verifier
 from vipbench.harness.symptoms.words import LISTS, LISTS_FILE
 from vipbench.harness.system.files import digest_file, digest_json
 from vipbench.harness.system.progress import Progress
 
-MOST_IN_GROUP = 20  # classes that are named in a prompt, and compared with each other
 BLOCK_REQUESTS = 2048  # at a time, about: enough to keep servers busy
 RANDOM_WORDS = 4  # in a phrase
 CUT_OFF, NO_JSON, NO_ITEM = "answer cut off", "answer not parseable", "answer without a usable item"
 MOST_JARGON = 50  # words in the provenance
-
-Ask = Callable[[Iterable[Request]], Iterator[tuple[Request, Response]]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Plan:
         samples: k, answers per class and round.
         count: the symptoms wanted for each class.
         rounds: the most rounds of questions, for the classes that have too few.
+        verify: have an LLM verify what is chosen; what fails makes place for the next.
+        one_step: ask for symptoms at once, without the features first.
         backbone: name, pretrained and digest of the backbone whose text tower is in `rules`; None: there is none.
     """
 
@@ -61,11 +61,13 @@ class Plan:
     samples: int = 4
     count: int = 4
     rounds: int = 3
+    verify: bool = False
+    one_step: bool = False
     backbone: dict[str, Any] | None = None
 
     @property
     def knowledge(self) -> Knowledge:
-        return KNOWLEDGE[self.kind]
+        return find_knowledge(self.kind, self.one_step)
 
     @property
     def most_items(self) -> int:
@@ -83,6 +85,9 @@ class Plan:
         if block:
             yield block
 
+    def verification(self, verifier: Verifier) -> Verification | None:
+        return Verification(verifier, self.templates, self.preset, self.sampling) if self.verify else None
+
     def question(
         self, group: "Group", name: str, step: Step, sample: int, features: list[str], model: str
     ) -> "Question":
@@ -96,8 +101,11 @@ class Plan:
             "name": name,
             "features": features,
         }
-        messages = self.templates.messages(step.template, variables)
-        return Question(model, messages, step.schema(self.most_items), self.sampling, sample, group, name)
+        turns = self.templates.turns(step, self.modality or "", self.preset.picture, self.most_items)
+        messages = self.templates.messages(step.template, variables, turns)
+        return Question(
+            model, messages, step.schema(self.most_items, self.templates.version), self.sampling, sample, group, name
+        )
 
 
 @dataclass
@@ -110,6 +118,8 @@ class Group:
         pending: questions that were not answered (they wait for a batch).
         created: the time of the latest answer.
         tokens: prompt and completion tokens of all answers.
+        beliefs: in phrases that were verified, by class and text.
+        asked: the samples of each class.
     """
 
     names: list[str]
@@ -120,21 +130,28 @@ class Group:
     created: str = ""
     tokens: Counter[str] = field(default_factory=Counter)
     selection: Selection = field(default_factory=lambda: Selection({}))
+    beliefs: dict[tuple[str, str], Belief] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def short_of(self, count: int) -> list[str]:
         """List the classes with fewer than `count` symptoms; none while answers are awaited."""
         found = self.selection.symptoms
         return [] if self.pending else [name for name in self.names if len(found.get(name, [])) < count]
 
-    def take(self, name: str, sample: int, step: Step, response: Response, most: int) -> None:
-        """Keep the first `most` items of an answer, in place of those of the step before."""
+    def take(self, name: str, sample: int, step: Step, response: Response, plan: Plan) -> None:
+        """Keep the first items of an answer, in place of those of the step before."""
         self.answers += 1
         self.pending -= 1
         self.created = max(self.created, response.created)
         for key in ("prompt_tokens", "completion_tokens"):
             self.tokens[key] += response.usage.get(key, 0)
         items = parse(response.text, step.key)
-        texts = [tidy(item) for item in (items or ())[:most]]
+        texts = [tidy(item) for item in items or ()]
+        if plan.templates.version > 1:  # the record of version 1 was made with duplicates in the next step's questions
+            texts = distinct(texts)
+            if step is not plan.knowledge.steps[-1]:
+                texts = [text for text in texts if fold(text) not in plan.rules.copied]
+        texts = texts[: plan.most_items]
         usable = any(map(step.accepts, texts))
         if items is None:
             self.lost[CUT_OFF if response.finish_reason == "length" else NO_JSON] += 1
@@ -142,12 +159,21 @@ class Group:
             self.lost[NO_ITEM] += 1
         self.items[name, sample] = texts if usable else []
 
+    def claims(self) -> list[Claim]:
+        """List what is chosen and not yet verified."""
+        return [
+            Claim(name, tuple(other for other in self.names if other != name), symptom.text)
+            for name, chosen in self.selection.symptoms.items()
+            for symptom in chosen
+            if (name, symptom.text) not in self.beliefs
+        ]
+
     def select(self, rules: Rules, count: int) -> None:
         """Filter and rank the items of all answers so far."""
         mentions: dict[str, list[Mention]] = {name: [] for name in self.names}
         for (name, sample), texts in self.items.items():
             mentions[name] += [Mention(sample, position, text) for position, text in enumerate(texts)]
-        self.selection = select(mentions, rules, count)
+        self.selection = select(mentions, rules, count, self.beliefs)
 
     def features(self, name: str, sample: int, step: Step, most: int) -> list[str]:
         """List at most `most` items of a step for the questions of the next one, all of the form that the schema demands."""
@@ -162,17 +188,12 @@ class Question(Request):
     name: str
 
 
-def groups_of(classes: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Divide (class, label of its group) pairs into groups of at most `MOST_IN_GROUP` neighbours, of about equal size."""
-    by_label: dict[str, list[str]] = {}
-    for name, label in classes:
-        by_label.setdefault(label, []).append(name)
-    groups = []
-    for names in by_label.values():
-        parts = -(-len(names) // MOST_IN_GROUP)
-        bounds = [len(names) * part // parts for part in range(parts + 1)]
-        groups += [names[begin:end] for begin, end in pairwise(bounds)]
-    return groups
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Drop repetitions, whatever their case; the first of equal texts stays."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(fold(text), text)
+    return list(first.values())
 
 
 def generate(
@@ -181,6 +202,7 @@ def generate(
     ask: Ask,
     note: Callable[[], str] = str,
     answered_by: Callable[[], Identity] | None = None,
+    verifier: Verifier | None = None,
 ) -> SymptomSet:
     """Generate a set.
 
@@ -189,6 +211,7 @@ def generate(
         note: makes the end of the progress line.
         answered_by: returns after the work the recorded identity of the server, where it may have changed (a client's
             `identity`).
+        verifier: the LLM that verifies, where it is another one.
 
     Classes with fewer symptoms than wanted are named in the set's provenance as `missing`.
 
@@ -197,6 +220,7 @@ def generate(
     """
     symptoms: dict[str, list[Symptom]] = {}
     total = Group([])
+    who = answered_by or (lambda: identity)
     with Progress(f"{plan.kind} of {plan.task}", len(plan.classes), "classes") as progress:
 
         def watched(requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
@@ -204,15 +228,16 @@ def generate(
                 progress.advance(0, note())
                 yield answer
 
+        verification = plan.verification(verifier or Verifier(watched, who))
         for block in plan.blocks():
-            _ask_block(plan, block, identity.model, watched)
+            _ask_block(plan, block, identity.model, watched, verification)
             for group in block:
                 symptoms.update(group.selection.symptoms)
                 _add(total, group)
                 progress.advance(len(group.names))
     if not any(symptoms.values()):
         raise UserError(f"no class of {plan.task} got a symptom; {_removal(total)}")
-    return _set(plan, symptoms, _provenance(plan, answered_by() if answered_by else identity, symptoms, total))
+    return with_verdict(_set(plan, symptoms, _provenance(plan, who(), symptoms, total, verification)))
 
 
 def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Request]:
@@ -233,7 +258,8 @@ def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Re
                 else:
                     yield request, response
 
-        _ask_block(plan, block, identity.model, recorded)
+        verification = plan.verification(Verifier(recorded, lambda: identity))
+        _ask_block(plan, block, identity.model, recorded, verification)
         yield from missing
 
 
@@ -258,7 +284,7 @@ def _random(name: str, seed: int, count: int) -> list[Symptom]:
     return [Symptom(text=" ".join(pool[number] for number in phrase)) for phrase in phrases]
 
 
-def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
+def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask, verification: Verification | None) -> None:
     """Ask about the groups of a block, round after round, until their classes have enough symptoms or the rounds are over."""
     for number in range(plan.rounds):
         short = [(group, name) for group in block for name in group.short_of(plan.count)]
@@ -266,10 +292,27 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask) -> None:
         for step in plan.knowledge.steps:
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
-                question.group.take(question.name, question.sample, step, response, plan.most_items)
-        for group in {id(group): group for group, _ in short}.values():
-            if not group.pending:
-                group.select(plan.rules, plan.count)
+                question.group.take(question.name, question.sample, step, response, plan)
+        answered = [group for group in {id(group): group for group, _ in short}.values() if not group.pending]
+        for group in answered:
+            group.select(plan.rules, plan.count)
+        if verification:
+            _verify(plan, answered, verification)
+
+
+def _verify(plan: Plan, groups: list[Group], verification: Verification) -> None:
+    """Verify what is chosen, and choose again without what failed, until all that is chosen is verified."""
+    while claims := [(group, claim) for group in groups for claim in group.claims()]:
+        found = verification.beliefs([claim for _, claim in claims])
+        if verification.awaited:
+            for group in groups:
+                group.pending += 1
+        if found is None:
+            return
+        for (group, claim), belief in zip(claims, found, strict=True):
+            group.beliefs[claim.name, claim.text] = belief
+        for group in groups:
+            group.select(plan.rules, plan.count)
 
 
 def _questions(
@@ -287,6 +330,7 @@ def _questions(
 
 
 def _add(total: Group, group: Group) -> None:
+    total.asked.update(name for name, _ in group.items)
     total.lost += group.lost
     total.answers += group.answers
     total.tokens += group.tokens
@@ -301,7 +345,13 @@ def _removal(total: Group) -> str:
     return f"{total.answers} answers; removed: {counts or 'nothing'}"
 
 
-def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom]], total: Group) -> SetProvenance:
+def _provenance(
+    plan: Plan,
+    identity: Identity,
+    symptoms: dict[str, list[Symptom]],
+    total: Group,
+    verification: Verification | None,
+) -> SetProvenance:
     missing = {name: plan.count - len(symptoms[name]) for name in plan.classes if len(symptoms[name]) < plan.count}
     removed, rules = {**total.lost, **total.selection.removed}, plan.rules
     met = sorted(total.selection.jargon.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_JARGON]
@@ -309,10 +359,11 @@ def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom
         {
             "kind": "generated",
             "author": identity.model,
-            "created": total.created,
+            "created": max(total.created, verification.created if verification else ""),
             "how": f"vipbench symptoms generate --knowledge {plan.kind}",
             **identity._asdict(),
             "templates": plan.templates.digests(plan.knowledge.steps),
+            **plan.templates.digest_of_examples(),
             "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
             "words": digest_file(LISTS_FILE),
             "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
@@ -320,6 +371,9 @@ def _provenance(plan: Plan, identity: Identity, symptoms: dict[str, list[Symptom
             "samples": plan.samples,
             "count": plan.count,
             "rounds": plan.rounds,
+            "consensus": rules.consensus,
+            "asked": {name: count for name, count in sorted(total.asked.items()) if count != plan.samples},
+            **({"verification": verification.describe()} if verification else {}),
             "synonyms": digest_json(dict(rules.synonyms)) if rules.synonyms else None,
             "keep_jargon": rules.keep_jargon,
             "backbone": plan.backbone,

@@ -2,7 +2,7 @@
 
 A round classifies the training images with the set, asks for each of the most confused pairs of classes what tells them apart,
 shows what worked and what failed, and chooses among all phrases so far (harness/symptoms/worth.py). Validation images, where
-there are any, decide which round's set is the result and when to stop; test images are never read. The outcome is a pure
+there are any, decide when to stop and which rounds may give the result; test images are never read. The outcome is a pure
 function of the plan, the set, the features and the recorded answers.
 
     vipbench symptoms improve SET --data DIR --backbone ViT-B-16 --pretrained openai --url http://127.0.0.1:8000
@@ -12,18 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vipbench.harness.symptoms.filters import Mention, select
-from vipbench.harness.symptoms.generate import CUT_OFF, NO_ITEM, NO_JSON, Ask, Plan
+from vipbench.harness.symptoms.generate import CUT_OFF, NO_ITEM, NO_JSON, Plan
 from vipbench.harness.symptoms.llm.answers import parse, tidy
-from vipbench.harness.symptoms.llm.record import Identity, Request
-from vipbench.harness.symptoms.pool import Measured, Pool, rounded
-from vipbench.harness.symptoms.prompting import PHRASE
+from vipbench.harness.symptoms.llm.record import Ask, Identity, Request
+from vipbench.harness.symptoms.pool import Images, Measured, Pool, rounded
+from vipbench.harness.symptoms.prompting import PHRASE, SEVEN_WORDS
 from vipbench.harness.symptoms.prompting import Step as Question
-from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
+from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, SymptomSet, fold
+from vipbench.harness.symptoms.verdict import with_verdict
+from vipbench.harness.symptoms.verify import Belief, Claim
 from vipbench.harness.symptoms.words import LISTS_FILE, same_words
 from vipbench.harness.symptoms.worth import (
     Choice,
@@ -36,22 +38,14 @@ from vipbench.harness.symptoms.worth import (
 from vipbench.harness.system.files import digest_file, digest_json
 from vipbench.harness.system.progress import Progress
 
-QUESTION = Question("improve", "symptoms", PHRASE)
-PATIENCE = 2  # rounds without a better validation accuracy
+QUESTION = Question("improve", "symptoms", PHRASE, SEVEN_WORDS)
+PATIENCE = 2  # rounds without a higher validation accuracy
 WORKED = 0.6  # AUROC of a phrase, images of its class against those of the other
 MOST_SHOWN = 8  # phrases that worked, and as many that failed, in a question
-TRIED = "tried before"
+TRIED, NOT_VERIFIED = "tried before", "not verified"
 
 
-class Claim(NamedTuple):
-    """A phrase that is to be believed of a class, and the classes that it is to be told from."""
-
-    name: str
-    others: Sequence[str]
-    text: str
-
-
-Verify = Callable[[Sequence[Claim]], Sequence[bool]]
+Verify = Callable[[Sequence[Claim]], list[Belief] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +73,8 @@ def improve(
     Args:
         ask: answers requests (a client's `complete`).
         pairs: the pairs of classes that a round asks about.
-        verify: believes phrases or not; those of `start` are put to it as well.
+        verify: gives beliefs in phrases, or None where it is not reliable (a `Verification`'s `beliefs`); those of `start` are
+            put to it as well.
         note: makes the end of the progress line.
         answered_by: returns after the work the recorded identity of the server, where it may have changed.
 
@@ -99,26 +94,28 @@ def improve(
     before = pool.figures()
     pool.remove(refused)
     total = _Total(created=start.provenance.created)
-    best, rounds = (_rank(pool.figures()), 0, pool.current()), list[dict[str, Any]]()
-    rounds.append({"round": 0, **before, "refused": _listed(measured, refused), "worth": pool.worth()})
+    rounds: list[dict[str, Any]] = [
+        {"round": 0, **before, "refused": _listed(measured, refused), "worth": pool.worth()}
+    ]
+    found, figures = [pool.current()], [pool.figures()]
     with Progress(f"improve {plan.task}", plan.rounds, "rounds") as progress:
         for number in range(1, plan.rounds + 1):
             rounds.append(_round(plan, pool, folds, number, identity.model, ask, pairs, verify, refused, total))
-            rank = _rank(pool.figures())
-            if rank > best[0]:
-                best = (rank, number, pool.current())
+            found.append(pool.current())
+            figures.append(pool.figures())
             progress.advance(1, note())
-            waited = measured.validation is not None and number - best[1] >= PATIENCE
-            if waited or not rounds[-1]["confused"]:
+            if _is_over(figures) or not rounds[-1]["confused"]:
                 break
-    _, number, chosen = best
+    number = _best(figures, measured.validation)
+    chosen = found[number]
     classes = [
-        ClassSymptoms(name=name, symptoms=[Symptom(text=text, agreement=pool.answers[label, text]) for text in own])
+        ClassSymptoms(name=name, symptoms=[pool.symptom(label, text) for text in own])
         for label, (name, own) in enumerate(zip(measured.classes, chosen, strict=True))
     ]
     details = {"parents": [parent_of(start)], "result_of_round": number, "rounds": rounds, "pairs": pairs}
     provenance = _provenance(plan, answered_by() if answered_by else identity, measured, total, details)
-    return SymptomSet(task=start.task, modality=start.modality, classes=classes, provenance=provenance)
+    improved = SymptomSet(task=start.task, modality=start.modality, classes=classes, provenance=provenance)
+    return with_verdict(improved)
 
 
 def parent_of(symptoms: SymptomSet) -> dict[str, Any]:
@@ -132,11 +129,27 @@ class _Total:
     created: str
     answers: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
 
 
-def _rank(figures: dict[str, Any]) -> tuple[float, float]:
-    """Order rounds: by validation accuracy where there is one, then by the loss on training images."""
-    return figures.get("validation_accuracy", 0.0), -figures["train_loss"]
+def _is_over(figures: list[dict[str, Any]]) -> bool:
+    """Return True after `PATIENCE` rounds without a higher validation accuracy; never without validation images."""
+    accuracies = [entry.get("validation_accuracy", 0.0) for entry in figures]
+    return "validation_accuracy" in figures[0] and len(figures) - 1 - int(np.argmax(accuracies)) >= PATIENCE
+
+
+def _best(figures: list[dict[str, Any]], validation: Images | None) -> int:
+    """Choose the round of the lowest loss on training images, of those that validation does not tell from the best one.
+
+    These are within one standard error of the highest validation accuracy (the rule of Breiman et al., CART, 1984, for choices
+    by a noisy estimate).
+    """
+    allowed = list(range(len(figures)))
+    if validation is not None:
+        accuracies = np.array([entry["validation_accuracy"] for entry in figures])
+        top = accuracies.max()
+        allowed = np.flatnonzero(accuracies >= top - np.sqrt(top * (1 - top) / len(validation.labels))).tolist()
+    return min(allowed, key=lambda number: figures[number]["train_loss"])
 
 
 def _round(
@@ -177,6 +190,8 @@ def _round(
     total.answers += answers
     new = _admit(plan, pool, mentions, removed)
     refused = _refused(pool, new, verify)
+    removed[NOT_VERIFIED] += len(refused)
+    total.removed += removed
     before = pool.current()
     for label, own in new.items():
         pool.texts[label] += [text for text in own if (label, text) not in refused]
@@ -219,8 +234,9 @@ def _questions(
                 "worked": worked,
                 "failed": failed,
             }
-            messages = plan.templates.messages(QUESTION.template, variables)
-            schema = QUESTION.schema(plan.count)
+            turns = plan.templates.turns(QUESTION, plan.modality or "", plan.preset.picture, plan.count)
+            messages = plan.templates.messages(QUESTION.template, variables, turns)
+            schema = QUESTION.schema(plan.count, plan.templates.version)
             for sample in range(plan.samples):
                 drawn = (number - 1) * plan.samples + sample
                 yield _Asked(model, messages, schema, plan.sampling, drawn, label, count)
@@ -241,11 +257,12 @@ def _evidence(pool: Pool, label: int, other: int) -> tuple[list[str], list[str]]
 
 
 def _admit(plan: Plan, pool: Pool, mentions: dict[int, list[Mention]], removed: Counter[str]) -> dict[int, list[str]]:
-    """Filter the phrases of a round's answers: new ones by class. Near-duplicates are found by their words alone.
+    """Filter the phrases of a round's answers: new ones by class.
 
-    Each class is filtered by itself: whether a phrase that is said of several classes tells them apart is for the images to show.
+    Each class is filtered by itself, and no consensus is needed: images show what a phrase is worth. Near-duplicates are
+    found by their words alone, since each text is encoded once.
     """
-    rules, new = replace(plan.rules, tower=None), dict[int, list[str]]()
+    rules, new = replace(plan.rules, tower=None, consensus=1), dict[int, list[str]]()
     for label in sorted(mentions):
         name, found = pool.measured.classes[label], mentions[label]
         fitting = [mention for mention in found if plan.rules.fits(mention.text)]
@@ -263,13 +280,17 @@ def _admit(plan: Plan, pool: Pool, mentions: dict[int, list[Mention]], removed: 
 
 
 def _refused(pool: Pool, texts: dict[int, list[str]], verify: Verify | None) -> set[tuple[int, str]]:
-    """Collect the phrases, with their class, that verification does not believe."""
+    """Verify phrases, keep what is believed of them, and collect those, with their class, that are not believed."""
     names = pool.measured.classes
     asked = [(label, text) for label, own in texts.items() for text in own]
     if verify is None or not asked:
         return set()
-    claims = [Claim(names[label], [name for name in names if name != names[label]], text) for label, text in asked]
-    return {pair for pair, believed in zip(asked, verify(claims), strict=True) if not believed}
+    others = [tuple(name for name in names if name != own) for own in names]
+    found = verify([Claim(names[label], others[label], text) for label, text in asked])
+    if found is None:  # the verifier is not reliable
+        return set()
+    pool.beliefs.update(zip(asked, found, strict=True))
+    return {pair for pair, belief in zip(asked, found, strict=True) if not belief.verified}
 
 
 def _pairs(texts: list[list[str]]) -> set[tuple[int, str]]:
@@ -308,17 +329,18 @@ def _provenance(
             "created": total.created,
             "how": "vipbench symptoms improve",
             **identity._asdict(),
-            "templates": plan.templates.digests([QUESTION]),
+            "templates": {**plan.templates.digests([QUESTION]), **plan.templates.digest_of_examples()},
             "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
             "words": digest_file(LISTS_FILE),
             "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
             "sampling": plan.sampling,
-            "samples": plan.samples,
-            "count": plan.count,
+            "answers_to_each": plan.samples,
+            "most_symptoms": plan.count,
             "most_rounds": plan.rounds,
             **measured.identity,
             "answers": total.answers,
             "tokens": dict(sorted(total.tokens.items())),
+            "removed": dict(sorted(total.removed.items())),
             **details,
         }
     )

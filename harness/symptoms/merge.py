@@ -14,6 +14,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.improve import parent_of
 from vipbench.harness.symptoms.score import Scores
 from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet, fold
+from vipbench.harness.symptoms.verdict import with_verdict
 from vipbench.harness.symptoms.words import same_words
 
 LEAST_VOTES = 2
@@ -115,12 +116,13 @@ def _made(
         "parents": [parent_of(symptoms) for symptoms in sets],
         "merged": {"count": count, **details},
     }
-    return SymptomSet(
+    merged = SymptomSet(
         task=sets[0].task,
         modality=next((symptoms.modality for symptoms in sets if symptoms.modality), None),
         classes=classes,
         provenance=SetProvenance.model_validate(provenance),
     )
+    return with_verdict(merged)
 
 
 def _united(parts: Sequence[ClassSymptoms]) -> list[_Merged]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from vipbench.harness.symptoms.score import score_cosines
+from vipbench.harness.symptoms.sets import Symptom
+from vipbench.harness.symptoms.verify import Belief
 from vipbench.harness.symptoms.worth import Kept, accuracy, class_scores, leave_one_out_margins, losses
 
 DIGITS = 6  # of figures in the provenance
@@ -46,6 +48,7 @@ class Pool:
 
     Attributes:
         texts: by class. kept: the columns of the current set. answers: those that hold a phrase, by class and text.
+        beliefs: in those that were verified.
         columns: cosines with the images of each split, by text.
     """
 
@@ -53,6 +56,7 @@ class Pool:
     texts: list[list[str]]
     kept: Kept
     answers: dict[tuple[int, str], int | None]
+    beliefs: dict[tuple[int, str], Belief] = field(default_factory=dict)
     columns: list[dict[str, np.ndarray]] = field(default_factory=lambda: [{}, {}])
 
     @property
@@ -70,6 +74,11 @@ class Pool:
 
     def current(self) -> list[list[str]]:
         return [[own[column] for column in columns] for own, columns in zip(self.texts, self.kept, strict=True)]
+
+    def symptom(self, label: int, text: str) -> Symptom:
+        """Make the entry of a phrase in a set."""
+        belief = self.beliefs.get((label, text), Belief())
+        return Symptom(text=text, agreement=self.answers[label, text], seen=belief.seen, truer=belief.truer)
 
     def figures(self) -> dict[str, Any]:
         """Compute loss and accuracies of the current set."""

@@ -16,6 +16,7 @@ from vipbench.harness.data.reader import Dataset
 from vipbench.harness.errors import UserError
 from vipbench.harness.models.phrases import as_sentence
 from vipbench.harness.symptoms.sets import SymptomSet, fold
+from vipbench.harness.symptoms.verdict import with_verdict
 from vipbench.harness.system.files import read_json
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ def prune_set(
         entry.symptoms = [symptom for symptom in entry.symptoms if symptom.text not in out]
     how = {"from": scores.symptoms, "below": below, "keep": keep, "data": scores.data, "backbone": scores.backbone}
     pruned.provenance = pruned.provenance.model_copy(update={"pruned": {**how, "dropped": len(dropped)}})
-    return pruned, dropped
+    judged = "verdict" in (symptoms.provenance.model_extra or {})
+    return with_verdict(pruned) if judged else pruned, dropped
 
 
 def show(scores: Scores) -> None:

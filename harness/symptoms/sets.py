@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from vipbench.harness.config.validation import parse
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.models.phrases import as_sentence, without_full_stop
-from vipbench.harness.symptoms.words import names_class, same_words
+from vipbench.harness.symptoms.words import Names, names_class, same_words
 from vipbench.harness.system.files import digest_json, read_json, write_json
 
 if TYPE_CHECKING:
@@ -40,15 +40,23 @@ def _one_line(text: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Symptom(BaseModel):
-    """A phrase; `agreement` counts the answers of an LLM that contain it."""
+    """A phrase.
+
+    Attributes:
+        agreement: the number of an LLM's answers that contain it.
+        seen, truer: an LLM's probability of yes, see `vipbench.harness.symptoms.verify.Belief`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     text: Line
     agreement: NonNegativeInt | None = None
+    seen: Probability | None = None
+    truer: Probability | None = None
 
 
 class ClassSymptoms(BaseModel):
@@ -192,15 +200,18 @@ def check(symptoms: SymptomSet, classes: Sequence[str] | None = None, tower: "Te
     """List the mistakes in a set, one line each.
 
     Classes that do not match `classes` (a dataset's), classes without a symptom, texts that occur twice (in a class, or in
-    several), that name their own class, or that are too long for `tower`.
+    several), that name a class, or that are too long for `tower`.
     """
     problems = _class_problems(symptoms, classes) if classes is not None else []
+    names = Names(entry.name for entry in symptoms.classes)
     for entry in symptoms.classes:
         if not entry.symptoms:
             problems.append(f"class {entry.name!r}: no symptom")
         problems += _duplicates(entry)
         problems += [
-            f"class {entry.name!r}: {text!r} names the class" for text in entry.texts if names_class(text, [entry.name])
+            f"class {entry.name!r}: {text!r} names {'the' if names_class(text, [entry.name]) else 'another'} class"
+            for text in entry.texts
+            if names.found_in(text)
         ]
         if tower is not None:
             problems += [problem for text in entry.texts if (problem := _too_long(entry.name, text, tower))]

@@ -1,4 +1,4 @@
-"""Rules about the words of symptoms: same meaning, name of the class, not visible in an image, medical jargon.
+"""Rules about the words of symptoms: same meaning, names of classes, visible or not, contradictions, medical jargon.
 
 The rules are for English; texts in other scripts are compared as they stand. Word frequencies are wordfreq's, on the Zipf
 scale (log10 of occurrences per billion words); stems are Snowball's.
@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,8 @@ NO = "no"  # stands for every negation
 SAME = 2 / 3  # of the content words of two texts; from here on they mean the same
 LISTS = {name: frozenset(text.split()) for name, text in yaml.safe_load(LISTS_FILE.read_text(encoding="utf-8")).items()}
 SMALL_WORDS, NEGATIONS, TERMS = (LISTS[name] for name in ("small", "negations", "terms"))
+OPPOSITES = [[frozenset(side.split(",")) for side in pair.split("/")] for pair in sorted(LISTS["opposites"])]
+OPPOSING_PREFIXES = ("un", "ir", "in", "im", "a", "non")
 COMMON, EVERYDAY = 2.0, 3.3  # Zipf frequencies: of "blotchy" and more, of "opaque" and more
 LATIN_PLURALS = (("us", "i"), ("a", "ae"), ("um", "a"), ("is", "es"), ("on", "a"), ("ma", "mata"))
 ENDINGS = ("ness", "like", "ish", "ing", "ies", "ed", "es", "ly", "er", "s", "y", "d", "e")  # of plain English words
@@ -32,6 +35,11 @@ MEASURED = re.compile(
     r"|\bto (?:the )?touch\b|\bsore throat\b",
     re.IGNORECASE,
 )
+
+LISTED = re.compile(
+    rf"[,;:]|\b(?:and|or|but|yet)\b|(?=\b(?:{'|'.join(sorted(NEGATIONS))})\b)", re.IGNORECASE
+)  # places where a phrase goes on to another feature
+IDENTITY = re.compile(r"\b(?:is|are|was|were) (?:a|an|the)\b", re.IGNORECASE)
 
 # Parts of medical terms of Latin and Greek make: a word with one of these is jargon unless it is an everyday one.
 MEDICAL_END = re.compile(
@@ -85,21 +93,52 @@ def names_class(text: str, names: Iterable[str]) -> bool:
 
     Latin plurals and other endings of the same word count as well: nevi, melanocytic, pneumonic.
     """
-    found = words(text)
-    return any(_contains_name(text, found, name) for name in names)
+    return Names(names).found_in(text)
 
 
-def _contains_name(text: str, found: list[str], name: str) -> bool:
-    if not name.isascii() and name.casefold() in text.casefold():
-        return True
-    named = words(name)
-    if len(named) == 1:
-        return any(_same_term(word, named[0]) for word in found)
-    windows = (found[first : first + len(named)] for first in range(len(found) - len(named) + 1))
-    if named and any(list(map(stem, window)) == list(map(stem, named)) for window in windows):
-        return True
-    terms = [word for word in named if is_jargon(word)]
-    return any(_same_term(word, term) for word in found for term in terms)
+class Names:
+    """Names of classes that are looked for as `names_class` does; the work does not grow with their number."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.other_scripts: list[str] = []
+        self.phrases: set[tuple[str, ...]] = set()  # stems of names of several words
+        self.terms: dict[str, list[str]] = {}  # names of one word and medical terms of others, by their beginning
+        self.matched: dict[str, bool] = {}
+        for name in names:
+            named = words(name)
+            if not name.isascii():
+                self.other_scripts.append(name.casefold())
+            if len(named) > 1:
+                self.phrases.add(tuple(map(stem, named)))
+            for term in named if len(named) == 1 else filter(is_jargon, named):
+                self.terms.setdefault(_beginning(term), []).append(term)
+        self.lengths = sorted({len(phrase) for phrase in self.phrases})
+
+    def found_in(self, text: str) -> bool:
+        """Return True where the text holds one of the names."""
+        if self.other_scripts and not text.isascii():
+            folded = text.casefold()
+            if any(name in folded for name in self.other_scripts):
+                return True
+        found = words(text)
+        return any(map(self._matches, found)) or self._holds_phrase(list(map(stem, found)))
+
+    def _matches(self, word: str) -> bool:
+        if word not in self.matched:
+            terms = self.terms.get(_beginning(word), ())
+            self.matched[word] = any(_same_term(word, term) for term in terms)
+        return self.matched[word]
+
+    def _holds_phrase(self, stems: list[str]) -> bool:
+        return any(
+            tuple(stems[first : first + length]) in self.phrases
+            for length in self.lengths
+            for first in range(len(stems) - length + 1)
+        )
+
+
+def _beginning(word: str) -> str:
+    return re.sub("[ao]e", "e", word)[:3]
 
 
 def _same_term(word: str, term: str) -> bool:
@@ -117,6 +156,55 @@ def _same_term(word: str, term: str) -> bool:
 def is_unseen(text: str) -> bool:
     """Find in a text what no image shows: laboratory values, history, feelings, sounds, causes, treatment."""
     return bool(UNSEEN.search(text.replace("-", " ")) or MEASURED.search(text))
+
+
+def is_visual(text: str) -> bool:
+    """Find in a text a word for what a picture can show: a colour, shape, texture, border, size or place (`visual`)."""
+    return any(stem(word) in _visual_stems() for word in words(text))
+
+
+@lru_cache(maxsize=1)
+def _visual_stems() -> frozenset[str]:
+    return frozenset(map(stem, LISTS["visual"]))
+
+
+def contradicts_itself(text: str) -> bool:
+    """Find opposite adjectives next to each other ("large small spot"), or a feature and its negation ("round, not round").
+
+    Opposites that are listed ("thick and thin lines", "dark spot, bright rim") are of several things, and pass.
+    """
+    folded = text.casefold().split()
+    if any(_opposite(left, right) for left, right in pairwise(folded)):
+        return True
+    parts = [content(part) for part in LISTED.split(text) if words(part)]
+    stated = [part for part in parts if NO not in part]
+    return any(part > {NO} and any(part - {NO} <= other for other in stated) for part in parts)
+
+
+def _opposite(left: str, right: str) -> bool:
+    if any(
+        {left, right} == {prefix + word for prefix in (opposing, "")}
+        for opposing in OPPOSING_PREFIXES
+        for word in (left, right)
+    ):
+        return True
+    return any((left in one and right in other) or (right in one and left in other) for one, other in OPPOSITES)
+
+
+def is_phrase(text: str) -> bool:
+    """Judge whether a text is a phrase about a picture.
+
+    Not so are fragments ("is a", "the edge of"), single words that neither show anything nor are medical terms, statements
+    of what something is ("the sun is a star"), and talk ("I cannot").
+    """
+    found = words(text)
+    if not found or all(word in SMALL_WORDS or word in NEGATIONS for word in found):
+        return False
+    if len(found) == 1:
+        return is_visual(text) or is_jargon(found[0])
+    if found[0] in LISTS["opening"] or found[-1] in LISTS["unfinished"]:
+        return False
+    return not IDENTITY.search(text) and not LISTS["talk"].intersection(found)
 
 
 @lru_cache(maxsize=100_000)

@@ -54,7 +54,7 @@ def _make_answers(sound: Sound, folder: Path) -> None:
     write_json(folder / "synonyms.json", {"nevus": ["mole"], "melanoma": ["black cancer"]})
     preset = {"picture": "a photo", "look_at": ["colours", "border"], "aliases": ["photo"], "plainly": {"a": "b"}}
     (folder / "presets.yaml").write_text(yaml.safe_dump({"snapshot": preset}))
-    shutil.copytree(FOLDER, folder / "templates")
+    shutil.copytree(FOLDER / "v2", folder / "templates")
     with ResponseCache(folder / "answers.sqlite") as cache:
         for number in range(4):
             put(cache, about(f"class {number}"))

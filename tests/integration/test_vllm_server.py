@@ -117,7 +117,7 @@ def generate(*options: str) -> subprocess.CompletedProcess[str]:
 
 def test_nonsense_becomes_a_set_for_the_demo_task_that_is_valid(server: Running, tmp_path: Path) -> None:
     """Check that only valid symptoms pass, missing ones are reported, and the record gives the same bytes without a server."""
-    options = ["--cache", str(tmp_path / "answers.sqlite"), "--rounds", "2", "--keep-jargon"]
+    options = ["--cache", str(tmp_path / "answers.sqlite"), "--rounds", "2", "--keep-jargon", "--consensus", "1"]
     result = generate("--url", server.url, "--out", str(tmp_path / "first"), *options)
     assert result.returncode in (0, 1) and "Traceback" not in result.stderr, result.stderr
     written = tmp_path / "first" / "demo" / "tiny-llm.json"

@@ -10,17 +10,19 @@ from tests.symptoms.fake_endpoint import FakeEndpoint, Reply, completion
 from vipbench.harness.demo.attributes import BROAD
 from vipbench.harness.demo.benchmark import CLASSES, distribution
 from vipbench.harness.demo.captions import WORDINGS
+from vipbench.harness.symptoms.verify import CONTROLS
 
 NONSENSE = """the sun is a star; an awful sun; a quiet train in winter; music from the kitchen; seven green chairs;
-the cat sleeps; old letters; bread with butter; happy to be here; a list of words; a tall building; wind over water; one two three;
-please read this; new shoes; warm soup; a fast car; the long road home; blue sky today; open the door; hard work; a silver spoon; a good question;
-summer rain; a paper boat; a loud crowd; fresh fish; a garden wall""".replace("\n", " ").split("; ")
+the cat sleeps; old letters; bread with butter; happy to be here; a list of words; a tall building;
+wind over water; one two three; please read this; new shoes; warm soup; a fast car; the long road home;
+blue sky today; open the door; hard work; a silver spoon; a good question; summer rain; a paper boat;
+a loud crowd; fresh fish; a garden wall""".replace("\n", " ").split("; ")
 OF_EACH = 2  # true, false and nonsensical phrases in an answer
 
 
 def true_phrases(name: str) -> list[str]:
     """Wordings of the attributes that a class has at least 1.5 times as often as the other classes have on the average."""
-    found = []
+    found: list[str] = []
     for attribute in BROAD:
         if attribute.startswith("patch") or attribute == "dot_colour":
             continue
@@ -33,11 +35,15 @@ def true_phrases(name: str) -> list[str]:
     return found
 
 
+KNOWN = {question.text: answer for question, answer in CONTROLS.items()}
 TRUE = {name: true_phrases(name) for name in CLASSES}
 
 
 class PhraseModel:
-    """Answers each request with true, false and nonsensical phrases in random order, drawn by the request and a seed."""
+    """Answers each request with true, false and nonsensical phrases in random order, drawn by the request and a seed.
+
+    Asked to verify a phrase, it believes all but nonsense.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -51,7 +57,11 @@ class PhraseModel:
     def answer(self, body: dict[str, Any]) -> str:
         digest = hashlib.sha256(json.dumps([self.seed, body], sort_keys=True).encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        name = body["messages"][-1]["content"].rsplit("Class: ", 1)[1]
+        asked = body["messages"][-1]["content"]
+        if "Phrase: " in asked:
+            text = asked.split("Phrase: ")[1].split("\n")[0]
+            return json.dumps({"answer": "yes" if KNOWN.get(text, text not in NONSENSE) else "no"})
+        name = asked.rsplit("Class: ", 1)[1]
         false = [text for other in CLASSES if other != name for text in TRUE[other] if text not in TRUE[name]]
         phrases = [
             str(text) for pool in (TRUE[name], false, NONSENSE) for text in rng.choice(pool, OF_EACH, replace=False)

@@ -44,10 +44,17 @@ def texts(chosen: Any, name: str = "melanoma") -> list[tuple[str, int | None]]:
         ("fever and tiredness", "not visual"),
         ("erythematous edge", "jargon"),
         ("a b c d e f g h i j k dark skin", "too long"),
+        ("more like nevi", "names another class"),
+        ("like a birthmark", "names another class"),
+        ("large small spot", "contradicts itself"),
+        ("The sun is a star", "not a phrase"),
+        ("dark spot and dark spot", "malformed"),
+        ("dark dark brown spot", "malformed"),
     ],
 )
 def test_each_filter_removes_and_counts(text: str, reason: str | None) -> None:
-    rules = Rules(SYMPTOMS.accepts, synonyms={"melanoma": ["skin cancer"]})
+    synonyms = {"melanoma": ["skin cancer"], "nevus": ["birthmark"]}
+    rules = Rules(SYMPTOMS.accepts, classes=["melanoma", "nevus"], synonyms=synonyms)
     chosen = select({"melanoma": mentions([text])}, rules, 4)
     assert chosen.removed == ({reason: 1} if reason else {})
     assert bool(texts(chosen)) is (reason is None)
@@ -75,6 +82,16 @@ def test_agreement_counts_samples_and_ranks() -> None:
     assert texts(chosen) == [("jagged border", 3), ("dark dots", 2), ("many colours", 1)]
     assert chosen.removed == {"near-duplicate": 2}
     assert texts(select({"melanoma": mentions(*samples)}, RULES, 1)) == [("jagged border", 3)]
+
+
+def test_what_too_few_samples_contain_does_not_count() -> None:
+    samples = [["jagged border", "dark dots"], ["a jagged border", "blue veil"], ["lopsided shape"]]
+    answers = {"melanoma": mentions(*samples), "nevus": mentions(["dark dots"], ["dark dots"])}
+    chosen = select(answers, Rules(SYMPTOMS.accepts, consensus=2), 4)
+    assert texts(chosen) == [("jagged border", 2)], "in these or other words"
+    assert texts(chosen, "nevus") == [("dark dots", 2)], "one mention elsewhere does not count against it"
+    assert chosen.removed == {"near-duplicate": 1, "no consensus": 3}
+    assert select(answers, Rules(SYMPTOMS.accepts, consensus=3), 4).symptoms == {"melanoma": [], "nevus": []}
 
 
 def test_what_is_said_of_several_classes_is_removed_from_all() -> None:
@@ -158,6 +175,7 @@ def test_a_real_text_tower(vit_backbone: Backbone) -> None:
 
 
 def test_repeats() -> None:
+    assert repeats("dark spot and dark spot") and not repeats("edge of the spot or of the rim")
     assert repeats("dot dot dot") and repeats("a b a b") and not repeats("dark and dark") and not repeats("so so")
 
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from tests.symptoms.fake_endpoint import FakeEndpoint, completion
 from vipbench.harness.commands.symptoms import app
 from vipbench.harness.errors import UserError
-from vipbench.harness.symptoms.generate import Ask, Plan, generate, groups_of, pending
+from vipbench.harness.symptoms.generate import Plan, generate, pending
 from vipbench.harness.symptoms.llm.cache import ResponseCache
-from vipbench.harness.symptoms.llm.record import Identity, Request, Response
-from vipbench.harness.symptoms.plans import Classes, make_plan
+from vipbench.harness.symptoms.llm.record import Ask, Identity, Request, Response
+from vipbench.harness.symptoms.plans import Classes, groups_of, make_plan
 from vipbench.harness.symptoms.prompting import KNOWLEDGE
 from vipbench.harness.symptoms.sets import SymptomSet
 
@@ -83,7 +83,7 @@ def test_a_set_is_written_with_its_provenance() -> None:
 
 def test_what_is_asked() -> None:
     model = Model()
-    generate(plan_for(), WHO, model.ask)
+    generate(plan_for(version=1), WHO, model.ask)
     by_step: dict[str, list[Request]] = {}
     for request in model.asked:
         by_step.setdefault(key_of(request.schema), []).append(request)
@@ -130,6 +130,22 @@ def test_it_asks_again_only_where_too_little_is_left_and_then_says_so() -> None:
     assert (details["removed"]["names the class"], details["removed"]["not visual"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("samples", "given", "consensus"), [(1, None, 1), (3, None, 1), (4, None, 2), (4, 1, 1), (9, 5, 5)]
+)
+def test_a_third_of_the_samples_has_to_agree(samples: int, given: int | None, consensus: int) -> None:
+    assert plan_for(samples=samples, consensus=given).rules.consensus == consensus
+    assert plan_for(samples=samples, kind="description", consensus=given).rules.consensus == (given or 1)
+    texts = {name: [json.dumps({"symptoms": seen[n : n + 1]}) for n in range(5)] for name, seen in SEEN.items()}
+    once = f"no class of skin got a symptom; .*no consensus {2 * min(samples, 5)}"
+    if consensus > 1 and samples <= 5:
+        with pytest.raises(UserError, match=once):
+            generate(plan_for(samples=samples, consensus=given, rounds=1), WHO, Model(texts).ask)
+    else:
+        made = generate(plan_for(samples=samples, consensus=given, rounds=1), WHO, Model().ask)
+        assert made.provenance.model_dump()["consensus"] == consensus
+
+
 def test_nothing_at_all_is_an_error_that_says_why() -> None:
     with pytest.raises(UserError, match=r"no class of skin got a symptom; .*answer not parseable 12"):
         generate(plan_for(), WHO, Model({name: ["nothing"] for name in SEEN}).ask)
@@ -158,7 +174,7 @@ def test_many_classes_name_only_their_neighbours() -> None:
             for name, word in zip(names, WORDS, strict=False)
         }
     )
-    symptoms = generate(plan_for(names, samples=1), WHO, model.ask)
+    symptoms = generate(plan_for(names, samples=1, version=1), WHO, model.ask)
     assert [entry.name for entry in symptoms.classes] == names
     first = next(request for request in model.asked if asked_class(request.messages) == "disease 0")
     assert "disease 19" in first.messages[0]["content"] and "disease 20" not in first.messages[0]["content"]

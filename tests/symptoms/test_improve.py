@@ -20,7 +20,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.models.backbone import Backbone, load_backbone
 from vipbench.harness.symptoms.encode import image_features
 from vipbench.harness.symptoms.generate import Plan
-from vipbench.harness.symptoms.improve import PATIENCE, Claim, improve
+from vipbench.harness.symptoms.improve import PATIENCE, _best, improve
 from vipbench.harness.symptoms.llm.cache import ResponseCache
 from vipbench.harness.symptoms.llm.client import Client
 from vipbench.harness.symptoms.llm.record import Identity, Request, Response
@@ -28,6 +28,7 @@ from vipbench.harness.symptoms.measure import measure
 from vipbench.harness.symptoms.plans import Classes, make_plan
 from vipbench.harness.symptoms.pool import Images, Measured
 from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, Symptom, SymptomSet
+from vipbench.harness.symptoms.verify import Belief, Claim
 from vipbench.harness.symptoms.worth import (
     accuracy,
     aurocs,
@@ -89,8 +90,8 @@ def test_accuracy(symptoms: SymptomSet, demo: Demo) -> float:
 test_accuracy.__test__ = False  # type: ignore[attr-defined]
 
 
-def believe_all_but_nonsense(claims: Sequence[Claim]) -> list[bool]:
-    return [claim.text not in NONSENSE for claim in claims]
+def believe_all_but_nonsense(claims: Sequence[Claim]) -> list[Belief]:
+    return [Belief(float(claim.text not in NONSENSE)) for claim in claims]
 
 
 @pytest.mark.slow
@@ -199,7 +200,7 @@ def test_the_question_shows_what_worked_and_what_failed() -> None:
     assert [request.sample for request in model.asked] == [0, 1, 0, 1, 2, 3, 2, 3]
     before, after = (model.asked[place].messages[-1]["content"] for place in (0, 4))
     assert "Failed:\n- round small spot" in before and "Worked:" not in before
-    assert before.endswith("True of the class, and not of melanoma.\nClass: nevus")
+    assert before.endswith("\nTrue of the class, and not of melanoma.\nClass: nevus")
     worked, failed = after.split("Failed:")
     assert "- dark brown spot" in worked and "- jagged broken line" in failed and "- round small spot" in failed
     assert len({request.messages[0]["content"] for request in model.asked}) == 1  # one prefix for all
@@ -213,9 +214,9 @@ def test_each_text_is_encoded_once_and_refused_ones_never() -> None:
         encoded.extend(texts)
         return measured.encode(texts)
 
-    def verify(claims: Sequence[Claim]) -> list[bool]:
-        assert all(claim.others == [name for name in measured.classes if name != claim.name] for claim in claims)
-        return [claim.text not in ("pale blue area", "round small spot") for claim in claims]
+    def verify(claims: Sequence[Claim]) -> list[Belief]:
+        assert all(claim.others == tuple(name for name in measured.classes if name != claim.name) for claim in claims)
+        return [Belief(float(claim.text not in ("pale blue area", "round small spot")), 0.9) for claim in claims]
 
     start = made_set({**START, "nevus": ["round small spot", "dark edge"]})
     improved = improve(
@@ -240,7 +241,7 @@ def test_each_text_is_encoded_once_and_refused_ones_never() -> None:
         measured,
         WHO,
         Script({}).ask,
-        verify=lambda c: [False] * len(c),
+        verify=lambda c: [Belief(0.1)] * len(c),
     )
     assert only.texts(measured.classes) == [START["nevus"], START["melanoma"]]  # a class cannot be without
 
@@ -259,6 +260,13 @@ def test_a_worse_validation_accuracy_is_not_the_result() -> None:
     details = trained.provenance.model_dump()
     assert len(details["rounds"]) == 1 + 5 and "validation_accuracy" not in details["rounds"][1]  # all rounds
     assert trained.texts(measured.classes)[0][0] == "dark brown spot"
+
+
+def test_the_result_is_within_a_standard_error_of_the_best_validation_accuracy() -> None:
+    pairs = ((0.70, 1.0), (0.66, 0.5), (0.64, 0.1))  # one standard error of 100 images: 0.046
+    figures = [{"validation_accuracy": share, "train_loss": loss} for share, loss in pairs]
+    images = Images(np.zeros((100, 2)), np.zeros(100, dtype=int), [None] * 100)
+    assert _best(figures, images) == 1 and _best(figures, None) == 2
 
 
 def test_folds_are_stratified_and_keep_patients_together() -> None:
@@ -323,7 +331,7 @@ def test_a_choice_takes_what_generalises_and_leaves_noise() -> None:
 
 def options(demo: Demo, start: Path, out: Path, cache: Path, *more: str) -> list[str]:
     where = ["--data", str(demo.data), "--backbone", str(MODEL), "--device", "cpu", "--modality", "dermoscopy"]
-    return ["improve", str(start), *where, "--out", str(out), "--cache", str(cache), "--rounds", "2", *more]
+    return ["improve", str(start), *where, "--out", str(out), "--cache", str(cache), "--rounds", "1", "--verify", *more]
 
 
 @pytest.mark.slow
@@ -338,7 +346,14 @@ def test_the_command_replays_offline_and_never_opens_the_test_split(
         done = run.invoke(app, options(demo, start, first, cache, "--url", endpoint.url, "--model", "fake"))
     assert done.exit_code == 0, done.output
     assert "before: training accuracy" in done.output and "round 1: training accuracy" in done.output
-    assert SymptomSet.load(first).provenance.model_dump()["parents"][0]["digest"] == SymptomSet.load(start).digest()
+    details = SymptomSet.load(first).provenance.model_dump()
+    assert details["parents"][0]["digest"] == SymptomSet.load(start).digest()
+    assert (
+        details["verification"]["used"]
+        and details["removed"]["not verified"] > 10
+        and details["verdict"]["verified"] > 0
+    )
+    assert not {text for own in SymptomSet.load(first).texts(CLASSES) for text in own} & set(NONSENSE)
     for shard in demo.data.glob("test*.tar"):
         shard.unlink()
     whole = Dataset.split

@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-from vipbench.harness.symptoms.words import is_common, is_jargon, is_unseen, names_class, same_words, words
+from vipbench.harness.symptoms.words import (
+    Names,
+    contradicts_itself,
+    is_common,
+    is_jargon,
+    is_phrase,
+    is_unseen,
+    is_visual,
+    names_class,
+    same_words,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,62 @@ def test_same_words(left: str, right: str, same: bool) -> None:
 )
 def test_naming_a_class(text: str, name: str, named: bool) -> None:
     assert names_class(text, [name]) is named
+
+
+def test_one_of_many_names_is_found_as_fast_as_one_of_two() -> None:
+    """Count the comparisons: 70,000 classes cost a phrase no more than a few that begin alike."""
+    names = Names(
+        f"{left}{right} disease {number}" for number in range(700) for left in "abcdefghij" for right in "klmnopqrst"
+    )
+    assert len(names.phrases) == 70_000
+    assert names.found_in("looks like ak Diseases 699") and not names.found_in("looks like ak disease 700")
+    many = Names([f"{stem}oma" for stem in map(chr, range(ord("a"), ord("z") + 1))] + ["melanoma", "Kaposi sarcoma"])
+    assert many.found_in("a few melanomas") and many.found_in("sarcomatous") and not many.found_in("dark border")
+    assert max(map(len, many.terms.values())) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "contradicts"),
+    [
+        ("large small spot", True),
+        ("round and not round", True),
+        ("round, but not round", True),
+        ("even uneven border", True),
+        ("border without border", True),
+        ("smooth rough surface", True),
+        ("thick and thin lines", False),
+        ("dark spot with a bright rim", False),
+        ("dark border without dark dots", False),
+        ("round spot, not dark", False),
+        ("light-dark stripes", False),
+        ("no clear border", False),
+        ("without", False),
+        ("several colours such as brown, black and blue", False),
+    ],
+)
+def test_contradictions(text: str, contradicts: bool) -> None:
+    assert contradicts_itself(text) is contradicts
+
+
+FRAGMENTS = (
+    "is a|the|of the|and a dark|dark spot with|the colour of|Sunscreen|Malnutrition|tooth|The sun is a star|"
+    "I cannot see it|sorry no image|is dark brown|not"
+)
+PHRASES = (
+    "White|round|dark spots|blotchy|has a jagged border|white as snow|the border fades|erythema|not round|many colours"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"), [(t, False) for t in FRAGMENTS.split("|")] + [(t, True) for t in PHRASES.split("|")]
+)
+def test_phrases_and_fragments(text: str, phrase: bool) -> None:
+    assert is_phrase(text) is phrase
+
+
+def test_visual_words() -> None:
+    assert all(map(is_visual, ("Jagged borders", "reddish", "a few dots", "greyish-white haze over patches")))
+    assert not any(map(is_visual, ("Sunscreen", "Fat Dealin", "mopped up", "Blond hair", "")))
 
 
 UNSEEN = (

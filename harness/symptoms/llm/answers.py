@@ -4,6 +4,7 @@ Models do not always keep to the schema; items are taken where they are unmistak
 """
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vipbench.harness.models.phrases import without_full_stop
-from vipbench.harness.symptoms.llm.record import Response
+from vipbench.harness.symptoms.llm.record import Response, Token
 
 MOST_CHARACTERS = 200_000  # of an answer that are parsed
 MOST_STARTS = 200  # brackets in it at which JSON may begin
 MOST_TOKENS = 1 << 40  # in the usage that a server reports for one answer
+MOST_POSITIONS = 512  # the last tokens of an answer whose log-probabilities are kept
 BEGIN, END = "<think>", "</think>"
 PLAIN_SIGNS = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # hyphens, dashes, minus
@@ -48,7 +50,8 @@ def parse_completion(content: Any, created: datetime) -> Response:
         raise ValueError(f"no chat completion ({type(error).__name__})") from error
     if not isinstance(finish_reason, str):
         raise ValueError("a chat completion whose finish_reason is no text")
-    return Response(text, finish_reason, usage, created.astimezone(UTC).isoformat(timespec="seconds"))
+    time = created.astimezone(UTC).isoformat(timespec="seconds")
+    return Response(text, finish_reason, usage, time, _logprobs(choice.get("logprobs")))
 
 
 def parse(text: str, key: str) -> list[Any] | None:
@@ -57,7 +60,7 @@ def parse(text: str, key: str) -> list[Any] | None:
     They are the lists under `key` in its JSON objects, or a list that stands alone; thoughts, code fences and prose around
     them are skipped.
     """
-    values = list(_json_values(_without_thoughts(text)[:MOST_CHARACTERS]))
+    values = list(_json_values(without_thoughts(text)[:MOST_CHARACTERS]))
     named = [items for value in values for items in _under(key, value)]
     alone = [value for value in values if isinstance(value, list) and any(map(tidy, value))]
     return [item for items in named for item in items] if named else next(iter(alone), None)
@@ -79,6 +82,22 @@ def tidy(item: object) -> str:
     return without_full_stop(line[numbering.end() if numbering else 0 :].strip("_ "))
 
 
+def _logprobs(reported: Any) -> list[list[Token]] | None:
+    """Read the log-probabilities of the last tokens, see `Response.logprobs`; None where there are none, or in another form."""
+    try:
+        tokens = reported["content"][-MOST_POSITIONS:]
+        found = [[token, *(token.get("top_logprobs") or ())] for token in tokens]
+        read = [[(str(one["token"]), float(one["logprob"])) for one in alternatives] for alternatives in found]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    usual = all(math.isfinite(logarithm) for alternatives in read for _, logarithm in alternatives)
+    return (
+        [list(dict.fromkeys((token, round(log, 4)) for token, log in found)) for found in read]
+        if read and usual
+        else None
+    )
+
+
 def _text(content: Any) -> str:
     """Join the text of a message's content: a string, a list of parts, or nothing."""
     if isinstance(content, list):
@@ -92,7 +111,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """Remove <think>...</think>; where the opening tag is missing (a chat template wrote it), all before the closing one."""
     *thought, rest = text.split(END)
     answered = [part.partition(BEGIN)[0] for part in thought if BEGIN in part]

@@ -12,7 +12,6 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -105,7 +104,7 @@ class ResponseCache:
         identity = Identity(request.model, revision, server_version)
         digest = digest_json([*identity, content])
         # JSON, since a model may answer with what SQLite cannot hold as text (a lone surrogate)
-        row = (key, json.dumps(last), request.sample, json.dumps(asdict(response)), digest)
+        row = (key, json.dumps(last), request.sample, json.dumps(response.content()), digest)
         with self._transaction():
             self.connection.execute(
                 "INSERT OR IGNORE INTO shared (digest, model, revision, server_version, content) VALUES (?, ?, ?, ?, ?)",
@@ -173,7 +172,7 @@ class ResponseCache:
                     **answer.request.content(),
                     "revision": answer.identity.revision,
                     "server_version": answer.identity.server_version,
-                    "response": asdict(answer.response),
+                    "response": answer.response.content(),
                 }
                 file.write(json.dumps(line, sort_keys=True) + "\n")
                 count += 1

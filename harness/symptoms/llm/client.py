@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.llm.cache import ResponseCache
-from vipbench.harness.symptoms.llm.endpoint import UNKNOWN, Busy, Endpoint, Refused, TryAgain
+from vipbench.harness.symptoms.llm.endpoint import REPORTED, UNKNOWN, Busy, Endpoint, Refused, TryAgain
 from vipbench.harness.symptoms.llm.record import Identity, Request, Response
 
 log = logging.getLogger(__name__)
@@ -144,8 +144,8 @@ class Client:
         model, revision, version = self.served
         if UNKNOWN in (revision, version):
             version += f" at {', '.join(sorted({endpoint.url for endpoint in self.endpoints}))}"
-        if self.without:
-            version += f" without {', '.join(sorted(self.without))}"
+        if refused := self.without - REPORTED:
+            version += f" without {', '.join(sorted(refused))}"
         return Identity(model, revision, version)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:

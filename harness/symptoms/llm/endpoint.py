@@ -35,7 +35,10 @@ OPTIONAL_FIELDS = {
     "response_format": re.compile(r"response_format|json_schema|json schema|structured.output|grammar", re.IGNORECASE),
     "max_tokens": re.compile(r"max_tokens", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
+    "logprobs": re.compile(r"\blogprobs\b|\blog.?probabilit", re.IGNORECASE),
+    "top_logprobs": re.compile(r"logprobs\b|\blog.?probabilit", re.IGNORECASE),
 }
+REPORTED = {"logprobs", "top_logprobs"}  # those that change what a server reports with an answer, and not the answer
 SIZE_PROBLEM = re.compile(r"too (?:large|long|high|big|many)|exceed|maximum|at most|less than|model_len", re.IGNORECASE)
 
 

@@ -1,12 +1,13 @@
 """The entries of the record: requests, responses, and the identity of the server that answered."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from vipbench.harness.system.files import digest_json
 
 MOST_NUMBER = 2**63 - 1  # in SQLite
+Token = tuple[str, float]  # and its log-probability
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,49 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer: the raw text, the reason for its end ("stop", "length"), the server's token counts, UTC time."""
+    """One answer: the raw text, the reason for its end ("stop", "length"), the server's token counts, UTC time.
+
+    Attributes:
+        logprobs: at each of its last tokens the likeliest tokens with their log-probabilities, that of the answer first; None
+            where they were not asked for, or not given.
+    """
 
     text: str
     finish_reason: str
     usage: dict[str, Any]
     created: str
+    logprobs: list[list[Token]] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Return the fields as plain JSON, log-probabilities only where there are any."""
+        fields = {name: getattr(self, name) for name in ("text", "finish_reason", "usage", "created")}
+        return fields if self.logprobs is None else {**fields, "logprobs": self.logprobs}
 
     @classmethod
     def checked(cls, fields: Any) -> Self:
         """Check a mapping from a file. Raises ValueError where it is no answer."""
         kinds = {"text": str, "finish_reason": str, "usage": dict, "created": str}
-        if not isinstance(fields, dict) or fields.keys() != kinds.keys():
+        if not isinstance(fields, dict) or fields.keys() - {"logprobs"} != kinds.keys():
             raise ValueError(f"an answer has {', '.join(kinds)}")
         for name, kind in kinds.items():
             if not isinstance(fields[name], kind):
                 raise ValueError(f"{name} is no {kind.__name__}")
         if not all(isinstance(count, int) and abs(count) <= MOST_NUMBER for count in fields["usage"].values()):
             raise ValueError("usage holds other values than numbers of tokens")
+        if fields.get("logprobs") is not None:
+            fields = {**fields, "logprobs": [list(map(_token, found)) for found in fields["logprobs"]]}
         return cls(**fields)
+
+
+def _token(pair: Any) -> Token:
+    """Check a token and its log-probability. Raises ValueError."""
+    token, logarithm = pair
+    if not isinstance(token, str) or not isinstance(logarithm, float | int):
+        raise ValueError("logprobs holds other values than tokens and their log-probabilities")
+    return token, float(logarithm)
+
+
+Ask = Callable[[Iterable[Request]], Iterator[tuple[Request, Response]]]
 
 
 class Identity(NamedTuple):
