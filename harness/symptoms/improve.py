@@ -197,6 +197,7 @@ def _round(
         pool.texts[label] += [text for text in own if (label, text) not in refused]
     pool.remove(doubted)
     choice = choose(pool.cosines(), pool.kept, train.labels, folds, measured.scale, plan.count)
+    searched_from = "current symptoms" if choice.start == pool.kept else "symptoms of the highest AUROC"
     pool.kept = [list(columns) for columns in choice.kept]
     after = pool.current()
     names = measured.classes
@@ -209,6 +210,7 @@ def _round(
         "tried": _listed(measured, {(label, text) for label, own in new.items() for text in own} - refused),
         "added": _listed(measured, _pairs(after) - _pairs(before)),
         "dropped": _listed(measured, _pairs(before) - _pairs(after)),
+        "steps_from": searched_from,
         "steps": _steps(pool, choice),
         **pool.figures(),
         "worth": pool.worth(),
