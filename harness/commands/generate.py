@@ -218,7 +218,7 @@ def generate(
         check_output(file, overwrite)
         finish(without_llm(plan, seed), file)
     else:
-        _check_source(source, offline)
+        check_source(source, offline)
         check_output(_file(out, plan.task, name or MODEL_NAME), overwrite or not name)  # before the work begins
         if executor is Place.slurm:
             _submit(context, source, profile, {"partition": partition, "time": time, "gpus_per_run": gpus})
@@ -276,7 +276,7 @@ def _verifying(source: Source, urls: list[str], model: str | None, key_file: Pat
     )
 
 
-def _check_source(source: Source, offline: bool) -> None:
+def check_source(source: Source, offline: bool) -> None:
     if sum([bool(source.urls), source.serve is not None, offline]) != 1:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
 
@@ -290,12 +290,12 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
         raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
     with ExitStack() as stack:
         cache = stack.enter_context(ResponseCache(source.cache))
-        client = stack.enter_context(_client(source, cache))
+        client = stack.enter_context(open_client(source, cache))
         file = _file(out, plan.task, name or client.identity.model.rsplit("/", 1)[-1])
         check_output(file, overwrite)
         verifier = None
         if source.verifier:
-            other = stack.enter_context(_client(source.verifier, cache))
+            other = stack.enter_context(open_client(source.verifier, cache))
             verifier = Verifier(other.complete, lambda: other.identity)
         symptoms = generate(
             plan, client.identity, client.complete, client.stats.note, lambda: client.identity, verifier
@@ -305,7 +305,7 @@ def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwri
 
 
 @contextmanager
-def _client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
+def open_client(source: Source, cache: "ResponseCache") -> "Iterator[Client]":
     from vipbench.harness.symptoms.llm.client import Client
     from vipbench.harness.symptoms.llm.server import Server
 

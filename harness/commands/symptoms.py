@@ -8,6 +8,7 @@ import typer
 from vipbench.harness.commands.cache import cache_app
 from vipbench.harness.commands.controls import controls
 from vipbench.harness.commands.generate import generate
+from vipbench.harness.commands.improve import improve, merge
 from vipbench.harness.commands.options import (
     BackboneName,
     Out,
@@ -24,6 +25,8 @@ app = typer.Typer(no_args_is_help=True, help="Symptom sets: what is visible in t
 app.add_typer(cache_app, name="cache")
 app.command()(generate)
 app.command()(controls)
+app.command()(improve)
+app.command()(merge)
 
 SetFile = Annotated[Path, typer.Argument(metavar="SET", help="a symptom set, a JSON file")]
 
