@@ -333,7 +333,17 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_generate_serves_the_model_for_the_job_and_ends_it(model: Path, tmp_path: Path) -> None:
     words = ["--serve", str(model), "--task", "skin", "--classes", "melanoma,nevus", "--modality", "dermoscopy"]
-    words += ["--rounds", "1", "--keep-jargon", "--cache", str(tmp_path / "answers.sqlite"), "--out", str(tmp_path)]
+    words += [
+        "--rounds",
+        "1",
+        "--keep-jargon",
+        "--consensus",
+        "1",
+        "--cache",
+        str(tmp_path / "answers.sqlite"),
+        "--out",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "VIPBENCH_SERVE_PYTHON": str(interpreter_with(FAKE, tmp_path))}
     command = [*VIPBENCH, "symptoms", "generate", *words]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -87,7 +87,7 @@ def test_nonsense_is_not_usable() -> None:
 
 @pytest.mark.parametrize("task", OF_VERSION_1)
 def test_what_version_1_made_a_real_llm_write_is_not_usable(task: str) -> None:
-    """Judge it by its words alone, whatever the samples agree on; a third and more of its phrases are filtered today."""
+    """Judge it by its words alone, whatever the samples agree on; the filters of today stop a third of its phrases and more."""
     verdict = judge(written(OF_VERSION_1[task], agreement=4))
     assert not verdict.usable and "have a word for a colour" in verdict.reasons[0]
     rules = plan_for(OF_VERSION_1[task]).rules
