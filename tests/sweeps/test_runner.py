@@ -413,7 +413,7 @@ def test_a_sweep_of_an_earlier_version_is_retried(grid: Path, stand_in: tuple[st
             {"executor": {"kind": "torchrun", "nproc_per_nod": 2}, "pack": False},
             "unknown key; did you mean 'nproc_per_node'",
         ),
-        ({"executor": {"kind": "cloud"}, "pack": False}, "executor: .*'local', 'torchrun', 'slurm'"),
+        ({"executor": {"kind": "cloud"}, "pack": False}, "executor: .*'local', 'in_process', 'torchrun', 'slurm'"),
         ({"executor": {"kind": "local"}}, "pack: is missing"),
         ([], "should be a mapping of keys"),
     ],
