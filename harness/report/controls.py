@@ -1,6 +1,6 @@
 """A symptom set against its controls: paired comparisons as a table and as data, and the decision in plain sentences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,25 @@ from vipbench.harness.evaluation.metrics import LOWER_IS_BETTER
 from vipbench.harness.evaluation.statistics import warnings
 from vipbench.harness.evaluation.statistics.comparisons import Comparison, compare_over_seeds, holm
 from vipbench.harness.evaluation.statistics.intervals import Interval
-from vipbench.harness.report.figures.data import Group, metric_label, same_samples, written
+from vipbench.harness.report.figures.data import (
+    LEAST_P,
+    Group,
+    metric_label,
+    p_words,
+    same_samples,
+    signed,
+    written,
+)
 from vipbench.harness.report.tables.evidence import statistic
+from vipbench.harness.report.tables.markdown import escape, written_rows
 from vipbench.harness.report.tables.values import LEVEL, NO_VALUE, PLAIN
 
 THE_SET, CONTROL, KNOWLEDGE = "set", "control", "knowledge"  # kinds of lines
 READERS = {"zero_shot": "zero-shot", "vip": "ViP"}
 PLACES = {"dataset": "dataset", "backbone": "backbone.name"}  # of a group's column, with the columns of runs
 ENOUGH_SEEDS = 5  # of trained runs, for tests over them
-LEAST_P = 0.001  # smaller ones are not told apart
+
+Write = Callable[[str, float], str]  # a value of a metric in words
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,10 @@ def to_markdown(results: Sequence[Result], metric: str) -> str:
         value = _with_interval(metric, result.value, result.interval) if result.line.group.runs else NO_VALUE
         difference = NO_VALUE
         if one := result.comparison:
-            difference = _with_interval(metric, one.difference, one.interval, signed=True)
+            difference = _with_interval(metric, one.difference, one.interval, signed)
         count = len(result.line.group.runs)
-        lines.append([result.line.reader, _escape(name), value, str(count), difference, p_words(result.p)])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\n{_note(results)}\n"
+        lines.append([result.line.reader, escape(name), value, str(count), difference, p_words(result.p)])
+    return f"{written_rows(lines)}\n\n{_note(results)}\n"
 
 
 def _note(results: Sequence[Result]) -> str:
@@ -164,10 +173,10 @@ def _decision(results: Sequence[Result], metric: str, tests: int) -> str:
     adjusted = f"after Holm over {tests} tests"
     if len(beaten) == len(controls):
         nearest = min(beaten, key=lambda one: one.gain(metric))
-        highest = p_words(max(one.p for one in beaten if one.p is not None), equals=True)
+        highest = max(one.p for one in beaten if one.p is not None)
+        at_most = p_words(highest, equals=True) + ("" if highest < LEAST_P else " or less")
         text = f"yes, {name} beats all {len(controls)} controls, the nearest ({nearest.line.texts}) by "
-        text += f"{_amount(nearest, metric)}; {highest} or less {adjusted}."
-        text = text.replace("< 0.001 or less", "< 0.001")
+        text += f"{_amount(nearest, metric)}; {at_most} {adjusted}."
     else:
         missed = [_named(one, metric) for one in controls if one not in beaten]
         text = f"no, {name} is not shown to beat {_listed(missed)} {adjusted}"
@@ -181,17 +190,16 @@ def _beats(result: Result, metric: str) -> bool:
 
 
 def _named(result: Result, metric: str) -> str:
-    return f"{result.line.texts} ({_amount(result, metric, signed=True)}, {p_words(result.p, equals=True)})"
+    return f"{result.line.texts} ({_amount(result, metric, signed)}, {p_words(result.p, equals=True)})"
 
 
-def _amount(result: Result, metric: str, signed: bool = False) -> str:
+def _amount(result: Result, metric: str, write: Write = written) -> str:
     """A difference in points, or in the unit of the metric, with its interval."""
     assert result.comparison
     unit = "" if metric in PLAIN else " points"
     interval = result.comparison.interval
     ends = f" [{written(metric, interval.low)}, {written(metric, interval.high)}]" if interval else ""
-    shown = (_signed if signed else written)(metric, result.comparison.difference)
-    return f"{shown}{unit}{ends}"
+    return f"{write(metric, result.comparison.difference)}{unit}{ends}"
 
 
 def thin_evidence(results: Sequence[Result]) -> list[str]:
@@ -214,34 +222,16 @@ def thin_evidence(results: Sequence[Result]) -> list[str]:
 def differences(results: Iterable[Result], metric: str) -> dict[int, str]:
     """Texts for the bars of the groups that the set is compared with, by their ids."""
     return {
-        id(one.line.group): f"{_signed(metric, one.comparison.difference)} ({p_words(one.p, equals=True)})"
+        id(one.line.group): f"{signed(metric, one.comparison.difference)} ({p_words(one.p, equals=True)})"
         for one in results
         if one.comparison
     }
 
 
-def p_words(p: float | None, equals: bool = False) -> str:
-    """A p-value as it is written: "< 0.001", "0.012"; with `equals` as in a sentence, "p = 0.012"."""
-    if p is None:
-        return "no p-value" if equals else NO_VALUE
-    shown = f"{p:.3f}"
-    if p < LEAST_P:
-        return f"p < {LEAST_P}" if equals else f"< {LEAST_P}"
-    return f"p = {shown}" if equals else shown
-
-
-def _signed(metric: str, value: float) -> str:
-    return f"{'' if value < 0 else '+'}{written(metric, value)}"
-
-
-def _with_interval(metric: str, value: float, interval: Interval | None, signed: bool = False) -> str:
-    shown = _signed(metric, value) if signed else written(metric, value)
+def _with_interval(metric: str, value: float, interval: Interval | None, write: Write = written) -> str:
+    shown = write(metric, value)
     return f"{shown} [{written(metric, interval.low)}, {written(metric, interval.high)}]" if interval else shown
 
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", r"\|")

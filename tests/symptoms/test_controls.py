@@ -111,6 +111,11 @@ def test_figures_show_each_symptom_with_its_n(measured: Cosines) -> None:
     ]
     np.testing.assert_allclose(medians, wanted)
     assert f"n = {COUNTS['test'] * len(CLASSES)} test images" in chart.note
+    renamed = measured._replace(classes=["a long name " * 9, measured.texts[0], CLASSES[2]])
+    labels = finished(lambda: draw_cosines(renamed, [None] * len(measured.texts), [0, 1, 2], "test")).figure.axes[0]
+    weights = [tick.get_fontweight() for tick in labels.get_yticklabels()]
+    rows = [weight for name in CLASSES for weight in ("bold", *["normal"] * len(SYMPTOMS[name]))]
+    assert weights == rows, "names of classes alone are bold"
     images = finished(lambda: draw_images(measured, 2, "test"))
     assert len(images.figure.axes) == len(SYMPTOMS[CLASSES[2]]) * 2 * SHOWN
     captions = [ax.get_xlabel() for ax in images.figure.axes[:SHOWN]]

@@ -14,9 +14,11 @@ from vipbench.harness.report.figures.data import (
     groups,
     interval_note,
     metric_label,
+    p_words,
     percent,
     same_samples,
     sample_note,
+    signed,
     written,
 )
 from vipbench.harness.report.figures.panels import make_panels, place_note
@@ -55,8 +57,8 @@ def ablation(query: Query) -> Chart:
         compared = [_difference(query.metric, group, own[0]) for group in own[1:]]
         adjusted = holm([p for _, p in compared])
         for group, (difference, _), p in zip(own[1:], compared, adjusted, strict=True):
-            shown_p = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
-            texts[id(group)] = f"{'' if difference < 0 else '+'}{written(query.metric, difference)}{shown_p}"
+            shown_p = "" if p is None else f" ({p_words(p, equals=True)})"
+            texts[id(group)] = f"{signed(query.metric, difference)}{shown_p}"
     chart = bar_chart(query, names, found, texts)
     note = " Signed numbers: difference from the first variant, with Holm-adjusted p-values of the paired comparison."
     return Chart(chart.figure, chart.note + note)

@@ -20,7 +20,7 @@ from vipbench.harness.report.rows import resolve_filter, resolve_name, with_clas
 from vipbench.harness.report.tables import load_runs, make_table
 from vipbench.harness.report.tables.evidence import statistic
 from vipbench.harness.report.tables.make import METHOD
-from vipbench.harness.report.tables.values import COSTS, PLAIN, run_words, sample_words, show
+from vipbench.harness.report.tables.values import COSTS, NO_VALUE, PLAIN, run_words, sample_words, show
 from vipbench.harness.runs.collect import rows_of
 from vipbench.harness.runs.directory import is_finished
 from vipbench.harness.runs.predictions import read_intervals, read_predicted
@@ -34,6 +34,8 @@ NAMES = {
     "mae": "MAE",
     "classwise_ece": "class-wise ECE",
 }
+
+LEAST_P = 0.001  # smaller p-values are not told apart
 
 
 class Tested(NamedTuple):
@@ -171,6 +173,20 @@ def percent(metric: str, value: Any) -> Any:
 def written(metric: str, value: float) -> str:
     """A value of a metric as charts write it: with one decimal where it is in per cent."""
     return PLAIN[metric].format(value) if metric in PLAIN else f"{100 * value:.1f}"
+
+
+def signed(metric: str, difference: float) -> str:
+    """A difference of a metric as charts write it, always with its sign."""
+    return f"{'' if difference < 0 else '+'}{written(metric, difference)}"
+
+
+def p_words(p: float | None, equals: bool = False) -> str:
+    """A p-value as it is written: "< 0.001", "0.012"; with `equals` as in a sentence, "p = 0.012"."""
+    if p is None:
+        return "no p-value" if equals else NO_VALUE
+    if p < LEAST_P:
+        return f"p < {LEAST_P}" if equals else f"< {LEAST_P}"
+    return f"p = {p:.3f}" if equals else f"{p:.3f}"
 
 
 def metric_label(metric: str) -> str:

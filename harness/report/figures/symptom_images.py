@@ -38,22 +38,23 @@ def draw_cosines(found: Cosines, aurocs: Sequence[float | None], labels: Sequenc
     rows = len(symptoms) + len(labels)
     drawn = free_figure(PAGE, 0.6 + ROW * rows)
     ax = drawn.add_axes((0.42, 0.45 / drawn.get_figheight(), 0.5, 1 - 0.5 / drawn.get_figheight()))
-    ticks: dict[float, str] = {}
-    row = 0
+    ticks: list[str] = []  # one a row
+    heads: list[int] = []  # rows of class names
     for label in labels:
-        ticks[row], row = shortened_text(found.classes[label], LETTERS), row + 1
+        heads.append(len(ticks))
+        ticks.append(found.classes[label])
         for symptom in (place for place in symptoms if found.owners[place] == label):
-            own, column = found.of_class(symptom), found.cosines[:, symptom]
+            own, column, row = found.of_class(symptom), found.cosines[:, symptom], len(ticks)
             for values, offset, color in ((column[own], -0.2, BLUE), (column[~own], 0.2, LIGHT_GREY)):
                 _box(ax, values, row + offset, color)
             area = aurocs[symptom]
             shown = "–" if area is None else f"{area:.2f}"
             ax.text(1.02, row, shown, transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
-            ticks[row], row = shortened_text(found.texts[symptom], LETTERS), row + 1
+            ticks.append(found.texts[symptom])
     ax.text(1.02, -0.9, "AUROC", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
-    ax.set_yticks(list(ticks), list(ticks.values()), fontsize=6.5)
-    for tick, text in zip(ax.get_yticklabels(), ticks.values(), strict=True):
-        tick.set_fontweight("bold" if text in {found.classes[label] for label in labels} else "normal")
+    ax.set_yticks(range(rows), [shortened_text(text, LETTERS) for text in ticks], fontsize=6.5)
+    for row in heads:
+        ax.get_yticklabels()[row].set_fontweight("bold")
     ax.set_ylim(rows - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
