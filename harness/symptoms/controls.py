@@ -1,6 +1,6 @@
 """Control sets: texts of the same form as a symptom set's, without what it states about the classes.
 
-Each is a pure function of the set, the classes and the number of the draw.
+The texts of each are a pure function of the set, the classes and the number of the draw.
 """
 
 from collections.abc import Sequence

@@ -44,8 +44,8 @@ def _run(out: Path, unit: Unit) -> str | None:
     from vipbench.harness.runs.packed import execute_together
     from vipbench.harness.runs.resolve import load_config
 
-    configs = [load_config(out / CONFIGS / f"{name}.yaml") for name in unit.names]
     try:
+        configs = [load_config(out / CONFIGS / f"{name}.yaml") for name in unit.names]
         if len(configs) > 1:
             execute_together(configs)
         else:

@@ -14,7 +14,7 @@ from vipbench.harness.runs import execute
 from vipbench.harness.system.signals import Stopped
 from vipbench.sweeps.executors.in_process import InProcessExecutor
 from vipbench.sweeps.runner import LAUNCH, retry, run_sweep
-from vipbench.sweeps.units import FAILED
+from vipbench.sweeps.units import CONFIGS, FAILED, LOGS, unit
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_a_failure_is_recorded_and_the_rest_go_on(
     assert json.loads((out / LAUNCH).read_text())["executor"] == {"kind": "in_process"}
     monkeypatch.undo()
     assert [state.state for state in retry(out, only_failed=True)] == ["done"] * 5
+
+
+def test_a_config_that_cannot_be_read_fails_its_run(tmp_path: Path) -> None:
+    for folder in (CONFIGS, FAILED, LOGS):
+        (tmp_path / folder).mkdir()
+    InProcessExecutor().run(tmp_path, [unit(tmp_path, ["one"]), unit(tmp_path, ["two"])])
+    errors = [json.loads((tmp_path / FAILED / f"{name}.json").read_text())["error"] for name in ("one", "two")]
+    assert all(f"{name}.yaml" in error for name, error in zip(("one", "two"), errors, strict=True))
 
 
 def test_a_signal_ends_the_sweep(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
