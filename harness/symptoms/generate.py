@@ -8,7 +8,7 @@ that judge words (wordfreq, snowballstemmer): rebuilt from them offline, it is t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -342,6 +342,19 @@ def _removal(total: Group) -> str:
     return f"{total.answers} answers; removed: {counts or 'nothing'}"
 
 
+def asked_with(plan: Plan, identity: Identity, steps: Sequence[Step]) -> dict[str, Any]:
+    """Describe for a set's provenance who answered, to which questions, and what judges the words of the answers."""
+    return {
+        **identity._asdict(),
+        "templates": plan.templates.digests(steps),
+        **plan.templates.digest_of_examples(),
+        "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
+        "words": digest_file(LISTS_FILE),
+        "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
+        "sampling": plan.sampling,
+    }
+
+
 def _provenance(
     plan: Plan,
     identity: Identity,
@@ -358,13 +371,7 @@ def _provenance(
             "author": identity.model,
             "created": max(total.created, verification.created if verification else ""),
             "how": f"vipbench symptoms generate --knowledge {plan.kind}",
-            **identity._asdict(),
-            "templates": plan.templates.digests(plan.knowledge.steps),
-            **plan.templates.digest_of_examples(),
-            "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
-            "words": digest_file(LISTS_FILE),
-            "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
-            "sampling": plan.sampling,
+            **asked_with(plan, identity, plan.knowledge.steps),
             "samples": plan.samples,
             "count": plan.count,
             "rounds": plan.rounds,

@@ -11,13 +11,12 @@ function of the plan, the set, the features and the recorded answers.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from vipbench.harness.symptoms.filters import Mention, select
-from vipbench.harness.symptoms.generate import CUT_OFF, NO_ITEM, NO_JSON, Plan
+from vipbench.harness.symptoms.generate import CUT_OFF, NO_ITEM, NO_JSON, Plan, asked_with
 from vipbench.harness.symptoms.llm.answers import parse, tidy
 from vipbench.harness.symptoms.llm.record import Ask, Identity, Request
 from vipbench.harness.symptoms.pool import Images, Measured, Pool, rounded
@@ -26,7 +25,7 @@ from vipbench.harness.symptoms.prompting import Step as Question
 from vipbench.harness.symptoms.sets import ClassSymptoms, SetProvenance, SymptomSet, fold
 from vipbench.harness.symptoms.verdict import with_verdict
 from vipbench.harness.symptoms.verify import Belief, Claim
-from vipbench.harness.symptoms.words import LISTS_FILE, same_words
+from vipbench.harness.symptoms.words import same_words
 from vipbench.harness.symptoms.worth import (
     Choice,
     aurocs,
@@ -35,7 +34,7 @@ from vipbench.harness.symptoms.worth import (
     confused_pairs,
     fold_numbers,
 )
-from vipbench.harness.system.files import digest_file, digest_json
+from vipbench.harness.system.files import digest_json
 from vipbench.harness.system.progress import Progress
 
 QUESTION = Question("improve", "symptoms", PHRASE, SEVEN_WORDS)
@@ -102,7 +101,7 @@ def improve(
         for number in range(1, plan.rounds + 1):
             rounds.append(_round(plan, pool, folds, number, identity.model, ask, pairs, verify, refused, total))
             found.append(pool.current())
-            figures.append(pool.figures())
+            figures.append(rounds[-1])
             progress.advance(1, note())
             if _is_over(figures) or not rounds[-1]["confused"]:
                 break
@@ -249,10 +248,9 @@ def _evidence(pool: Pool, label: int, other: int) -> tuple[list[str], list[str]]
     """List phrases of a class that worked on training images of it and the other class, the best first, and some that failed."""
     labels = pool.measured.train.labels
     both = (labels == label) | (labels == other)
-    values = aurocs(pool.cosines()[label][both], labels[both] == label).round(3)
-    ranked = sorted(
-        zip(-values, pool.texts[label], strict=True)
-    )  # rounded: the same question where sums round otherwise
+    values = aurocs(pool.cosines()[label][both], labels[both] == label)
+    values = values.round(3)  # the same question where cosines differ in their last digits
+    ranked = sorted(zip(-values, pool.texts[label], strict=True))
     worked = [text for value, text in ranked if -value >= WORKED]
     failed = [text for value, text in ranked if not -value >= WORKED]
     return worked[:MOST_SHOWN], failed[::-1][:MOST_SHOWN]
@@ -330,12 +328,9 @@ def _provenance(
             "author": identity.model,
             "created": total.created,
             "how": "vipbench symptoms improve",
-            **identity._asdict(),
-            "templates": {**plan.templates.digests([QUESTION]), **plan.templates.digest_of_examples()},
-            "preset": {"name": plan.modality, "sha256": digest_json(plan.preset.model_dump())},
-            "words": digest_file(LISTS_FILE),
-            "packages": {name: version(name) for name in ("snowballstemmer", "wordfreq")},
-            "sampling": plan.sampling,
+            **asked_with(plan, identity, [QUESTION]),
+            "synonyms": digest_json(dict(plan.rules.synonyms)) if plan.rules.synonyms else None,
+            "keep_jargon": plan.rules.keep_jargon,
             "answers_to_each": plan.samples,
             "most_symptoms": plan.count,
             "most_rounds": plan.rounds,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score
 
 from vipbench.harness.config.validation import parse
 from vipbench.harness.data.reader import Dataset
@@ -17,6 +17,7 @@ from vipbench.harness.errors import UserError
 from vipbench.harness.symptoms.cosines import measure_cosines
 from vipbench.harness.symptoms.sets import SymptomSet, fold
 from vipbench.harness.symptoms.verdict import with_verdict
+from vipbench.harness.symptoms.worth import aurocs
 from vipbench.harness.system.files import read_json
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def score_cosines(
     """
     scores: list[tuple[float | None, float | None]] = []
     for column, owner in enumerate(owners):
-        of_class = labels == owner
-        auroc = None if of_class.all() or not of_class.any() else float(roc_auc_score(of_class, cosines[:, column]))
+        (area,) = aurocs(cosines[:, [column]], labels == owner)
+        auroc = None if np.isnan(area) else float(area)
         siblings = np.flatnonzero((owners == owner) & (np.arange(len(owners)) != column))
         scores.append((auroc, _highest_correlation(cosines[:, column], cosines[:, siblings])))
     classes = range(int(owners.max()) + 1)

@@ -130,22 +130,29 @@ def choose(
     current symptoms where neither is lower. A step is the change of one class that gains most; for each fold it is picked on the
     images of the other folds and credited with what it gains there, so that only steps are made that generalise.
     """
-    ranked = [np.argsort(-aurocs(own, labels == label), kind="stable") for label, own in enumerate(cosines)]
-    best = [[int(column) for column in columns[:most]] for columns in ranked]
+    areas = [aurocs(own, labels == label) for label, own in enumerate(cosines)]
+    best = [np.argsort(-own, kind="stable")[:most].tolist() for own in areas]
+    addable = [np.flatnonzero(own >= LEAST_AUROC).tolist() for own in areas]
     as_it_is = Choice(current, float(losses(class_scores(cosines, current), labels, scale).mean()), current, [])
-    found = [_search(cosines, start, labels, folds, scale, most) for start in (current, best)]
+    found = [_search(cosines, start, addable, labels, folds, scale, most) for start in (current, best)]
     return min([as_it_is, *found], key=lambda choice: choice.loss)
 
 
 def _search(
-    cosines: Sequence[np.ndarray], start: Kept, labels: np.ndarray, folds: np.ndarray, scale: float, most: int
+    cosines: Sequence[np.ndarray],
+    start: Kept,
+    addable: Kept,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    scale: float,
+    most: int,
 ) -> Choice:
-    """Take the step of the highest cross-validated gain, again and again, until none gains `LEAST_GAIN`."""
+    """Take the step of the highest cross-validated gain, again and again, until none gains `LEAST_GAIN`.
+
+    `addable`: the columns of each class that a step may add.
+    """
     kept, steps = list(start), list[Step]()
     scores = class_scores(cosines, kept)
-    addable = [
-        np.flatnonzero(aurocs(own, labels == label) >= LEAST_AUROC).tolist() for label, own in enumerate(cosines)
-    ]
     in_fold = (folds == np.arange(int(folds.max()) + 1)[:, None]).astype(np.float64)  # [F, N]
     touched = [label for label, own in enumerate(cosines) if own.shape[1] > 1]
     while True:
