@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vipbench.harness.commands.options import BackboneName, Pretrained, check_output, load
+from vipbench.harness.commands.options import BackboneName, Device, Pretrained, check_output, load
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.system.files import disk_errors, write_bytes, write_json, write_text
 
@@ -47,7 +47,7 @@ def controls(
     split: Annotated[str, typer.Option(help="the split whose images the symptoms are looked up on")] = "train",
     images: Annotated[bool, typer.Option(help="draw the images that agree most and least")] = True,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes at a time; default: all runs in this one")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Compare a set with class names, random words, WaffleCLIP, shuffled classes and other texts, by zero-shot and by ViP."""
     if backbone is None:

@@ -17,8 +17,19 @@ from vipbench.harness.commands.options import (
     ApiKey,
     ApiKeyFile,
     BackboneName,
+    Cache,
+    Gpus,
+    MaxTokens,
+    Model,
     Overwrite,
+    Presets,
     Pretrained,
+    Serve,
+    Synonyms,
+    Temperature,
+    TensorParallel,
+    TopP,
+    Url,
     check_output,
     load,
 )
@@ -83,12 +94,10 @@ def generate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="dermoscopy, chest X-ray, histopathology, fundus, ...")] = None,
     knowledge: Annotated[Kind, typer.Option(help="the kind of knowledge to ask for")] = Kind.symptoms,
-    url: Annotated[
-        list[str] | None, typer.Option(help="an OpenAI-compatible server's base URL; several share the work")
-    ] = None,
-    serve: Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")] = None,
+    url: Url = None,
+    serve: Serve = None,
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: rebuild the set from the record")] = False,
-    model: Annotated[str | None, typer.Option(help="the model's name on the server")] = None,
+    model: Model = None,
     revision: Annotated[
         str | None,
         typer.Option(help="the model's revision, where the server does not report it; with --serve: the one to serve"),
@@ -97,7 +106,7 @@ def generate(
         str | None,
         typer.Option(help="where the server does not report it, or for a batch file; offline: of the answers to use"),
     ] = None,
-    cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
+    cache: Cache = Path("responses.sqlite"),
     samples: Annotated[int, typer.Option(min=1, help="answers per class and round")] = 4,
     count: Annotated[int, typer.Option(min=1, max=50, help="symptoms wanted for each class")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions, where too few are left")] = 3,
@@ -113,9 +122,9 @@ def generate(
         str | None, typer.Option(help="its name there, or on --url; offline: of its answers")
     ] = None,
     verify_key_file: Annotated[Path | None, typer.Option(help="a file with the API key of --verify-url")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    max_tokens: MaxTokens = 512,
     presence_penalty: Annotated[
         float | None, typer.Option(help="of the sampling, against loops; default: the templates'")
     ] = None,
@@ -124,7 +133,7 @@ def generate(
         float | None, typer.Option(min=0, help="the same, but of the question's words too (vLLM's own); 1 is none")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the sampling, and of random words")] = 0,
-    synonyms: Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')] = None,
+    synonyms: Synonyms = None,
     templates: Annotated[
         Path | None, typer.Option(help="a folder with templates or worked examples in place of ours")
     ] = None,
@@ -135,7 +144,7 @@ def generate(
         int,
         typer.Option(min=1, max=2, help="1 asks for symptoms at once, as suits small models; 2: for features first"),
     ] = 2,
-    presets: Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")] = None,
+    presets: Presets = None,
     keep_jargon: Annotated[bool, typer.Option("--keep-jargon", help="count medical terms, but keep them")] = False,
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
@@ -154,8 +163,8 @@ def generate(
         int,
         typer.Option(min=1, help="requests in flight at each server; fewer where it often refuses (429) or times out"),
     ] = 256,
-    gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
+    gpus: Gpus = None,
+    tensor_parallel: TensorParallel = 1,
     executor: Annotated[
         Place, typer.Option(help="here, or as a Slurm job, in which --serve starts vLLM")
     ] = Place.local,
@@ -281,13 +290,18 @@ def check_source(source: Source, offline: bool) -> None:
         raise UserError("say who answers: --url URL (or several), --serve MODEL, or --offline for the record alone")
 
 
+def check_record(source: Source) -> None:
+    """Raise UserError where nobody is asked and there is no record either."""
+    if not (source.urls or source.serve) and not source.cache.exists():
+        raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
+
+
 def _generate(plan: "Plan", source: Source, out: Path, name: str | None, overwrite: bool) -> None:
     from vipbench.harness.symptoms.generate import generate
     from vipbench.harness.symptoms.llm.cache import ResponseCache
     from vipbench.harness.symptoms.verify import Verifier
 
-    if not (source.urls or source.serve) and not source.cache.exists():
-        raise UserError(f"{source.cache}: no such response cache; `vipbench symptoms cache import` makes one")
+    check_record(source)
     with ExitStack() as stack:
         cache = stack.enter_context(ResponseCache(source.cache))
         client = stack.enter_context(open_client(source, cache))

@@ -6,14 +6,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vipbench.harness.commands.generate import Source, check_source, open_client
+from vipbench.harness.commands.generate import Source, check_record, check_source, open_client
 from vipbench.harness.commands.options import (
     ApiKey,
     ApiKeyFile,
     BackboneName,
+    BatchSize,
+    Cache,
+    Device,
+    Gpus,
+    MaxTokens,
+    Model,
     Out,
     Overwrite,
+    Presets,
     Pretrained,
+    Serve,
+    Synonyms,
+    Temperature,
+    TensorParallel,
+    TopP,
+    Url,
+    Workers,
     check_output,
     load,
 )
@@ -24,9 +38,6 @@ from vipbench.harness.symptoms.llm.keys import read_key
 if TYPE_CHECKING:
     from vipbench.harness.symptoms.sets import SymptomSet
 
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
-Workers = Annotated[int, typer.Option(min=0, help="processes that decode images")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 ASK_FOR_BACKBONE = "--backbone: name the model whose images and texts are compared"
 
 
@@ -47,15 +58,13 @@ def improve(
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
     modality: Annotated[str | None, typer.Option(help="default: the set's, or the dataset's")] = None,
-    url: Annotated[
-        list[str] | None, typer.Option(help="an OpenAI-compatible server's base URL; several share the work")
-    ] = None,
-    serve: Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")] = None,
+    url: Url = None,
+    serve: Serve = None,
     offline: Annotated[bool, typer.Option("--offline", help="or ask nobody: the same again from the record")] = False,
-    model: Annotated[str | None, typer.Option(help="the model's name on the server")] = None,
+    model: Model = None,
     revision: Annotated[str | None, typer.Option(help="its revision, where the server does not report it")] = None,
     server_version: Annotated[str | None, typer.Option(help="where the server does not report it")] = None,
-    cache: Annotated[Path, typer.Option(help="the record of answers, an SQLite file")] = Path("responses.sqlite"),
+    cache: Cache = Path("responses.sqlite"),
     rounds: Annotated[int, typer.Option(min=1, help="the most rounds of questions")] = 5,
     pairs: Annotated[int, typer.Option(min=1, help="the most confused pairs of classes that a round asks about")] = 4,
     samples: Annotated[int, typer.Option(min=1, help="answers to each question")] = 4,
@@ -63,19 +72,19 @@ def improve(
     verify: Annotated[
         bool, typer.Option("--verify", help="ask for each phrase: can it be seen, is it truer of its class? yes or no")
     ] = False,
-    temperature: Annotated[float, typer.Option(min=0, help="of the sampling")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="of the sampling")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens in an answer")] = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    max_tokens: MaxTokens = 512,
     seed: Annotated[int, typer.Option(help="of the sampling")] = 0,
-    synonyms: Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')] = None,
+    synonyms: Synonyms = None,
     templates: Annotated[Path | None, typer.Option(help="a folder with templates in place of ours")] = None,
-    presets: Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")] = None,
+    presets: Presets = None,
     keep_jargon: Annotated[bool, typer.Option("--keep-jargon", help="keep medical terms")] = False,
     api_key_file: ApiKeyFile = None,
     api_key: ApiKey = None,
     concurrency: Annotated[int, typer.Option(min=1, help="requests in flight at each server")] = 256,
-    gpus: Annotated[int | None, typer.Option(min=1, help="for --serve")] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")] = 1,
+    gpus: Gpus = None,
+    tensor_parallel: TensorParallel = 1,
     overwrite: Overwrite = False,
     batch_size: BatchSize = 64,
     workers: Workers = 0,
@@ -109,6 +118,7 @@ def improve(
     start, dataset = SymptomSet.load(file), Dataset(data)
     start.texts(dataset.classes)  # before the work begins: every class has its symptoms
     check_splits(dataset)
+    check_record(source)
     pairs_of = [(name, "") for name in dataset.classes]
     loaded = load(backbone, pretrained, device)
     plan = plans.make_plan(

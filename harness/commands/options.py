@@ -19,6 +19,24 @@ Pretrained = Annotated[str | None, typer.Option(help="the backbone's weights: an
 Out = Annotated[Path, typer.Option(help="the symptom set to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file at --out")]
 
+# Of the verbs that ask an LLM.
+Url = Annotated[list[str] | None, typer.Option(help="an OpenAI-compatible server's base URL; several share the work")]
+Serve = Annotated[str | None, typer.Option(help="or a model to serve with vLLM for this job")]
+Model = Annotated[str | None, typer.Option(help="the model's name on the server")]
+Cache = Annotated[Path, typer.Option(help="the record of answers, an SQLite file")]
+Temperature = Annotated[float, typer.Option(min=0, help="of the sampling")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="of the sampling")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="the most tokens in an answer")]
+Synonyms = Annotated[Path | None, typer.Option(help='other names of classes: {"class": ["name", ...]}')]
+Presets = Annotated[Path | None, typer.Option(help="a YAML file with modalities of your own")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="for --serve")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="for --serve: GPUs that one copy is spread over")]
+
+# Of the verbs that encode images.
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+Workers = Annotated[int, typer.Option(min=0, help="processes that decode images")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
 Rename = Annotated[
     list[str] | None, typer.Option("--rename", help='another name of a class, "OLD=NEW"; may be given several times')
 ]

@@ -11,10 +11,13 @@ from vipbench.harness.commands.generate import generate
 from vipbench.harness.commands.improve import improve, merge
 from vipbench.harness.commands.options import (
     BackboneName,
+    BatchSize,
+    Device,
     Out,
     Overwrite,
     Pretrained,
     Rename,
+    Workers,
     check_output,
     class_names,
     load,
@@ -135,9 +138,9 @@ def score(
     backbone: BackboneName = None,
     pretrained: Pretrained = None,
     json: Annotated[Path | None, typer.Option("--json", help="write the scores, which `prune` reads")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="processes that decode images")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 0,
+    device: Device = "auto",
 ) -> None:
     """Measure on training images how well each symptom separates its class from the rest; the worst come first."""
     from vipbench.harness.data.reader import Dataset
