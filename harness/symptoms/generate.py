@@ -16,6 +16,7 @@ from typing import Any
 
 from vipbench.harness.data.stateless_random import keyed_generator
 from vipbench.harness.errors import UserError
+from vipbench.harness.models.phrases import spoken
 from vipbench.harness.symptoms.filters import FILTERS, Mention, Rules, Selection, select
 from vipbench.harness.symptoms.llm.answers import parse, tidy
 from vipbench.harness.symptoms.llm.cache import ResponseCache
@@ -264,7 +265,7 @@ def pending(plan: Plan, identity: Identity, cache: ResponseCache) -> Iterator[Re
 def without_llm(plan: Plan, seed: int) -> SymptomSet:
     """Make the sets that need no LLM: class names, and random words (keyed by seed and class)."""
     if plan.kind == "class-name":
-        symptoms = {name: [Symptom(text=name.replace("_", " "))] for name in plan.classes}
+        symptoms = {name: [Symptom(text=spoken(name))] for name in plan.classes}
     else:
         symptoms = {name: _random(name, seed, plan.count) for name in plan.classes}
     how = f"vipbench symptoms generate --knowledge {plan.kind}"

@@ -220,10 +220,10 @@ def _questions(
     plan: Plan, pool: Pool, confused: list[tuple[int, int, int]], number: int, model: str
 ) -> Iterator[_Asked]:
     """Yield the questions of a round: for each pair, what is true of either class and not of the other."""
-    names, count = pool.measured.classes, 0
+    names, cosines, count = pool.measured.classes, pool.cosines(), 0
     for left, right, _ in confused:
         for label, other in ((left, right), (right, left)):
-            worked, failed = _evidence(pool, label, other)
+            worked, failed = _evidence(pool, cosines[label], label, other)
             variables = {
                 "picture": plan.preset.picture,
                 "look_at": plan.preset.look_at,
@@ -244,11 +244,15 @@ def _questions(
                 count += 1
 
 
-def _evidence(pool: Pool, label: int, other: int) -> tuple[list[str], list[str]]:
-    """List phrases of a class that worked on training images of it and the other class, the best first, and some that failed."""
+def _evidence(pool: Pool, cosines: np.ndarray, label: int, other: int) -> tuple[list[str], list[str]]:
+    """List phrases of a class that worked on training images of it and the other class, the best first, and some that failed.
+
+    Args:
+        cosines: [N, P] of the training images with all phrases of the class.
+    """
     labels = pool.measured.train.labels
     both = (labels == label) | (labels == other)
-    values = aurocs(pool.cosines()[label][both], labels[both] == label)
+    values = aurocs(cosines[both], labels[both] == label)
     values = values.round(3)  # the same question where cosines differ in their last digits
     ranked = sorted(zip(-values, pool.texts[label], strict=True))
     worked = [text for value, text in ranked if -value >= WORKED]
