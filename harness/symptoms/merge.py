@@ -115,6 +115,7 @@ def _made(
         "how": f"vipbench symptoms merge --by {details['by']}",
         "parents": [parent_of(symptoms) for symptoms in sets],
         "merged": {"count": count, **details},
+        **_wanted(origins, count),
     }
     merged = SymptomSet(
         task=sets[0].task,
@@ -123,6 +124,18 @@ def _made(
         provenance=SetProvenance.model_validate(provenance),
     )
     return with_verdict(merged)
+
+
+def _wanted(origins: Sequence[SetProvenance], count: int | None) -> dict[str, int]:
+    """The samples that agreements of a merged set are out of, and the symptoms wanted for each class, where all sets state them.
+
+    The verdict reads them, so that a merged set is held to what its parts were.
+    """
+    stated = [origin.model_dump() for origin in origins]
+    found = {key: [entry[key] for entry in stated if isinstance(entry.get(key), int)] for key in ("samples", "count")}
+    found = {key: values for key, values in found.items() if len(values) == len(stated)}
+    wanted = {"samples": sum(found["samples"])} if "samples" in found else {}
+    return wanted | ({"count": count or max(found["count"])} if "count" in found else {})
 
 
 def _united(parts: Sequence[ClassSymptoms]) -> list[_Merged]:

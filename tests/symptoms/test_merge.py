@@ -42,6 +42,25 @@ def test_by_vote_near_same_wordings_count_together() -> None:
     assert by_vote([A, B, C], count=1).texts(["nevus"]) == [["round shape"]]
 
 
+def test_a_merged_set_is_held_to_what_its_parts_were() -> None:
+    def generated(author: str, texts: dict[str, list[str]], agreement: int) -> SymptomSet:
+        own = made_set(author, texts, agreement)
+        stated = SetProvenance.model_validate({**own.provenance.model_dump(), "samples": 4, "count": 2})
+        return own.model_copy(update={"provenance": stated})
+
+    lone = by_vote([generated("a", {"nevus": ["round brown"]}, 1), generated("bb", {"nevus": ["wide red"]}, 1)])
+    details = lone.provenance.model_dump()
+    assert (details["samples"], details["count"]) == (8, 2)
+    assert not details["verdict"]["usable"] and "0% of the symptoms are in a third" in details["verdict"]["reasons"][0]
+    texts = {"nevus": ["round brown spot", "smooth pale border"]}
+    shared = by_vote([generated("a", texts, 2), generated("bb", {**texts, "nevus": texts["nevus"][::-1]}, 2)])
+    assert shared.provenance.model_dump()["verdict"]["usable"]
+    assert (
+        "samples"
+        not in by_vote([generated("a", texts, 2), made_set("x", {"nevus": ["hairy"]})]).provenance.model_dump()
+    )
+
+
 def test_what_cannot_be_merged() -> None:
     with pytest.raises(UserError, match="two symptom sets or more"):
         check_mergeable([A], ["a.json"])
