@@ -4,9 +4,9 @@
 
 The generators send the same bodies to the same server with as many requests in flight, and parse the answers: aiohttp, which
 the client sends through too, and httpx as it comes. They look up nothing, check nothing and write nothing, and what fails
-ends them. Each sends for a time, not a number of requests, so that all of it takes about a minute. The server is a process of
-its own (`benchmarks.instant_server`): one that answers at once, so that the client is what is measured, and one that spends
-1 ms on each request before, which is little for a server of an LLM.
+ends them. Each sends for a time (`SECONDS`), not a number of requests, so that a slow one does not take longer; the whole job
+of the client alone comes last. The server is a process of its own (`benchmarks.instant_server`): one that answers at once, so
+that the client is what is measured, and one that spends 1 ms on each request before, which is little for a server of an LLM.
 """
 
 import asyncio
