@@ -68,9 +68,8 @@ def test_the_plain_sweep_runs_where_ours_does(
 
 def test_the_symptom_client_is_compared_with_bare_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     """On both servers; the client asserts that all requests are answered, the servers' errors end the generators."""
-    monkeypatch.setattr(symptom_client, "ROUNDS", 1)
+    monkeypatch.setattr(symptom_client, "TURNS", dict.fromkeys(symptom_client.TURNS, 1))
     monkeypatch.setattr(symptom_client, "CLASSES", 100)
-    monkeypatch.setattr(symptom_client, "COUNTS", dict.fromkeys(symptom_client.COUNTS, 50))
     result = symptom_client.measure()
     assert [row["server"] for row in result.rows] == [name for name in symptom_client.SERVERS for _ in range(3)]
     for row in result.rows:

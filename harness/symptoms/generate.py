@@ -109,7 +109,7 @@ class Plan:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Similar classes, and the answers about them so far.
 
@@ -292,7 +292,7 @@ def _ask_block(plan: Plan, block: list[Group], model: str, ask: Ask, verificatio
             for question, response in ask(_questions(plan, short, step, samples, model)):
                 assert isinstance(question, Question), "an answer comes with the request it was made from"
                 question.group.take(question.name, question.sample, step, response, plan)
-        answered = [group for group in {id(group): group for group, _ in short}.values() if not group.pending]
+        answered = [group for group in dict.fromkeys(group for group, _ in short) if not group.pending]
         for group in answered:
             group.select(plan.rules, plan.count)
         if verification:
@@ -310,7 +310,7 @@ def _verify(plan: Plan, groups: list[Group], verification: Verification) -> None
             return
         for (group, claim), belief in zip(claims, found, strict=True):
             group.beliefs[claim.name, claim.text] = belief
-        for group in groups:
+        for group in dict.fromkeys(group for group, _ in claims):
             group.select(plan.rules, plan.count)
 
 

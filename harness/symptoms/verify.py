@@ -105,7 +105,7 @@ CONTROLS = {
 
 
 def verify(
-    questions: Sequence[Claim],
+    claims: Sequence[Claim],
     ask: Ask,
     templates: Templates,
     preset: Preset,
@@ -120,8 +120,8 @@ def verify(
         model: its name on the server.
         sampling: of the answers, of which temperature, top_p, max_tokens and seed count; log-probabilities are asked for too.
     """
-    seen = [Question(preset.picture, claim.text) for claim in questions]
-    truer = [Question(preset.picture, claim.text, claim.name, claim.others) for claim in questions]
+    seen = [Question(preset.picture, claim.text) for claim in claims]
+    truer = [Question(preset.picture, claim.text, claim.name, claim.others) for claim in claims]
     wanted = [*seen, *(question for question in truer if question.others)]
     found = _probabilities(wanted, ask, templates, model, sampling)
     return [
@@ -208,7 +208,9 @@ def probability_of_yes(response: Response) -> float | None:
         return None
     for likeliest in reversed(response.logprobs or []):
         if likeliest and _bare(likeliest[0][0]) == answer:
-            yes, no = (sum(math.exp(log) for token, log in likeliest if _bare(token) == word) for word in ("yes", "no"))
+            found = [(_bare(token), log) for token, log in likeliest if _bare(token) in ("yes", "no")]
+            most = max(log for _, log in found)  # taken off, since servers report -9999 as well
+            yes, no = (sum(math.exp(log - most) for said, log in found if said == word) for word in ("yes", "no"))
             return yes / (yes + no)
     return float(answer == "yes")
 
@@ -218,12 +220,14 @@ def _probabilities(
 ) -> dict[Question, float]:
     """Ask each question once, and again where there are no log-probabilities; one without a usable answer is left out."""
     fields = {name: sampling[name] for name in SAMPLING if name in sampling} | {"logprobs": True, "top_logprobs": TOP}
+    examples = {compared: _turns(templates, compared) for compared in {bool(question.others) for question in questions}}
     votes: dict[Question, list[float]] = {question: [] for question in questions}
     waiting = list(votes)
     for samples in (range(1), range(1, VOTES)):
         requests = [
-            (question, Request(model, _messages(templates, question), SCHEMA, fields, sample))
+            (question, Request(model, messages, SCHEMA, fields, sample))
             for question in waiting
+            for messages in [templates.messages(VERIFY.template, question._asdict(), examples[bool(question.others)])]
             for sample in samples
         ]
         asked = {id(request): question for question, request in requests}
@@ -238,15 +242,14 @@ def _probabilities(
     return {question: round(sum(found) / len(found), DIGITS) for question, found in votes.items() if found}
 
 
-def _messages(templates: Templates, question: Question) -> list[dict[str, str]]:
-    """Render a question with the worked examples of its kind before it."""
-    instruction, asked = templates.messages(VERIFY.template, question._asdict())
+def _turns(templates: Templates, compared: bool) -> list[dict[str, str]]:
+    """Render the worked examples for questions that compare classes, or for those that do not."""
     turns = []
     for example, answer in EXAMPLES.items():
-        if bool(example.others) == bool(question.others):
+        if bool(example.others) == compared:
             said = json.dumps({VERIFY.key: "yes" if answer else "no"})
             turns += [templates.messages(VERIFY.template, example._asdict())[1], {"role": "assistant", "content": said}]
-    return [instruction, *turns, asked]
+    return turns
 
 
 def _answer(text: str) -> str | None:

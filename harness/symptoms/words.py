@@ -102,7 +102,7 @@ class Names:
     def __init__(self, names: Iterable[str]) -> None:
         self.other_scripts: list[str] = []
         self.phrases: set[tuple[str, ...]] = set()  # stems of names of several words
-        self.terms: dict[str, list[str]] = {}  # names of one word and medical terms of others, by their beginning
+        self.terms: dict[str, set[str]] = {}  # names of one word and medical terms of others, by their beginning
         self.matched: dict[str, bool] = {}
         for name in names:
             named = words(name)
@@ -111,7 +111,7 @@ class Names:
             if len(named) > 1:
                 self.phrases.add(tuple(map(stem, named)))
             for term in named if len(named) == 1 else filter(is_jargon, named):
-                self.terms.setdefault(_beginning(term), []).append(term)
+                self.terms.setdefault(_beginning(term), set()).add(term)
         self.lengths = sorted({len(phrase) for phrase in self.phrases})
 
     def found_in(self, text: str) -> bool:

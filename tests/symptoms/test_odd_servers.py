@@ -545,6 +545,6 @@ def test_an_endpoint_repeats_no_key() -> None:
 
     async def connections() -> str:
         async with endpoint.connect() as http:
-            return f"{http} {http!r}"
+            return f"{http} {http!r} {http.headers}"
 
     assert "very-secret" not in repr(endpoint) + endpoint.url + asyncio.run(connections())

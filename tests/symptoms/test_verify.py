@@ -44,6 +44,8 @@ def test_probability_of_yes() -> None:
     assert probability_of_yes(said("no", [[(" no", math.log(0.5)), (" yes", math.log(0.25))]])) == pytest.approx(1 / 3)
     assert probability_of_yes(said("yes")) == 1.0 and probability_of_yes(said("no")) == 0.0
     assert probability_of_yes(said("perhaps")) is None
+    for far in (-9999.0, 9999.0):  # as e to that power is no number
+        assert probability_of_yes(said("yes", [[("yes", far), ("no", far)]])) == 0.5
     assert probability_of_yes(said("yes", [[("y", -0.1)], [("es", -0.1)]])) == 1.0  # another division into tokens
     thought = '<think>"answer": "no"? No. "yes"?</think> Yes, it can.'
     assert probability_of_yes(Response(thought, "stop", {}, "")) == 1.0
@@ -55,8 +57,18 @@ def test_log_probabilities_are_read_kept_and_checked(tmp_path: Path) -> None:
     body["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
     response = parse_completion(body, datetime.now(UTC))
     assert response.logprobs == [[("yes", -0.25), ("no", -9999.0)]]
+    huge = {"content": [{"token": "yes", "logprob": 10**400}]}
     odd: Any
-    for odd in (None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"content": [3]}, [], {"content": []}):
+    for odd in (
+        None,
+        {},
+        {"content": None},
+        {"content": [{"token": "x"}]},
+        {"content": [3]},
+        [],
+        {"content": []},
+        huge,
+    ):
         body["choices"][0]["logprobs"] = odd
         assert parse_completion(body, datetime.now(UTC)).logprobs is None
     request = Request("fake", [{"role": "user", "content": "?"}], None, {"logprobs": True, "top_logprobs": 20}, 0)
@@ -67,8 +79,8 @@ def test_log_probabilities_are_read_kept_and_checked(tmp_path: Path) -> None:
         assert other.get(request.key(*WHO[1:])) == response
     fields = response.content()
     assert "logprobs" not in said("yes").content(), "records without them are what they were"
-    for odd in ([[["yes", "x"]]], [[3]], [3], 3):
-        with pytest.raises((ValueError, TypeError)):
+    for odd in ([[["yes", "x"]]], [[["yes", 10**400]]], [[["yes", math.nan]]], [[3]], [3], 3):
+        with pytest.raises(ValueError, match="logprobs holds other values"):
             Response.checked({**fields, "logprobs": odd})
 
 

@@ -71,6 +71,8 @@ def test_one_of_many_names_is_found_as_fast_as_one_of_two() -> None:
     many = Names([f"{stem}oma" for stem in map(chr, range(ord("a"), ord("z") + 1))] + ["melanoma", "Kaposi sarcoma"])
     assert many.found_in("a few melanomas") and many.found_in("sarcomatous") and not many.found_in("dark border")
     assert max(map(len, many.terms.values())) <= 2
+    alike = Names(f"carcinoma of kind {number}" for number in range(700))
+    assert alike.found_in("carcinomatous") and sum(map(len, alike.terms.values())) == 1
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def _logprobs(reported: Any) -> list[list[Token]] | None:
         tokens = reported["content"][-MOST_POSITIONS:]
         found = [[token, *(token.get("top_logprobs") or ())] for token in tokens]
         read = [[(str(one["token"]), float(one["logprob"])) for one in alternatives] for alternatives in found]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     usual = all(math.isfinite(logarithm) for alternatives in read for _, logarithm in alternatives)
     return (

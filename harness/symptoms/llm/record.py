@@ -1,5 +1,6 @@
 """The entries of the record: requests, responses, and the identity of the server that answered."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -91,15 +92,17 @@ class Response:
         if not all(isinstance(count, int) and abs(count) <= MOST_NUMBER for count in fields["usage"].values()):
             raise ValueError("usage holds other values than numbers of tokens")
         if fields.get("logprobs") is not None:
-            fields = {**fields, "logprobs": [list(map(_token, found)) for found in fields["logprobs"]]}
+            try:
+                fields = {**fields, "logprobs": [list(map(_token, found)) for found in fields["logprobs"]]}
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError("logprobs holds other values than tokens and their log-probabilities") from error
         return cls(**fields)
 
 
 def _token(pair: Any) -> Token:
-    """Check a token and its log-probability. Raises ValueError."""
     token, logarithm = pair
-    if not isinstance(token, str) or not isinstance(logarithm, float | int):
-        raise ValueError("logprobs holds other values than tokens and their log-probabilities")
+    if not isinstance(token, str) or not math.isfinite(logarithm):
+        raise ValueError(f"{str(token)[:50]!r} has no log-probability")
     return token, float(logarithm)
 
 

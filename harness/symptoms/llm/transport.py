@@ -115,12 +115,13 @@ def retry_after(headers: Mapping[str, str]) -> float:
 def connect(url: httpx.URL, api_key: str | None) -> aiohttp.ClientSession:
     """Open connections for the event loop that runs. To this machine itself no proxy from the environment is used.
 
-    A compressed answer is not asked for, since it may be much larger than what is counted.
+    A compressed answer is not asked for, since it may be much larger than what is counted. The key is put into each request and
+    is in none of the session's fields.
     """
-    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
-        headers={"Accept": "application/json", "Accept-Encoding": "identity", **key},
+        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        middlewares=[_with_key(api_key)] if api_key else [],
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         proxy=_proxy(url),
@@ -156,6 +157,14 @@ async def fetch(http: aiohttp.ClientSession, url: str, seconds: float, body: Any
     except (aiohttp.ClientError, ValueError) as error:  # ValueError: a URL or a proxy's that aiohttp cannot use
         raise NoAnswer(shown(f"{type(error).__name__}: {error}", 200)) from error
     return Reply(answer.status, answer.headers, bytes(content))
+
+
+def _with_key(api_key: str) -> aiohttp.ClientMiddlewareType:
+    async def send(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        request.headers["Authorization"] = f"Bearer {api_key}"
+        return await handler(request)
+
+    return send
 
 
 def _proxy(url: httpx.URL) -> str | None:
