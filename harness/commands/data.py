@@ -2,6 +2,7 @@
 `vipbench datasets`.
 """
 
+import os
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -235,8 +236,9 @@ def _read(
     takes = signature(read).parameters
     given = {option: value for option, value in options.items() if value}
     key = given.pop("pseudonym_key", None)
+    place = Path(os.path.abspath(out))  # "." and ".." have no name of their own
     if "key" in takes:
-        given["key"] = load_key(key) if key else make_key(out.parent / f"{out.name}.key")
+        given["key"] = load_key(key) if key else make_key(place.parent / f"{place.name}.key")
     elif key:
         raise UserError(f"--pseudonym-key: --format {format} makes no pseudonyms of a key; dicom does")
     if "metadata" in given and "metadata" not in takes:

@@ -1,8 +1,11 @@
 """DICOM files: the pixels as a viewer shows them, and the few elements of the header that are read. pydicom is optional."""
 
 import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +102,34 @@ def require_pydicom(what: str) -> None:
         raise UserError(f"{what}, and pydicom is not installed: pip install pydicom") from error
 
 
+@contextmanager
+def _reading(problem: str) -> Iterator[None]:
+    """Keep what pydicom reports to itself where it may quote values of elements, since those may identify somebody.
+
+    Its warnings do, and its errors unless they are of a decoder or a missing element, whose message is kept.
+
+    Raises:
+        BadImage: the file is damaged; it begins with the problem.
+    """
+    from pydicom import config
+
+    logger = logging.getLogger("pydicom")
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except (BadImage, UserError):
+        raise
+    except Exception as error:  # pydicom and its decoders have no common kind of error
+        reason = f"a value in its header is wrong, or the file is cut off ({type(error).__name__})"
+        if isinstance(error, RuntimeError | AttributeError):
+            reason = " ".join(str(error).split())[:400]
+        raise BadImage(f"{problem}: {reason}") from error
+    finally:
+        logger.propagate = propagated
+
+
 def read_header(path: Path) -> Header | None:
     """Read a file's header, without its pixels; None where it holds no image.
 
@@ -107,7 +138,7 @@ def read_header(path: Path) -> Header | None:
     """
     from pydicom import dcmread
 
-    try:
+    with _reading("the DICOM file cannot be read"):
         file = dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(READ))
         if not file.get("Rows") or not file.get("Columns"):
             return None
@@ -116,8 +147,6 @@ def read_header(path: Path) -> Header | None:
         return Header(
             patient, study, image, tags, int(file.get("NumberOfFrames") or 1), str(file.get("BurnedInAnnotation") or "")
         )
-    except Exception as error:  # pydicom has no common kind of error
-        raise BadImage(f"the DICOM file cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def _tag(name: str, value: str) -> str | None:
@@ -146,7 +175,7 @@ def decode(data: bytes, frame: str = "first", window: Window | None = None) -> I
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
     from pydicom.pixels.utils import pixel_array
 
-    try:
+    with _reading("the DICOM file cannot be decoded"):
         file = dcmread(io.BytesIO(data), force=True)
         check_size(int(file.Columns), int(file.Rows))
         pixels = pixel_array(file, index=_frame(frame, int(file.get("NumberOfFrames") or 1)))
@@ -160,10 +189,6 @@ def decode(data: bytes, frame: str = "first", window: Window | None = None) -> I
         shown = apply_voi_lut(apply_modality_lut(pixels, file), file)
         values = _eight_bits(shown, *(_output_range(file) or (shown.min(), shown.max())))
         return Image.fromarray(255 - values if interpretation == "MONOCHROME1" else values)
-    except (BadImage, UserError):
-        raise
-    except Exception as error:  # pydicom and its decoders have no common kind of error
-        raise BadImage(f"the DICOM file cannot be decoded: {' '.join(str(error).split())[:400]}") from error
 
 
 def _frame(frame: str, frames: int) -> int:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vipbench.harness.config.validation import first_problem
 from vipbench.harness.data.names import MAX_NAME, SHA256, check_class_names, is_plain_url, is_safe_name
@@ -17,6 +17,14 @@ MAX_SAMPLES = 2**31 - 1
 
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 Count = Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
+
+
+def _class_names(names: list[str]) -> list[str]:
+    check_class_names(names, "classes")
+    return names
+
+
+ClassNames = Annotated[list[str], AfterValidator(_class_names)]
 
 
 class _Described(BaseModel):
@@ -93,7 +101,7 @@ class DatasetInfo(_Described):
     format: Literal["vipbench-dataset/1"] = "vipbench-dataset/1"
     name: str
     modality: str | None
-    classes: list[str]
+    classes: ClassNames
     splits: Annotated[dict[str, SplitInfo], Field(min_length=1)]
     notes: list[str]
     leaks: LeakInfo | None = None
@@ -105,12 +113,6 @@ class DatasetInfo(_Described):
     def _name(cls, name: str) -> str:
         check_dataset_name(name, "the dataset's name")
         return name
-
-    @field_validator("classes")
-    @classmethod
-    def _classes(cls, classes: list[str]) -> list[str]:
-        check_class_names(classes, "classes")
-        return classes
 
     @model_validator(mode="after")
     def _counts(self) -> Self:

@@ -22,7 +22,7 @@ from vipbench.harness.system.progress import Progress
 SIZE, LOWEST = 64, 16  # pixels of the small version, frequencies per axis
 BITS = LOWEST * LOWEST
 DISTANCE = 24  # bits of 256 in which copies may differ
-ROWS = 256  # compared with all others at a time
+COMPARED = 1 << 20  # pairs at a time, which bounds memory: 32 bytes each
 COLUMNS = ("distance", "split", "class", "sample", "other split", "other class", "other sample")
 
 
@@ -45,9 +45,10 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 def alike(hashes: np.ndarray, distance: int) -> Iterator[Pair]:
     """Pairs of hashes [N, 32] uint8 that differ in at most `distance` bits."""
     words = np.ascontiguousarray(hashes).view(np.uint64)
+    rows_at_a_time = max(1, COMPARED // max(1, len(words)))
     with Progress("compare images", len(words), "images") as progress:
-        for start in range(0, len(words), ROWS):
-            block = words[start : start + ROWS]
+        for start in range(0, len(words), rows_at_a_time):
+            block = words[start : start + rows_at_a_time]
             bits = np.bitwise_count(block[:, None] ^ words[None, start:]).sum(axis=-1, dtype=np.uint16)
             rows, columns = np.nonzero(bits <= distance)
             for row, column in zip(rows[columns > rows].tolist(), columns[columns > rows].tolist(), strict=True):

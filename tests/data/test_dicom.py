@@ -121,6 +121,34 @@ def test_skipped_and_repeated_files_give_nothing_away(tmp_path: Path) -> None:
     assert "DOE" not in written(tmp_path / "data") and "1.2.3." not in written(tmp_path / "data")
 
 
+def test_what_pydicom_reports_of_values_is_not_shown(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "in" / "a"
+    source.mkdir(parents=True)
+    for number in range(2):
+        with pydicom.config.disable_value_validation():
+            write_dicom(
+                source / f"{number}.dcm",
+                np.full((3, 3), number, np.uint8),
+                PatientID="DOE^JANE" * 20,
+                StudyInstanceUID="DOE^JANE",
+                NumberOfFrames="1",
+            )
+    damaged = source / "1.dcm"
+    content = damaged.read_bytes()
+    assert content.count(b"IS\x02\x001 ") == 1
+    damaged.write_bytes(content.replace(b"IS\x02\x001 ", b"IS\x08\x00DOE^JANE"))
+    options = ("--metadata", "study", "--test-fraction", 0, "--val-fraction", 0)
+    output = call(source.parent, "--out", tmp_path / "data", *options)
+    assert "1.dcm: the DICOM file cannot be decoded: a value in its header is wrong" in output
+    output += call(source.parent, "--out", tmp_path / "data", *options, "--on-error", "skip")
+    assert "note: skipped " in output
+    reported = [output, caplog.text, *(str(warning.message) for warning in recwarn)]
+    assert not [text for text in reported if "DOE" in text]
+    assert "DOE" not in written(tmp_path / "data")
+
+
 def test_patients_are_the_same_under_one_key_and_never_across_splits(tmp_path: Path) -> None:
     for patient in range(5):
         for number in range(2):
@@ -279,6 +307,16 @@ def test_keys(tmp_path: Path) -> None:
         ("--label-column", "x"),
     ):
         assert option in str(CliRunner().invoke(app, [*command, option, str(value)]).exception)
+
+
+def test_the_key_is_beside_a_dataset_that_is_the_working_directory(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    call(real, "--out", ".", "--overwrite", "--test-fraction", 0, "--val-fraction", 0)
+    assert Dataset(tmp_path / "data").info.name == "data"
+    assert load_key(tmp_path / "data.key") and not list((tmp_path / "data").glob("*.key"))
 
 
 def test_shards_of_grey_files_hold_grey_pictures(real: Path, tmp_path: Path) -> None:

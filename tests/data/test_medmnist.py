@@ -1,10 +1,12 @@
 """MedMNIST's published files: grey and RGB, any size, streamed; multi-label sets, volumes and damage refused in a line."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 from typer.testing import CliRunner
 
 from vipbench.harness.cli import app
@@ -92,6 +94,16 @@ def test_damaged_and_hostile_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused(r"6 images and 5 labels", val_labels=arrays["val_labels"][:5])
     refused(r"test_labels go from 0 to 9; 2 classes", test_labels=arrays["test_labels"] * 9)
     refused(r"of float64; they should be", train_images=arrays["train_images"].astype(float))
+    refused(r"\[6, 0, 28\] of uint8; they should be", train_images=arrays["train_images"][:, :0])
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                if name == "train_images":  # a size of less than nothing would be read to the end
+                    header["shape"] = (6, -28, 28)
+                npy.write_array_header_1_0(member, header)
+                member.write(array.tobytes())
+    refused(r"\[6, -28, 28\] of uint8; they should be")
     refused(r"of object; they should be", train_labels=np.array([[0], ["x"]] * 3, dtype=object))
     published(file)
     file.write_bytes(file.read_bytes()[:-200])

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.data.drawn_images import image_folder, save
 from vipbench.harness.cli import app
+from vipbench.harness.data import near_duplicates
 from vipbench.harness.data.near_duplicates import BITS, DISTANCE, Pair, alike, perceptual_hash
 
 
@@ -44,7 +45,9 @@ def test_changed_copies_are_near_and_others_far(seed: int) -> None:
     assert difference(image, photograph(seed + 100)) > 2 * DISTANCE
 
 
-def test_pairs_are_those_of_a_comparison_one_by_one() -> None:
+@pytest.mark.parametrize("compared", [1, 600 * 7, 1 << 20])
+def test_pairs_are_those_of_a_comparison_one_by_one(compared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "COMPARED", compared)
     hashes = np.random.default_rng(0).integers(0, 256, (600, BITS // 8), dtype=np.uint8)
     hashes[599] = hashes[3]
     hashes[300] = hashes[3]

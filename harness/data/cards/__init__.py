@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vipbench.harness.config.validation import validate
-from vipbench.harness.data.names import check_class_names
+from vipbench.harness.data.info import ClassNames
 from vipbench.harness.errors import UserError, did_you_mean
 from vipbench.harness.system.files import read_yaml
 
@@ -43,17 +43,11 @@ class Card(BaseModel):
     file: Text | None = None
     image_root: Text | None = None
     layout: Text
-    classes: Annotated[list[str], Field(min_length=2)]
+    classes: Annotated[ClassNames, Field(min_length=2)]
     counts: dict[Literal["train", "val", "test", "all"], Counts]
     leaks: list[Text] = []
     split_file: Text | None = None
     checked: Text
-
-    @field_validator("classes")
-    @classmethod
-    def _classes(cls, classes: list[str]) -> list[str]:
-        check_class_names(classes, "classes")
-        return classes
 
     @model_validator(mode="after")
     def _counts(self) -> Self:

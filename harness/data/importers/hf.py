@@ -74,11 +74,12 @@ def read(
     if unknown := next((name for name in places if name not in names), None):
         hint = did_you_mean(unknown, names, otherwise=f"the classes are {names}")
         raise UserError(f"{places[unknown]}: {unknown!r} is no class; {hint}")
+    labels = {name: label for label, name in enumerate(names)}
     records = [
         Record(
             key=f"{split or 'all'}/{number:08d}",
             path=file,
-            label=names.index(name),
+            label=labels[name],
             split=split,
             patient=_text(row.get(PATIENT)),
             metadata={key: _text(row[key]) for key in metadata},

@@ -97,7 +97,7 @@ def _shape(archive: zipfile.ZipFile, split: str, file: Path) -> tuple[int, ...]:
         shape, columns_first, kind = _header(member)
     if len(shape) == 4 and shape[-1] != 3:
         raise UserError(f"{file}: {name} are volumes, {list(shape)}; 2D images are [N, H, W] or [N, H, W, 3]")
-    if len(shape) not in (3, 4) or kind != np.uint8 or columns_first:
+    if len(shape) not in (3, 4) or min(shape[1:]) < 1 or kind != np.uint8 or columns_first:
         raise UserError(
             f"{file}: {name} are {list(shape)} of {kind}; they should be [N, H, W] or [N, H, W, 3] of uint8"
         )
