@@ -196,7 +196,6 @@ def test_packed_is_as_alone_or_refused(base: dict[str, Any], tmp_path: Path, run
 NAMED_BY = {
     "vip.py": {"vip"},
     "controls.py": {"vip", "zero_shot", "waffle"},  # `vipbench symptoms controls` is an experiment with these
-    "init.py": {"zero_shot", "linear_probe", "tip_adapter_f", "coop", "vip"},  # the sweep that it suggests
 }
 
 
