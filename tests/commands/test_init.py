@@ -36,6 +36,7 @@ def written(folder: Path, *options: str) -> str:
 
 
 def test_with_a_symptom_set(data: str, tmp_path: Path) -> None:
+    assert len(read_grid(init.GRID)) == 45, "a grid as it stands, too"
     output = written(tmp_path, "--data", data, "--backbone", MODEL, "--symptoms", LESIONS)
     config, configs = load_config(tmp_path / "config.yaml", []), read_grid(tmp_path / "sweep.yaml")
     assert (config.method.name, config.data.path, config.backbone.name, str(config.symptoms)) == (
