@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from vipbench.harness.cli import app
@@ -198,3 +199,17 @@ def one_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
         return whole(samples, position)
 
     monkeypatch.setattr(Samples, "image", image)
+
+
+@pytest.fixture
+def visited(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules whose mode `nn.Module.train` sets from here on, in order."""
+    found: list[nn.Module] = []
+    train = nn.Module.train
+
+    def noted(module: nn.Module, mode: bool = True) -> nn.Module:
+        found.append(module)
+        return train(module, mode)
+
+    monkeypatch.setattr(nn.Module, "train", noted)
+    return found

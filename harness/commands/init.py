@@ -9,14 +9,12 @@ import typer
 
 from vipbench.harness.commands.options import check_output
 from vipbench.harness.errors import UserError
-from vipbench.harness.system.files import output_errors, write_text
+from vipbench.harness.system.files import output_errors, read_yaml, write_text
 
 if TYPE_CHECKING:
     from vipbench.harness.data.info import DatasetInfo
 
-WITHOUT_SYMPTOMS = ["zero_shot", "linear_probe", "tip_adapter_f", "coop"]
-WITH_SYMPTOMS = [*WITHOUT_SYMPTOMS, "vip"]
-SHOTS, SEEDS = [1, 4, 16], [1, 2, 3]
+GRID = Path(__file__).parents[2] / "sweeps" / "own_data.yaml"
 
 
 def init(
@@ -41,11 +39,11 @@ def init(
         SymptomSet.load(Path(symptoms)).texts(info.classes)  # every class has symptoms
     base: dict[str, Any] = {"data": {"path": data, "fewer": "take"}, "backbone": _backbone(backbone)}
     base |= {"symptoms": symptoms} if symptoms else {}
-    methods = (WITH_SYMPTOMS if symptoms else WITHOUT_SYMPTOMS) if "train" in info.splits else ["zero_shot"]
-    for file, text in zip(files, (_config(base, methods[-1], info), _sweep(base, methods, info)), strict=True):
+    axes = _axes("train" in info.splits, bool(symptoms))
+    for file, text in zip(files, (_config(base, axes, info), _sweep(base, axes, info)), strict=True):
         with output_errors(file):
             write_text(file, text)
-    typer.echo(_next(info, data, symptoms, out, len(methods)))
+    typer.echo(_next(info, data, symptoms, out, len(axes["method"])))
 
 
 def _answer(given: str | None, option: str, question: str, default: str | None = None) -> str:
@@ -63,21 +61,33 @@ def _backbone(text: str) -> dict[str, str]:
     return {"name": name, "pretrained": weights} if split else {"name": text}
 
 
-def _config(base: dict[str, Any], method: str, info: "DatasetInfo") -> str:
+def _axes(train: bool, symptoms: bool) -> dict[str, list[Any]]:
+    """Return the axes of `GRID`, without the methods that need training images or a symptom set where there are none."""
+    from vipbench.harness.methods.describe import describe
+
+    axes: dict[str, list[Any]] = read_yaml(GRID)["axes"]
+    described = map(describe, axes["method"])
+    fitting = [
+        one.name
+        for one in described
+        if (symptoms or "symptoms" not in one.needs)
+        and (train or (one.family == "untrained" and "training features" not in one.needs))
+    ]
+    return axes | {"method": fitting} | ({} if train else {"data.shots": [0]})
+
+
+def _config(base: dict[str, Any], axes: dict[str, list[Any]], info: "DatasetInfo") -> str:
     head = f"# One run on {info.name}: vipbench run config.yaml. `vipbench config --explain` prints every key.\n"
-    return head + _yaml({**base, "data": base["data"] | {"shots": _shots(info)[-1]}, "method": method, "seed": 1})
+    data = base["data"] | {"shots": axes["data.shots"][-1]}
+    return head + _yaml({**base, "data": data, "method": axes["method"][-1], "seed": axes["seed"][0]})
 
 
-def _sweep(base: dict[str, Any], methods: list[str], info: "DatasetInfo") -> str:
+def _sweep(base: dict[str, Any], axes: dict[str, list[Any]], info: "DatasetInfo") -> str:
     head = (
         f"# Methods on {info.name}, few images per class, three seeds each: vipbench sweep run sweep.yaml --out results.\n"
         "# `vipbench methods` lists more methods.\n"
     )
-    return head + _yaml({"base": base, "axes": {"method": methods, "data.shots": _shots(info), "seed": SEEDS}})
-
-
-def _shots(info: "DatasetInfo") -> list[int]:
-    return SHOTS if "train" in info.splits else [0]
+    return head + _yaml({"base": base, "axes": axes})
 
 
 def _yaml(content: dict[str, Any]) -> str:

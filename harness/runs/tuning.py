@@ -51,16 +51,8 @@ class Candidate:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A candidate with what training it cost, which is no part of the result."""
-
-    candidate: Candidate
-    cost: Mapping[str, Any]
-
-
-class _Result(BaseModel):
-    """The content of a `RESULT` file."""
+class _Trained(BaseModel):
+    """A candidate with what training it cost, which is no part of the result; the content of a `RESULT` file."""
 
     candidate: Candidate
     cost: Cost
@@ -132,10 +124,10 @@ def _train(
         candidate = Candidate(settings, best.epoch, predictions.accuracy(), predictions.loss())
     except Diverged as error:
         candidate = Candidate(settings, error=str(error))
-    trained = _Trained(candidate, job.meter.state())
+    trained = _Trained(candidate=candidate, cost=Cost(**job.meter.state()))
     topology.accelerator.free_memory()  # it keeps every model and optimizer that it prepared
     if directory:
-        write_json(directory.path / RESULT, asdict(trained))
+        write_json(directory.path / RESULT, trained.model_dump(mode="json"))
     return trained
 
 
@@ -147,10 +139,7 @@ def _read(directory: RunDirectory | None, topology: Topology) -> _Trained | None
     """
     path = directory.path / RESULT if directory else None
     content = topology.broadcast(read_json(path) if path and path.is_file() else None)
-    if content is None:
-        return None
-    found = parse(_Result, content, f"{path or RESULT}: damaged")
-    return _Trained(found.candidate, found.cost.model_dump())
+    return None if content is None else parse(_Trained, content, f"{path or RESULT}: damaged")
 
 
 def check_validation(dataset: Dataset, path: str) -> None:

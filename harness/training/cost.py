@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,8 @@ class Meter:
         """Collect what a checkpoint holds; all ranks call it together."""
         return {"seconds": self.elapsed(), "peak_bytes": self.peak()}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Add an earlier session's `state`. Raises pydantic.ValidationError where it is none."""
-        cost = Cost.model_validate(state)
+    def resume(self, cost: Cost) -> None:
+        """Add an earlier session's `state`."""
         self.seconds += cost.seconds
         self.earlier_peak = max(self.earlier_peak, cost.peak_bytes)
 

@@ -213,11 +213,12 @@ class Training:
             raise UserError(
                 f"{where}: it holds what an epoch had learned, or that epoch's validation accuracy, but not both"
             )
-        for learned in (kept, _under(LEARNED, tensors)) if kept else (_under(LEARNED, tensors),):
-            self.method.load_learned(learned)
+        if kept:
+            self.method.load_learned(kept)  # checks them, before they are needed at the end
+        self.method.load_learned(_under(LEARNED, tensors))
         self.step, self.best, self.best_tensors = step, found.kept, kept or None
         self.to_select = found.to_select
-        self.meter.resume(found.cost.model_dump())
+        self.meter.resume(found.cost)
 
     def finish(self) -> BestEpoch:
         """End with the parameters of the kept epoch."""

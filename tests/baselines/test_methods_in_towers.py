@@ -415,20 +415,13 @@ def test_activations_that_are_computed_again_are_the_same(
 
 @pytest.mark.parametrize("name", [*OPTIONS, "finetune"])
 def test_a_step_does_not_visit_the_modules_of_a_tower(
-    changeable: dict[str, Towers], monkeypatch: pytest.MonkeyPatch, name: str
+    changeable: dict[str, Towers], visited: list[nn.Module], name: str
 ) -> None:
     """They stay in evaluation mode; to set the mode of ViT-B/16's again takes about a millisecond."""
     cls = method_class(name)
     config = cls.Config(name=name, **OPTIONS.get(name, {}))
     method = cls(config, Task(CLASSES), changeable["vit"].backbone).train()
-    visited: list[nn.Module] = []
-    train = nn.Module.train
-
-    def noted(module: nn.Module, mode: bool = True) -> nn.Module:
-        visited.append(module)
-        return train(module, mode)
-
-    monkeypatch.setattr(nn.Module, "train", noted)
+    visited.clear()
     assert not method.eval().training and method.train().training
     inside = list(method.get_submodule("tower" if name == "finetune" else "towers").modules())
     assert len(inside) > 20 and not any(module.training for module in inside)

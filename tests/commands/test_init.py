@@ -18,6 +18,7 @@ from vipbench.sweeps.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
 MODEL, LESIONS = str(ROOT / "harness/demo/model"), str(ROOT / "symptoms_cache/demo/lesions.json")
+SUGGESTED = yaml.safe_load(init.GRID.read_text())["axes"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def written(folder: Path, *options: str) -> str:
 
 
 def test_with_a_symptom_set(data: str, tmp_path: Path) -> None:
+    assert len(read_grid(init.GRID)) == 45, "a grid as it stands, too"
     output = written(tmp_path, "--data", data, "--backbone", MODEL, "--symptoms", LESIONS)
     config, configs = load_config(tmp_path / "config.yaml", []), read_grid(tmp_path / "sweep.yaml")
     assert (config.method.name, config.data.path, config.backbone.name, str(config.symptoms)) == (
@@ -43,8 +45,8 @@ def test_with_a_symptom_set(data: str, tmp_path: Path) -> None:
         MODEL,
         LESIONS,
     )
-    assert {run.method.name for run in configs} == set(init.WITH_SYMPTOMS)
-    assert {run.data.shots for run in configs if run.method.name == "coop"} == set(init.SHOTS)
+    assert {run.method.name for run in configs} == set(SUGGESTED["method"])
+    assert {run.data.shots for run in configs if run.method.name == "coop"} == set(SUGGESTED["data.shots"])
     assert f"vipbench sweep run {tmp_path}/sweep.yaml --out {tmp_path}/results --pack" in output
     assert "symptoms generate" not in output
 
@@ -52,7 +54,7 @@ def test_with_a_symptom_set(data: str, tmp_path: Path) -> None:
 def test_without_one(data: str, tmp_path: Path) -> None:
     output = written(tmp_path, "--data", data, "--backbone", "ViT-B-32:laion2b_s34b_b79k", "--symptoms", "")
     assert load_config(tmp_path / "config.yaml", []).backbone.pretrained == "laion2b_s34b_b79k"
-    assert "vip" not in {run.method.name for run in read_grid(tmp_path / "sweep.yaml")}
+    assert {run.method.name for run in read_grid(tmp_path / "sweep.yaml")} == {*SUGGESTED["method"]} - {"vip"}
     assert f"vipbench symptoms generate --data {data}" in output
 
 

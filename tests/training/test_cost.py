@@ -20,7 +20,7 @@ from vipbench.harness.runs.packed import execute_together
 from vipbench.harness.runs.resolve import resolve_config
 from vipbench.harness.system.files import read_json
 from vipbench.harness.training.checkpoint import latest
-from vipbench.harness.training.cost import Meter, peak_bytes
+from vipbench.harness.training.cost import Cost, Meter, peak_bytes
 from vipbench.harness.training.loop import Training
 
 NAP = 0.05  # seconds
@@ -140,7 +140,7 @@ def test_the_peak_is_that_of_the_highest_rank_and_of_all_sessions(monkeypatch: p
     assert peak_bytes(topology.device) > block.numel() * 4
     monkeypatch.setattr(topology, "all_gather_objects", lambda items: [*items, 1 << 50])
     assert meter.peak() == 1 << 50
-    meter.resume({"seconds": 2.0, "peak_bytes": 1 << 60})
+    meter.resume(Cost(seconds=2.0, peak_bytes=1 << 60))
     assert meter.peak() == 1 << 60 and meter.seconds == 2.0
     topology.close()
 

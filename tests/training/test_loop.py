@@ -136,18 +136,11 @@ def test_the_loop_is_sgd_with_the_schedule(topology: Topology) -> None:
 
 
 def test_a_step_does_not_visit_the_modules_of_a_frozen_backbone(
-    vit_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    vit_backbone: Backbone, visited: list[nn.Module]
 ) -> None:
     """They stay in evaluation mode, and are many: visiting them takes longer than a small step."""
     method = Method(None, Task(["nevus"]), vit_backbone)
-    visited: list[nn.Module] = []
-    train = nn.Module.train
-
-    def noted(module: nn.Module, mode: bool = True) -> nn.Module:
-        visited.append(module)
-        return train(module, mode)
-
-    monkeypatch.setattr(nn.Module, "train", noted)
+    visited.clear()
     method.train()
     method.eval()
     assert visited == [method, method] and not method.training

@@ -265,13 +265,17 @@ def _aurc(resampled: Resampled) -> np.ndarray:
     In a level of n samples and e errors, behind N samples and E errors, the risk of the first i samples is (E + (i - N) e/n) / i,
     for i from N + 1 to N + n, which sums to e + (E - N e/n) (H(N + n) - H(N)) with harmonic numbers H.
     """
-    samples, errors = ((own @ resampled.counts).astype(np.float64) for own in resampled.clustered.confidences)
-    taken, wrong = _running_sums(samples.copy()), _running_sums(errors.copy())
-    before = taken - samples
-    rate = np.divide(errors, samples, out=np.zeros_like(errors), where=samples > 0)
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, taken[-1].max() + 1))])
-    steps = harmonic[taken.astype(np.int64)] - harmonic[before.astype(np.int64)]
-    return _ratio((errors + (wrong - errors - before * rate) * steps).sum(axis=0), resampled.samples)
+    samples, errors = (own @ resampled.counts for own in resampled.clustered.confidences)
+    before, wrong = _running_sums(samples.copy()), _running_sums(errors.copy())
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, before[-1].max() + 1))])
+    steps = harmonic[before.astype(np.intp)]
+    steps[1:] -= steps[:-1]
+    before -= samples  # in place, as below: these arrays are large, and the time goes into making them
+    wrong -= errors
+    risks = np.divide(errors, np.maximum(samples, 1), dtype=np.float64)
+    risks *= before
+    np.subtract(wrong, risks, out=risks)
+    return _ratio(errors.sum(axis=0) + np.einsum("kb,kb->b", risks, steps), resampled.samples)
 
 
 def _quadratic_kappa(resampled: Resampled) -> np.ndarray:

@@ -37,7 +37,7 @@ def reliability(query: Query) -> Chart:
         ax.set_aspect("equal")
         ax.set_xlabel("confidence (%)")
         ax.set_ylabel("accuracy (%)")
-    note = f"{place_note(NAMES[:3], panels, 3)}{sample_note(found)}. Line: accuracy of the images in a bin of confidence; grey "
+    note = f"{place_note(NAMES[:3], panels, 3)}{sample_note(panels)}. Line: accuracy of the images in a bin of confidence; grey "
     note += "bars: the share of images that it holds; ECE: expected calibration error, the mean over runs."
     return Chart(drawn, note + damage_note(query))
 
