@@ -2,8 +2,11 @@
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from vipbench.harness.errors import UserError
@@ -34,9 +37,10 @@ def make_key(path: Path) -> bytes:
     """Read a key, or make one that only its owner may read. Raises UserError where it cannot be written, or as `load_key`."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.touch(mode=0o600, exist_ok=False)
-        except FileExistsError:
-            return load_key(path)
-        path.write_text(f"{secrets.token_hex(KEY_BYTES)}\n")
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as temporary:  # of mode 0600
+            temporary.write(f"{secrets.token_hex(KEY_BYTES)}\n")
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            with suppress(FileExistsError):  # whole or not there, and never in the place of another
+                os.link(temporary.name, path)
     return load_key(path)
